@@ -1,0 +1,105 @@
+"""What every data set gives: images, labels, patients, and what is known about them.
+
+A `Dataset` is plain arrays, checked once when it is made, so that nothing downstream has to ask again whether
+shapes agree or a label is something other than 1, 0 or missing. It holds no policy: uncertain labels are
+resolved by the loader, splits are made in `datasets.splits`, views in `datasets.views`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SPLIT_NAMES = ("train", "val", "test")
+DETAIL_NAMES = ("size_mm", "contrast", "cnr", "side")
+MAX_MASK_LABELS = 16  # a mask is one bit of a uint16
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory (or memory-mapped), N images, L findings.
+
+    images: (N, H, W) uint8, H == W; may be a read-only memory-map.
+    labels: (N, L) float32; 1, 0, or NaN where missing (uncertain ones are resolved already).
+    label_names: L names, unique.
+    patients: (N,) str; an image without a known patient is a patient of its own (`patient_ids_known` False).
+    official_split: (N,) of "train", "val", "test", or None.
+    masks: (N, H, W) uint16, bit l is set inside a lesion of label l, or None; L <= 16 where there are masks.
+    has_mask: (N, L) bool, whether a mask of this finding exists for this image, or None with `masks`.
+    details: name -> (N, L) float32, NaN where absent: "size_mm", "contrast", "cnr", "side".
+    subgroups: name -> (N,) str, "" where unknown: "sex", "age" (bands), "view".
+    notes: whole sentences that a report has to show.
+    fingerprint: sha256 (hex) of what identifies the data: a generator's version, seed, options, or the bytes.
+
+    Raises ValueError when the arrays contradict each other.
+    """
+
+    name: str
+    images: Array
+    labels: Array
+    label_names: tuple[str, ...]
+    patients: Array
+    official_split: Array | None = None
+    masks: Array | None = None
+    has_mask: Array | None = None
+    details: dict[str, Array] = field(default_factory=dict)
+    subgroups: dict[str, Array] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    fingerprint: str = ""
+    patient_ids_known: bool = True
+
+    def __post_init__(self) -> None:
+        n, findings = len(self.images), len(self.label_names)
+        self._require(self.images.ndim == 3, "images must be (N, H, W)")
+        self._require(self.images.dtype == np.uint8, "images must be uint8")
+        self._require(self.images.shape[1] == self.images.shape[2], "images must be square")
+        self._require(n > 0, "there are no images")
+        self._require(self.labels.shape == (n, findings), f"labels must be ({n}, {findings})")
+        self._require(len(set(self.label_names)) == findings, "label names must be unique")
+        known = self.labels[~np.isnan(self.labels)]
+        self._require(bool(np.isin(known, (0.0, 1.0)).all()), "labels must be 1, 0 or NaN")
+        self._require(self.patients.shape == (n,), f"patients must be ({n},)")
+        self._require(self.patients.dtype.kind == "U", "patients must be strings")
+        self._require(bool((self.patients != "").all()), "every image needs a patient")
+        if self.official_split is not None:
+            self._require(self.official_split.shape == (n,), f"official_split must be ({n},)")
+            self._require(bool(np.isin(self.official_split, SPLIT_NAMES).all()), f"splits are {SPLIT_NAMES}")
+        self._require((self.masks is None) == (self.has_mask is None), "masks and has_mask come together")
+        if self.masks is not None and self.has_mask is not None:
+            self._require(findings <= MAX_MASK_LABELS, f"masks hold at most {MAX_MASK_LABELS} labels")
+            self._require(self.masks.dtype == np.uint16, "masks must be uint16")
+            self._require(self.masks.shape == self.images.shape, "masks must have the shape of the images")
+            self._require(self.has_mask.shape == (n, findings), f"has_mask must be ({n}, {findings})")
+        for name, detail in self.details.items():
+            self._require(name in DETAIL_NAMES, f"details are {DETAIL_NAMES}, not '{name}'")
+            self._require(detail.shape == (n, findings), f"details['{name}'] must be ({n}, {findings})")
+        for name, group in self.subgroups.items():
+            self._require(group.shape == (n,), f"subgroups['{name}'] must be ({n},)")
+        self._require(len(self.fingerprint) == 64, "the fingerprint must be a sha256 in hex")
+
+    def _require(self, holds: bool, message: str) -> None:
+        if not holds:
+            raise ValueError(f"Data set '{self.name}' is malformed: {message}.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image in pixels."""
+        return int(self.images.shape[1])
+
+    @property
+    def labelled(self) -> Array:
+        """(N,) bool: the image has at least one label; the others take part in pre-training only."""
+        return np.asarray((~np.isnan(self.labels)).any(axis=1))
+
+    def replace(self, **changes: Any) -> Dataset:
+        """A copy with some fields changed (arrays are shared, not copied)."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Dataset(**{**values, **changes})
