@@ -1,0 +1,188 @@
+"""A page as a list of blocks of plain text, rendered as Markdown, LaTeX or terminal text.
+
+Blocks hold plain text only; every renderer escapes all of it, so a finding called `A_b|c` or `50 % & more` cannot
+break a page. The LaTeX needs booktabs and nothing else; it uses graphicx for figures and wide tables if it is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Heading:
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """`wide` names columns of prose, which wrap."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    wide: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`name` is the file's name without ending, under figures/."""
+
+    name: str
+    caption: str
+
+
+Block = Heading | Paragraph | Bullets | Table | Figure
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "–": "--",
+    "—": "---",
+    "→": r"$\rightarrow$",
+    "“": "``",
+    "”": "''",
+    "‘": "`",
+    "’": "'",
+    "µ": r"$\mu$",
+    "·": r"$\cdot$",
+    "…": r"\ldots{}",
+    "ß": r"\ss{}",
+    "ø": r"\o{}",
+    "Ø": r"\O{}",
+    "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+    "ł": r"\l{}",
+    "[": "{[}",
+    "]": "{]}",
+}
+_LATEX['"'] = "''"
+_ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v"}
+_ACCENTS["\u0327"] = "c"
+
+
+def escape_latex(text: str) -> str:
+    """Any text as LaTeX that pdflatex sets without further packages; a character it lacks becomes its code point."""
+    return "".join(_latex_character(character) for character in " ".join(text.split()))
+
+
+def _latex_character(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    if character.isascii():
+        return character if character.isprintable() else ""
+    base, *marks = unicodedata.normalize("NFKD", character)
+    if base.isascii() and len(marks) == 1 and marks[0] in _ACCENTS:
+        dotless = {"i": r"\i", "j": r"\j"}.get(base, base)
+        return f"\\{_ACCENTS[marks[0]]}{{{dotless}}}"
+    return f"U+{ord(character):04X}"
+
+
+def escape_markdown(text: str) -> str:
+    """Any text as one line of Markdown that shows exactly it, in a paragraph or a table cell."""
+    safe = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", safe)
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    return "\n\n".join(_markdown(block) for block in blocks) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    match block:
+        case Heading(level, text):
+            return f"{'#' * level} {escape_markdown(text)}"
+        case Paragraph(text, strong):
+            return f"**{escape_markdown(text)}**" if strong else escape_markdown(text)
+        case Bullets(items):
+            return "\n".join(f"- {escape_markdown(item)}" for item in items)
+        case Figure(name, caption):
+            return f"![{escape_markdown(caption)}](figures/{name}.png)\n\n{escape_markdown(caption)}"
+        case Table():
+            lines = [f"**{escape_markdown(block.title)}**", ""]
+            lines.append("| " + " | ".join(escape_markdown(column) for column in block.columns) + " |")
+            lines.append("|" + " --- |" * len(block.columns))
+            lines += ["| " + " | ".join(escape_markdown(cell) for cell in row) + " |" for row in block.rows]
+            return "\n".join(lines) + (f"\n\n{escape_markdown(block.note)}" if block.note else "")
+
+
+def to_latex(blocks: Sequence[Block]) -> str:
+    head = "% Made by `python -m bench.report`. Needs \\usepackage{booktabs}; with graphicx it also shows figures\n"
+    return head + "% (paths relative to this file's folder) and shrinks wide tables to the line.\n" + "\n\n".join(
+        _latex(block) for block in blocks
+    )
+
+
+def _latex(block: Block) -> str:
+    match block:
+        case Heading(level, text):
+            command = {1: "section", 2: "subsection", 3: "subsubsection"}.get(level, "paragraph")
+            return ("\\clearpage\n" if level <= 2 else "") + f"\\{command}*{{{escape_latex(text)}}}"
+        case Paragraph(text, strong):
+            return f"\\textbf{{{escape_latex(text)}}}" if strong else escape_latex(text)
+        case Bullets(items):
+            return "\\begin{itemize}\n" + "\n".join(f"\\item {escape_latex(i)}" for i in items) + "\n\\end{itemize}"
+        case Figure(name, caption):
+            # Caption text sits inside the conditional, so it may hold no unbalanced \if: escaped text never does.
+            return (
+                "\\ifdefined\\includegraphics\n\\begin{figure}[htbp]\n\\centering\n"
+                f"\\includegraphics[width=\\linewidth]{{figures/{name}.png}}\n"
+                f"\\caption{{{escape_latex(caption)}}}\n\\end{{figure}}\n\\fi"
+            )
+        case Table():
+            return _latex_table(block)
+
+
+def _latex_table(table: Table) -> str:
+    kinds = "".join("p{0.3\\linewidth}" if column in table.wide else "l" for column in table.columns)
+    body = [" & ".join(escape_latex(cell) for cell in row) + r" \\" for row in table.rows]
+    head = " & ".join(escape_latex(column) for column in table.columns) + r" \\"
+    inner = [f"\\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    lines = [r"\begin{table}[htbp]", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}"]
+    lines += [f"\\caption{{{escape_latex(table.title)}}}", "\\setbox0=\\hbox{%", *inner, "}%"]
+    lines += [r"\ifdim\wd0>\linewidth\ifdefined\resizebox\resizebox{\linewidth}{!}{\box0}\else\box0\fi\else\box0\fi"]
+    if table.note:
+        lines.append(f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\scriptsize {escape_latex(table.note)}}}")
+    return "\n".join([*lines, r"\end{table}"])
+
+
+def to_text(table: Table) -> str:
+    """The table for a terminal."""
+    from tabulate import tabulate
+
+    rows = [list(row) for row in table.rows]
+    text = tabulate(rows, headers=list(table.columns), tablefmt="simple", disable_numparse=True)
+    return f"{table.title}\n\n{text}" + (f"\n\n{table.note}" if table.note else "")

@@ -1,0 +1,202 @@
+"""What a finished run leaves on disk: the frozen models of `record.json` and of an evaluation.
+
+Everything that analysis reads is defined here, once. MACs are multiply-accumulates; times are seconds unless the
+name says otherwise; an interval is 95 %, `(low, high)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+Interval = tuple[float, float]
+
+
+class Frozen(BaseModel):
+    """A model whose fields are fixed at birth and known by name: an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Subset(Frozen):
+    """One part of the data: how much of it there is, and a hash of exactly which images."""
+
+    hash: str
+    patients: int
+    images: int
+    positives: dict[str, int]  # by finding
+
+
+class SplitRecord(Frozen):
+    """The splits that a run saw; `fractions["1"][d]` is draw `d` of the 1 % subset."""
+
+    hash: str
+    train: Subset
+    val: Subset
+    test: Subset
+
+
+class DataRecord(Frozen):
+    """Which data: `fingerprint` identifies the images and labels, `notes` are sentences the report repeats."""
+
+    name: str
+    fingerprint: str
+    label_names: tuple[str, ...]
+    patient_ids_known: bool
+    notes: tuple[str, ...]
+
+
+class Macs(Frozen):
+    """Multiply-accumulates. `inference` and `train_step` are per image (a step: both views, forward and backward,
+    teacher, predictor and heads, at the target keep ratio); `whole_run` is the total with the ramp integrated."""
+
+    inference: float
+    train_step: float
+    whole_run: float
+    inference_parts: dict[str, float]
+    counters: dict[str, float]  # inference per image by each counter: "fvcore", "flop_counter"
+
+
+class Timing(Frozen):
+    """Wall-clock of this run alone. Runs may have shared the machine: no evidence for a speed-up."""
+
+    steps: int
+    steps_per_second: float
+    wall_seconds: float
+
+
+class Memory(Frozen):
+    """Bytes kept for the backward pass per image, and the peak of the process (or of the device)."""
+
+    saved_bytes_per_image: float
+    peak_mib: float
+    peak_of: Literal["process", "device"]
+
+
+class Learning(Frozen):
+    """Whether the run learnt. `plateau_loss` is the loss of features that tell nothing apart; `selection` holds the
+    strategy's diagnostics (averages over the last epoch, and on the test images at inference)."""
+
+    final_loss: float
+    plateau_loss: float
+    feature_std: float
+    rankme: float
+    verdict: Literal["learned", "plateaued", "collapsed", "not trained"]
+    selection: dict[str, float]
+
+
+class Record(Frozen):
+    """`results/<run id>/record.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    science_version: int
+    run_id: str
+    status: Literal["done", "failed"]
+    reason: str = ""
+    method: str  # canonical, e.g. "simclr/sparsecontrast" or "simclr/sparsecontrast[gate=key_bias]"
+    objective: str  # "simclr", "moco", or "none" for the floors
+    strategy: str  # "dense", "sparsecontrast", ..., or "untrained", "supervised"
+    spec: dict[str, Any]  # the full RunSpec
+    data: DataRecord | None = None
+    splits: SplitRecord | None = None
+    keep: float | None = None  # asked for; None where the strategy has none
+    keep_effective: float | None = None  # used, e.g. by a control at equal MACs
+    train_execution: Literal["gathered", "masked", "none"] = "gathered"
+    macs: Macs | None = None
+    time: Timing | None = None
+    memory: Memory | None = None
+    learning: Learning | None = None
+    weights_sha256: str = ""
+    environment: dict[str, Any]
+    started: str  # ISO 8601, UTC
+    finished: str
+
+
+class LabelScore(Frozen):
+    """One finding on the test split, averaged over the draws of the label fraction."""
+
+    auroc: float
+    auroc_interval: Interval
+    auprc: float
+    positives: int  # test images
+    negatives: int
+
+
+class Draw(Frozen):
+    """One draw of a label fraction: what was trained on, what was chosen inside it, what came out."""
+
+    draw: int
+    subset: Subset
+    macro_auroc: float
+    macro_auprc: float
+    chosen: dict[str, float]  # e.g. {"C": 0.1}
+
+
+class Evaluation(Frozen):
+    """`evaluations/<probe>-<labels>-<inference>.json`: one probe at one label fraction. Macro values are means over
+    the findings in `per_label`; `interval` is a bootstrap over the test patients, draws averaged inside."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    probe: Literal["linear", "knn", "finetune"]
+    labels: float  # per cent
+    inference: Literal["pruned", "dense"]  # the strategy acts, or all tokens are computed
+    split: Literal["test", "val"]
+    macro_auroc: float
+    macro_auprc: float
+    interval: Interval
+    per_label: dict[str, LabelScore]
+    undefined: dict[str, str]  # finding -> why it has no score
+    draws: tuple[Draw, ...]
+    draw_std: float  # of macro AUROC over draws; 0 where there is one
+    subgroups: dict[str, dict[str, float]]  # "sex" -> {"F": macro AUROC, ...}
+    n_patients: int
+    n_images: int
+
+
+class CostRow(Frozen):
+    """One method in a paired measurement; a row of `cost.csv`. ms are per image; a speed-up is dense time / method
+    time, median over rounds, with its 95 % bootstrap interval. The A/A row is `simclr/dense#2`."""
+
+    method: str
+    encoder: str
+    image_size: int
+    channels: int
+    keep: float | None
+    keep_effective: float | None
+    train_execution: str
+    infer_gmacs: float
+    train_gmacs: float
+    infer_ms: float
+    train_ms: float
+    infer_speedup: float
+    infer_speedup_low: float
+    infer_speedup_high: float
+    train_speedup: float
+    train_speedup_low: float
+    train_speedup_high: float
+    run_speedup: float
+    run_speedup_low: float
+    run_speedup_high: float
+    ramp: float | None
+    saved_mib: float  # kept for backward, per image
+    batch: int
+    rounds: int
+    repeated_rounds: int  # rounds measured again because the process did not get its cores
+    threads: int
+    machine: str
+    device: str
+    precision: str
+
+
+class CostTable(Frozen):
+    """`results/cost/<hash>.json`: one paired, interleaved measurement of several methods in one process."""
+
+    schema_version: int = SCHEMA_VERSION
+    rows: tuple[CostRow, ...]
+    environment: dict[str, Any]
+    started: str
+    finished: str

@@ -1,0 +1,219 @@
+"""The registry of methods: what there is, with options and sources. Importing it needs no torch.
+
+A method is an objective with a strategy: `simclr/sparsecontrast`, `moco/dense`. To add one, write a module with one
+class and add a line here; or, without touching this package, a plug-in file that does the same (README, "Your own method").
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from methods.encoders.vit import Encoder
+    from methods.objectives.objective import Objective
+
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A named choice of a method: its default, and what else it may be (`choices`, or `low` to `high`)."""
+
+    default: Value
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the registry: where the class is (`module:Class`), what it is, where it comes from."""
+
+    target: str
+    summary: str
+    source: str
+    options: dict[str, Option] = field(default_factory=dict)
+
+    def load(self) -> Any:
+        module, name = self.target.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+KEEP = Option(0.5, "share of the patches kept once the ramp is over", low=0.02, high=1.0)
+EXECUTION = Option("gathered", "compute the kept tokens only, or all of them with the dropped ones hidden", ("gathered", "masked"))
+EQUAL_MACS = Option(True, "keep as many more patches as SparseContrast's predictor costs MACs")
+SELECTION = {
+    "select": Option("topk", "exactly k an image; a budget of the batch; or what lies above 0", ("topk", "budget", "threshold")),
+    "noise": Option(1.0, "scale of the Gumbel noise on the logits in training, annealed to 0", low=0.0, high=10.0),
+    "width": Option(0, "of the predictor; 0 for the relative cost it has at ViT-S/16 scale", low=0, high=4096),
+    "fuse": Option(False, "add the dropped tokens as one weighted mean"),
+    "trim": Option("tokens", "drop whole tokens, or trim the keys only", ("tokens", "keys")),
+}
+
+OBJECTIVES: dict[str, Entry] = {
+    "simclr": Entry(
+        "methods.objectives.simclr:SimCLR",
+        "every view against all others of the batch (NT-Xent)",
+        "Chen et al., ICML 2020, arXiv 2002.05709",
+        {
+            "temperature": Option(0.2, "of the softmax", low=0.01, high=2.0),
+            "hidden": Option(0, "width of the projector; 0 for 2048, or 4x the features below ViT-S", low=0, high=16384),
+            "out": Option(128, "dimensions that are contrasted", low=8, high=4096),
+        },
+    ),
+    "moco": Entry(
+        "methods.objectives.moco:MoCo",
+        "queries against the keys of a momentum encoder (v3, no queue)",
+        "Chen, Xie, He, ICCV 2021, arXiv 2104.02057",
+        {
+            "temperature": Option(0.2, "of the softmax", low=0.01, high=2.0),
+            "momentum": Option(0.99, "of the teacher at the start; rises to 1", low=0.0, high=1.0),
+            "hidden": Option(0, "width of the heads; 0 for 4096, or 4x the features below ViT-S", low=0, high=16384),
+            "out": Option(256, "dimensions that are contrasted", low=8, high=4096),
+            "teacher": Option("same", "the momentum encoder runs the same strategy, or all tokens", ("same", "dense")),
+        },
+    ),
+}
+
+STRATEGIES: dict[str, Entry] = {
+    "dense": Entry(
+        "methods.strategies.dense:Dense",
+        "all tokens through all blocks, fused attention",
+        "Dosovitskiy et al., ICLR 2021, arXiv 2010.11929",
+    ),
+    "dynamicvit": Entry(
+        "methods.strategies.dynamicvit:DynamicViT",
+        "prunes tokens in three stages by a predictor; masked in training, gathered at inference",
+        "Rao et al., NeurIPS 2021, arXiv 2106.02034",
+        {
+            "rho": Option(0.7, "share of the tokens kept by each stage", low=0.05, high=1.0),
+            "ratio_weight": Option(2.0, "of the loss on the kept ratio", low=0.0),
+            "distil_weight": Option(0.5, "of the losses that distil the dense branch", low=0.0),
+        },
+    ),
+    "tokenlearner": Entry(
+        "methods.strategies.tokenlearner:TokenLearner",
+        "replaces the tokens by a few learnt ones, late in the network",
+        "Ryoo et al., NeurIPS 2021, arXiv 2106.11297",
+        {
+            "tokens": Option(8, "learnt tokens", low=1, high=1024),
+            "at": Option(0.75, "relative depth of the block before which they are learnt", low=0.0, high=1.0),
+            "version": Option("v1.1", "MLP with softmax, or v1: convolutions with a sigmoid", ("v1.1", "v1")),
+            "fuser": Option(False, "TokenFuser after every later block"),
+        },
+    ),
+    "sparsecontrast": Entry(
+        "methods.strategies.sparsecontrast:SparseContrast",
+        "a saliency predictor chooses the patches before block 0",
+        "arXiv 2605.00887, our interpretation",
+        {
+            "keep": KEEP,
+            "gate": Option("key_bias", "how the loss reaches the predictor", ("token", "key_bias")),
+            "lambda_sparsity": Option(0.1, "weight of the sparsity loss", low=0.0, high=100.0),
+            **SELECTION,
+            "execution": EXECUTION,
+        },
+    ),
+    "frozen": Entry(
+        "methods.strategies.sparsecontrast:Frozen",
+        "control: SparseContrast with an untrained predictor",
+        "control: what does learning the selection add?",
+        {"keep": KEEP, **SELECTION, "execution": EXECUTION},
+    ),
+    "fixed": Entry(
+        "methods.strategies.subset:Fixed",
+        "control: one random mask for all images",
+        "control: is the selection about the image at all?",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+    ),
+    "centre": Entry(
+        "methods.strategies.subset:Centre",
+        "control: the patches nearest the image's centre",
+        "control: is the selection more than a crop?",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+    ),
+    "random": Entry(
+        "methods.strategies.subset:Random",
+        "control: a fresh random subset, at inference too",
+        "control: does the choice matter?",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+    ),
+    "patchdropout": Entry(
+        "methods.strategies.subset:PatchDropout",
+        "control: a fresh random subset in training, all tokens at inference",
+        "Liu et al., WACV 2023, arXiv 2208.07220",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+    ),
+    "oracle": Entry(
+        "methods.strategies.oracle:Oracle",
+        "diagnostic: lesion patches first, where masks exist",
+        "control: a selection that knows where lesions are",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+    ),
+}
+
+FLOORS: dict[str, str] = {
+    "untrained": "the same encoder, never trained: what did training give?",
+    "supervised": "trained from scratch on each label fraction: what did pre-training give?",
+}
+
+HEADLINE = (
+    "simclr/dense",
+    "moco/dense",
+    "simclr/dynamicvit",
+    "simclr/tokenlearner",
+    "simclr/sparsecontrast",
+    "simclr/fixed",
+    "simclr/patchdropout",
+)
+
+ENCODERS: dict[str, str] = {
+    "vit_stem_d64_l4_patch8": "4 blocks of 64, convolutional stem, 8-pixel patches: minutes on a laptop",
+    "vit_stem_d96_l6_patch8": "6 blocks of 96, convolutional stem, 8-pixel patches",
+    "vit_stem_d192_l8_patch16": "8 blocks of 192, convolutional stem, 16-pixel patches",
+    "vit_tiny_patch16_224": "timm, DeiT-Ti's shape",
+    "vit_small_patch16_224": "timm, DeiT-S's shape: the scale of the papers",
+    "vit_base_patch16_224": "timm, ViT-B/16",
+    "deit_small_distilled_patch16_224": "timm, with a distillation token; any other of timm's plain ViT names works too",
+}
+
+
+def build_encoder(
+    encoder: str,
+    strategy: str,
+    options: dict[str, Value],
+    *,
+    image_size: int,
+    channels: int,
+    seed: int,
+    positions: str = "sincos",
+    weights: str = "",
+) -> Encoder:
+    """The encoder with its strategy. For a seed its transformer weights are the same whatever the strategy."""
+    import inspect
+
+    import torch
+
+    from methods.encoders.vit import Encoder, build_vit, geometry_of
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vit = build_vit(encoder, image_size, channels, positions, weights)
+        torch.manual_seed(seed)
+        cls = STRATEGIES[strategy].load()
+        if "seed" in inspect.signature(cls).parameters:
+            options = {**options, "seed": seed}
+        return Encoder(vit, cls(geometry_of(vit), **options))
+
+
+def build_objective(objective: str, encoder: Encoder, options: dict[str, Value], *, seed: int) -> Objective:
+    """The objective around an encoder; the heads' weights depend on the seed and their shapes alone."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        built: Objective = OBJECTIVES[objective].load()(encoder, **options)
+    return built

@@ -1,0 +1,109 @@
+"""Attention over timm's own projections, where a strategy needs more than timm's block offers.
+
+`run_block` with nothing but tokens calls timm's block itself (fused SDPA). A bias on the keys rides along as one more
+head dimension, so that it has a gradient and stays on the fused path; a policy (DynamicViT, eq. 11) multiplies the
+softmax and therefore pays for the attention map in sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor
+
+HIDDEN = -1e4  # a key bias that leaves exactly no weight after the softmax, in float32 and bfloat16
+BACKENDS = ("sdpa", "xformers")
+
+Core = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+def run_block(block: Block, x: Tensor, core: Core | None = None) -> Tensor:
+    """One timm transformer block on tokens (B, N, C), with `core` in the place of fused attention if given."""
+    if core is None:
+        return block(x)  # type: ignore[no-any-return]
+    x = x + block.drop_path1(block.ls1(attend(block.attn, block.norm1(x), core)))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
+
+
+def attend(attn: Attention, x: Tensor, core: Core) -> Tensor:
+    """Self-attention of `attn` on (B, N, C) where `core(q, k, v, scale)` maps (B, heads, N, d) to the same."""
+    b, n, _ = x.shape
+    q, k, v = attn.qkv(x).reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    out = core(attn.q_norm(q), attn.k_norm(k), v, attn.scale)
+    out = attn.norm(out.transpose(1, 2).reshape(b, n, attn.attn_dim))
+    return attn.proj_drop(attn.proj(out))  # type: ignore[no-any-return]
+
+
+def key_bias_core(bias: Tensor) -> Core:
+    """Fused attention with `bias` (B, N) added to the logits of the keys, for all queries and heads."""
+    return partial(_key_bias_attention, bias)
+
+
+def _key_bias_attention(bias: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    d = q.shape[-1]
+    more = -d % 8 or 8  # room for the constant, up to the next multiple of 8
+    q = torch.cat([q, q.new_full((*q.shape[:-1], 1), 1.0 / scale), q.new_zeros(*q.shape[:-1], more - 1)], -1)
+    column = bias.to(k.dtype)[:, None, :, None].expand(-1, k.shape[1], -1, -1)  # (B, heads, N, 1)
+    k = torch.cat([k, column, k.new_zeros(*k.shape[:-1], more - 1)], -1)
+    out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, more)), scale=scale)
+    return out[..., :d]
+
+
+def trimmed_core(index: Tensor, bias: Tensor | None = None) -> Core:
+    """Attention in which every query sees the keys `index` (B, k) only, with `bias` (B, k) added to their logits."""
+
+    def core(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        at = index[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[-1])
+        k, v = k.gather(2, at), v.gather(2, at)
+        if bias is None:
+            return F.scaled_dot_product_attention(q, k, v, scale=scale)
+        return _key_bias_attention(bias, q, k, v, scale)
+
+    return core
+
+
+def policy_core(policy: Tensor) -> Core:
+    """Softmax multiplied by `policy` (B, N) and renormalised (DynamicViT, eq. 10-11): a token always sees itself."""
+    return partial(_policy_attention, policy)
+
+
+def _policy_attention(policy: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    logits = (q * scale) @ k.transpose(-2, -1)
+    n = logits.shape[-1]
+    eye = torch.eye(n, dtype=policy.dtype, device=policy.device)
+    visible = policy[:, None, None, :] * (1 - eye) + eye  # (B, 1, N, N)
+    weights = (logits - logits.amax(-1, keepdim=True)).exp() * visible
+    return (weights / weights.sum(-1, keepdim=True)) @ v
+
+
+def xformers_core(device: torch.device) -> Core:
+    """xformers' memory-efficient attention.
+
+    Raises ValueError where it cannot run: on a CPU, or with a build of xformers that has no kernels for this torch.
+    """
+    if device.type != "cuda":
+        raise ValueError(
+            f"attention backend 'xformers' needs a CUDA GPU, and this run is on '{device.type}': "
+            "xformers has no CPU kernels. Use --set train.attention=sdpa."
+        )
+    from xformers import ops
+
+    def core(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # xformers wants (B, N, heads, d)
+        return ops.memory_efficient_attention(q, k, v, scale=scale).transpose(1, 2)  # type: ignore[no-any-return]
+
+    return core
+
+
+def backend_core(name: str, device: torch.device) -> Core | None:
+    """The core of an attention backend asked for by name; None means timm's own fused path (SDPA)."""
+    if name == "sdpa":
+        return None
+    if name == "xformers":
+        return xformers_core(device)
+    raise ValueError(f"unknown attention backend '{name}': use one of {', '.join(BACKENDS)}.")

@@ -1,0 +1,192 @@
+"""Encoders: timm's vision transformers with a strategy spliced in from outside.
+
+Any of timm's plain ViT names, at any image size, with 1 or 3 channels; and small ones with a convolutional stem (Xiao
+et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021), which learn in minutes on a laptop.
+Positions are fixed 2-D sine-cosine (as in MoCo v3) unless learned ones are asked for or come with weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.attention import backend_core
+from methods.strategies.strategy import Call, Encoding, Geometry, Strategy
+
+
+class ConvStem(nn.Module):
+    """Stride-2 3x3 convolutions with batch norm, doubling the width, then 1x1 to `embed_dim`: images to tokens.
+
+    The number of convolutions is log2(patch_size). Takes the place of timm's PatchEmbed.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        bias: bool = True,
+        dynamic_img_pad: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        side = img_size if isinstance(img_size, int) else img_size[0]
+        self.grid_size = (side // patch_size, side // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.patch_size = (patch_size, patch_size)
+        steps = patch_size.bit_length() - 1
+        widths = [in_chans, *(embed_dim // 2 ** (steps - 1 - i) for i in range(steps))]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1, bias=bias))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]  # (B, patches, C)
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "vit_stem_d64_l4_patch8": {"embed_dim": 64, "depth": 4, "num_heads": 4, "patch_size": 8},
+    "vit_stem_d96_l6_patch8": {"embed_dim": 96, "depth": 6, "num_heads": 4, "patch_size": 8},
+    "vit_stem_d192_l8_patch16": {"embed_dim": 192, "depth": 8, "num_heads": 6, "patch_size": 16},
+}
+
+
+def build_vit(
+    name: str, image_size: int, channels: int, positions: str = "sincos", weights: str = ""
+) -> VisionTransformer:
+    """timm's VisionTransformer by name, without head. Its weights depend on torch's global seed alone.
+
+    `weights`: "" for random ones, "timm" for timm's pre-trained ones (downloaded), else the path of a .safetensors
+    file with timm's parameter names. Raises ValueError for a name that is not a plain ViT or a size that the patches
+    do not tile, FileNotFoundError for missing weights.
+    """
+    if name in SMALL:
+        config = SMALL[name]
+        _check_tiling(name, image_size, config["patch_size"])
+        vit = VisionTransformer(
+            img_size=image_size,
+            in_chans=channels,
+            num_classes=0,
+            global_pool="",
+            class_token=False,
+            embed_layer=ConvStem,
+            **config,
+        )
+    else:
+        vit = _timm_vit(name, image_size, channels, pretrained=weights == "timm")
+    if weights not in ("", "timm"):
+        _load_weights(vit, Path(weights))
+    elif weights == "" and positions == "sincos":
+        _fix_positions(vit)
+    return vit
+
+
+def _timm_vit(name: str, image_size: int, channels: int, pretrained: bool) -> VisionTransformer:
+    if not timm.is_model(name):
+        raise ValueError(f"unknown encoder '{name}': use a plain ViT of timm's, or one of {', '.join(SMALL)}.")
+    patch = next((int(p[5:]) for p in name.split(".")[0].split("_") if p.startswith("patch") and p[5:].isdigit()), 0)
+    if patch:
+        _check_tiling(name, image_size, patch)
+    try:
+        vit = timm.create_model(
+            name, pretrained=pretrained, img_size=image_size, in_chans=channels, num_classes=0, global_pool=""
+        )
+    except TypeError as error:
+        raise ValueError(f"encoder '{name}' is not a plain ViT: timm does not take an image size for it.") from error
+    if not isinstance(vit, VisionTransformer) or not _is_plain(vit):
+        raise ValueError(f"encoder '{name}' is not one of timm's plain ViTs, the only ones that strategies fit into.")
+    return vit
+
+
+def _is_plain(vit: VisionTransformer) -> bool:
+    from timm.layers import Attention
+    from timm.models.vision_transformer import Block
+
+    return all(type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in vit.blocks)
+
+
+def _check_tiling(name: str, image_size: int, patch: int) -> None:
+    if image_size % patch:
+        raise ValueError(f"image size {image_size} is no multiple of the {patch}-pixel patches of '{name}'.")
+
+
+def _fix_positions(vit: VisionTransformer) -> None:
+    """Fixed 2-D sine-cosine positions on the patch grid; prefix tokens get none (zero)."""
+    if vit.pos_embed is None:
+        return
+    _, n, dim = vit.pos_embed.shape
+    grid: Sequence[int] = vit.patch_embed.grid_size
+    table = build_sincos2d_pos_embed(list(grid), dim=dim, interleave_sin_cos=False)  # (patches, C)
+    prefix = n - table.shape[0]
+    with torch.no_grad():
+        vit.pos_embed.copy_(nn.functional.pad(table, (0, 0, prefix, 0))[None])
+    vit.pos_embed.requires_grad_(False)
+
+
+def _load_weights(vit: VisionTransformer, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"no encoder weights at {path}: give a .safetensors file with timm's parameter names.")
+    from safetensors.torch import load_file
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    state = checkpoint_filter_fn(load_file(path), vit)  # resizes positions and patches to this encoder's
+    missing, unexpected = vit.load_state_dict(state, strict=False)
+    heads = [name for name in unexpected if not name.startswith(("head", "fc_norm"))]
+    if missing or heads:
+        odd = ", ".join([*missing, *heads][:5])
+        raise ValueError(f"weights in {path} do not fit the encoder: {odd} missing or unexpected.")
+
+
+def geometry_of(vit: VisionTransformer) -> Geometry:
+    """The shape of a ViT, read off the model."""
+    channels, side = vit.in_chans, vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size[0]
+    return Geometry(
+        image_size=side,
+        channels=channels,
+        patch=vit.patch_embed.patch_size[0],
+        dim=vit.embed_dim,
+        depth=len(vit.blocks),
+        prefix=vit.num_prefix_tokens,
+        mlp_ratio=vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
+        stem_macs=_stem_macs(vit.patch_embed, side),
+    )
+
+
+def _stem_macs(stem: nn.Module, side: int) -> int:
+    total = 0
+    for layer in stem.modules():
+        if isinstance(layer, nn.Conv2d):
+            side = side // layer.stride[0]
+            kernel = layer.kernel_size[0] * layer.kernel_size[1]
+            total += side * side * kernel * layer.in_channels * layer.out_channels // layer.groups
+    return total
+
+
+class Encoder(nn.Module):
+    """A vision transformer run by a strategy: images (B, channels, H, W) -> Encoding with features (B, C)."""
+
+    def __init__(self, vit: VisionTransformer, strategy: Strategy) -> None:
+        super().__init__()
+        self.vit = vit
+        self.strategy = strategy
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.strategy.geometry
+
+    def forward(self, images: Tensor, call: Call | None = None) -> Encoding:
+        return self.strategy(self.vit, images, call or Call())  # type: ignore[no-any-return]
+
+    def use_attention(self, backend: str, device: torch.device) -> None:
+        """Choose the attention backend by name; raises ValueError where it cannot run."""
+        self.strategy.core = backend_core(backend, device)

@@ -1,0 +1,76 @@
+"""MoCo v3 (Chen, Xie, He, ICCV 2021, arXiv 2104.02057): a momentum encoder gives the keys; no queue.
+
+Projector of three layers and predictor of two, without biases, both ending in batch norm without affine; symmetric
+loss 2T x cross-entropy; momentum along half a cosine to 1. A patchify embedding is frozen at random, a convolutional
+stem is not (section 4.2: the instability is that of the patchify convolution). The momentum encoder runs the same
+strategy with its own momentum copy of the predictor (`teacher=dense`: all tokens).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from torch import Tensor
+
+from methods.encoders.vit import Encoder
+from methods.objectives.objective import Loss, Objective, follow, head_width, mlp, total
+from methods.strategies.strategy import Call
+
+
+class MoCo(Objective):
+    """`momentum` at the start; `hidden` 0 for the paper's 4096, scaled for small encoders."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        temperature: float = 0.2,
+        momentum: float = 0.99,
+        hidden: int = 0,
+        out: int = 256,
+        teacher: Literal["same", "dense"] = "same",
+    ) -> None:
+        super().__init__(encoder)
+        self.temperature, self.momentum, self.teacher = temperature, momentum, teacher
+        dim = encoder.geometry.dim
+        hidden = hidden or head_width(dim, 4096)
+        self.projector = mlp([dim, hidden, hidden, out], last_norm_affine=False)
+        self.predictor = mlp([out, hidden, out], last_norm_affine=False)
+        if isinstance(encoder.vit.patch_embed, PatchEmbed):
+            encoder.vit.patch_embed.requires_grad_(False)
+        self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    def forward(self, views: Tensor, call: Call) -> Loss:
+        images = views.flatten(0, 1)  # view-major (2B, ...)
+        encoding = self.encoder(images, call)
+        queries = self.predictor(self.projector(encoding.features))
+        with torch.no_grad():
+            keys = self.teacher_projector(self.teacher_encoder(images, self._teacher_call(call)).features)
+        q1, q2 = queries.chunk(2)
+        k1, k2 = keys.chunk(2)
+        return total(self.contrast(q1, k2) + self.contrast(q2, k1), encoding)
+
+    def _teacher_call(self, call: Call) -> Call:
+        if self.teacher == "dense":
+            return replace(call, noise=None, inference="dense")
+        return call.of("teacher")
+
+    def contrast(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """2T x InfoNCE of (B, D) against (B, D); the positive of row i is row i."""
+        q, k = F.normalize(queries.float(), dim=1), F.normalize(keys.float(), dim=1)
+        labels = torch.arange(q.shape[0], device=q.device)
+        return 2 * self.temperature * F.cross_entropy(q @ k.T / self.temperature, labels)
+
+    def after_step(self, progress: float) -> None:
+        momentum = 1 - (1 - self.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
+        follow(self.teacher_encoder, self.encoder, momentum)
+        follow(self.teacher_projector, self.projector, momentum)
+
+    def plateau(self, batch: int) -> float:
+        return 4 * self.temperature * math.log(batch)

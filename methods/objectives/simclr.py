@@ -1,0 +1,45 @@
+"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709): NT-Xent over the 2N views of a batch.
+
+Projector of three layers as in SimCLR v2 (arXiv 2006.10029), batch norm inside and after it; and, ours, before it:
+without, small transformers stayed on the plateau of the loss in one seed of two. AdamW instead of LARS, as for ViTs.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from methods.encoders.vit import Encoder
+from methods.objectives.objective import Loss, Objective, head_width, mlp, total
+from methods.strategies.strategy import Call
+
+
+class SimCLR(Objective):
+    """`temperature` 0.1 (ImageNet) to 0.5 (small images); `hidden` 0 for the paper's width, scaled for small encoders."""
+
+    def __init__(self, encoder: Encoder, temperature: float = 0.2, hidden: int = 0, out: int = 128) -> None:
+        super().__init__(encoder)
+        self.temperature = temperature
+        dim = encoder.geometry.dim
+        hidden = hidden or head_width(dim, 2048)
+        self.projector = mlp([dim, hidden, hidden, out], last_norm_affine=True, first_norm=True)
+
+    def forward(self, views: Tensor, call: Call) -> Loss:
+        encoding = self.encoder(views.flatten(0, 1), call)  # view-major (2B, ...)
+        return total(nt_xent(self.projector(encoding.features), self.temperature), encoding)
+
+    def plateau(self, batch: int) -> float:
+        return math.log(2 * batch - 1)
+
+
+def nt_xent(projections: Tensor, temperature: float) -> Tensor:
+    """NT-Xent (SimCLR, eq. 1) of view-major projections (2B, D): every view against all 2B - 1 others."""
+    z = F.normalize(projections.float(), dim=1)
+    n = z.shape[0]
+    logits = z @ z.T / temperature
+    logits.fill_diagonal_(float("-inf"))
+    positives = (torch.arange(n, device=z.device) + n // 2) % n
+    return F.cross_entropy(logits, positives)

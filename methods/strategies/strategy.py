@@ -1,0 +1,141 @@
+"""What a strategy is: how tokens flow through a vision transformer, from the images to pooled features.
+
+A strategy is a plain module whose `forward` reads like its paper. It is given timm's own VisionTransformer and runs
+its parts (`embed`, `run_block`, the final norm); it owns only what the paper adds (a predictor, a learner of tokens).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.attention import Core, run_block
+from methods.noise import Noise
+
+Inference = Literal["pruned", "dense"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of an encoder: what a strategy needs to know to build its own parts."""
+
+    image_size: int
+    channels: int
+    patch: int  # pixels on a side
+    dim: int
+    depth: int
+    prefix: int  # class, distillation and register tokens
+    mlp_ratio: float = 4.0
+    stem_macs: int = 0  # of the patch embedding, per image
+
+    @property
+    def grid(self) -> int:
+        """Patches on a side."""
+        return self.image_size // self.patch
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+    def macs(self, kept: int) -> float:
+        """MACs per image of stem and blocks with `kept` patch tokens: 2 (2 + mlp) N C^2 + 2 N^2 C a block."""
+        n = kept + self.prefix
+        block = (4 + 2 * self.mlp_ratio) * n * self.dim**2 + 2 * n**2 * self.dim
+        return self.stem_macs + self.depth * block
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one forward pass is told besides the images (B, channels, H, W).
+
+    `keep`: keep ratio by the schedule, now; `progress`: share of the run that is over; `noise`: randomness of the
+    step, None at inference; `inference`: at inference, whether the strategy acts or all tokens are computed;
+    `lesions`: (B, patches) share of each patch inside a lesion, where masks exist.
+    """
+
+    keep: float = 1.0
+    progress: float = 1.0
+    noise: Noise | None = None
+    inference: Inference = "pruned"
+    lesions: Tensor | None = None
+
+    @property
+    def training(self) -> bool:
+        return self.noise is not None
+
+    def of(self, role: str) -> Call:
+        """The same call for another network (a teacher), with randomness of its own."""
+        return replace(self, noise=None if self.noise is None else self.noise.of(role))
+
+
+@dataclass
+class Encoding:
+    """What comes out: `features` (B, C); `losses` the strategy's own, weighted; `kept` (B, patches) bool where the
+    strategy keeps tokens; `stats` scalars for the diagnostics."""
+
+    features: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    kept: Tensor | None = None
+    stats: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Strategy(nn.Module):
+    """Base of all strategies. Subclasses define `forward(vit, images, call) -> Encoding`."""
+
+    inference: ClassVar[tuple[Inference, ...]] = ("pruned",)  # how it can be evaluated, the main way first
+    train_execution: ClassVar[Literal["gathered", "masked"]] = "gathered"
+    ramps: ClassVar[bool] = False  # does its keep ratio follow the sparsity schedule?
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.core: Core | None = None  # attention backend; None is timm's own fused path
+
+    @property
+    def target(self) -> float | None:
+        """The keep ratio that is used once the ramp is over; None where the strategy has none."""
+        return None
+
+    def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
+        """All tokens through all blocks: what a strategy does where it does nothing."""
+        x = embed(vit, images)
+        for block in vit.blocks:
+            x = run_block(block, x, self.core)
+        return Encoding(pool(vit.norm(x), self.geometry.prefix))
+
+
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Tokens before block 0, (B, prefix + patches, C): the first four lines of timm's `forward_features`."""
+    x = vit.patch_embed(images)
+    x = vit._pos_embed(x)
+    x = vit.patch_drop(x)
+    return vit.norm_pre(x)  # type: ignore[no-any-return]
+
+
+def pool(x: Tensor, prefix: int, weight: Tensor | None = None) -> Tensor:
+    """Mean of the patch tokens that are left, (B, prefix + n, C) -> (B, C): the one pooling of all methods.
+
+    `weight` (B, n) says how much each counts: 0 for padding and hidden tokens.
+    """
+    patches = x[:, prefix:]
+    if weight is None:
+        return patches.mean(1)
+    weight = weight.to(patches.dtype)[..., None]
+    return (patches * weight).sum(1) / weight.sum(1).clamp_min(1e-6)
+
+
+def gather(x: Tensor, index: Tensor, prefix: int) -> Tensor:
+    """Prefix tokens and the patch tokens `index` (B, k): (B, prefix + patches, C) -> (B, prefix + k, C)."""
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
+    kept = x[rows, index + prefix]
+    return kept if prefix == 0 else torch.cat([x[:, :prefix], kept], 1)
+
+
+def as_mask(index: Tensor, patches: int, valid: Tensor | None = None) -> Tensor:
+    """Indices (B, k), of which those with `valid` (B, k) count, as a boolean mask (B, patches)."""
+    mask = torch.zeros(index.shape[0], patches, dtype=torch.bool, device=index.device)
+    return mask.scatter(1, index, True if valid is None else valid)

@@ -1,0 +1,93 @@
+"""Controls that keep patches without looking at the image: what a selection has to beat.
+
+`fixed`: one random mask for all images, drawn by the seed, in training and at inference. `centre`: the patches
+nearest the image's centre. `random`: a fresh subset for every image and step; at inference a subset that depends on
+the image's pixels alone, or all tokens. `patchdropout` (Liu et al., WACV 2023, arXiv 2208.07220): fresh subsets in
+training, all tokens at inference; there on a supervised task, here on a contrastive one.
+
+At `equal_macs` (the default) they keep as many tokens as leave their MACs equal to SparseContrast's with its
+predictor at the keep ratio asked for: some 0.53 against 0.5 at ViT-S/16 scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from methods.noise import keyed_generator
+from methods.schedule import kept_tokens
+from methods.strategies.predictor import predictor_macs, predictor_width
+from methods.strategies.selection import Choice, Selection, highest
+from methods.strategies.strategy import Call, Geometry
+
+
+def equal_macs_keep(geometry: Geometry, keep: float, predictor: float) -> float:
+    """The keep ratio at which an encoder without a predictor costs what it costs with one at `keep`.
+
+    `predictor` in MACs per image. Solves stem + depth (a N + b N^2) = MACs(keep) + predictor for N; at most 1.
+    """
+    budget = geometry.macs(kept_tokens(geometry.patches, keep)) + predictor - geometry.stem_macs
+    b = 2.0 * geometry.dim
+    a = (4 + 2 * geometry.mlp_ratio) * geometry.dim**2
+    tokens = (math.sqrt(a * a + 4 * b * budget / geometry.depth) - a) / (2 * b)
+    return min(1.0, (tokens - geometry.prefix) / geometry.patches)
+
+
+class Subset(Selection):
+    """Keeps the patches with the highest `scores(images, call)` (B, patches)."""
+
+    def __init__(
+        self, geometry: Geometry, keep: float = 0.5, equal_macs: bool = True, execution: str = "gathered", seed: int = 0
+    ) -> None:
+        if equal_macs:
+            keep = equal_macs_keep(geometry, keep, predictor_macs(geometry, predictor_width(geometry)))
+        super().__init__(geometry, keep, execution)
+        self.seed = seed
+
+    def scores(self, images: Tensor, call: Call) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not score patches")
+
+    def choose(self, images: Tensor, call: Call) -> Choice | None:
+        k = self.count(call)
+        return None if k == self.geometry.patches else Choice(highest(self.scores(images, call), k))
+
+
+class Fixed(Subset):
+    """One mask for all images. While the schedule ramps, masks are nested: a patch once dropped stays dropped."""
+
+    def scores(self, images: Tensor, call: Call) -> Tensor:
+        drawn = torch.rand(self.geometry.patches, generator=keyed_generator("fixed mask", self.seed))
+        return drawn.to(images.device).expand(images.shape[0], -1)
+
+
+class Centre(Subset):
+    """The patches whose centres are nearest the image's centre (of equals the first in reading order)."""
+
+    def scores(self, images: Tensor, call: Call) -> Tensor:
+        place = torch.arange(self.geometry.grid, device=images.device) - (self.geometry.grid - 1) / 2
+        distance = (place[:, None] ** 2 + place[None, :] ** 2).flatten()
+        return (-distance).expand(images.shape[0], -1)
+
+
+class Random(Subset):
+    """A fresh uniform subset of exactly k; at inference by the image's own pixels, whatever stands beside it."""
+
+    def scores(self, images: Tensor, call: Call) -> Tensor:
+        patches = self.geometry.patches
+        if call.noise is not None:
+            return call.noise.uniform("random subset", patches, device=images.device)
+        rows = [torch.rand(patches, generator=keyed_generator("random subset", self.seed, _digest(i))) for i in images]
+        return torch.stack(rows).to(images.device)
+
+
+class PatchDropout(Random):
+    """Random in training, all tokens at inference."""
+
+    inference = ("dense",)
+
+
+def _digest(image: Tensor) -> str:
+    return hashlib.blake2b(image.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
