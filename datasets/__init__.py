@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Entry:
-    """How a data set is loaded ("module:function"), what it is, its source, and its options with a line each."""
+    """How a data set is loaded ("module:function"), what it is, its source, and a line for each option."""
 
     target: str
     summary: str
@@ -30,7 +30,7 @@ class Entry:
 REGISTRY: dict[str, Entry] = {
     "phantom": Entry(
         target="datasets.phantom:load",
-        summary="an analytic chest radiograph: five findings, exact masks, several images a patient; made here",
+        summary="an analytic chest radiograph: five findings, exact masks, several images a patient",
         source="this project; Beer-Lambert projections of ellipsoids and curves, with Poisson noise",
         options={
             "patients": "how many patients",

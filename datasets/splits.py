@@ -1,13 +1,14 @@
 """Train, validation and test patients, and the label fractions of the training patients.
 
 Everything is by patient. Splits follow iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the
-stratification of multi-label data", ECML PKDD 2011): the rarest class first, each patient to the part that still
-lacks most of it. Here the classes are "finding present" and "finding known to be absent", both of a patient.
+stratification of multi-label data", ECML PKDD 2011): the rarest class first, each patient to the part that
+still lacks most of it. Here the classes are "finding present" and "finding known to be absent", both of a
+patient.
 
-Label fractions are prefixes of one stratified order of the labelled training patients, so 1 % lies inside 10 %
-inside 100 %. The order first covers both classes of every finding in as few patients as it can, so that the
-smallest fractions can be learnt from, and from there on takes the patient that keeps all classes nearest to their
-share. Draw d has an order of its own, and depends on d alone, never on the seed of a run.
+Label fractions are prefixes of one stratified order of the labelled training patients, so 1 % lies inside 10
+% inside 100 %. The order first covers both classes of every finding in as few patients as it can, so that the
+smallest fractions can be learnt from, and from there on takes the patient that keeps all classes nearest to
+their share. Draw d has an order of its own, and depends on d alone, never on the seed of a run.
 
 All positions here are row positions of the data set's arrays; no index labels are involved.
 """
@@ -48,8 +49,8 @@ class Splits:
 def make_splits(data: Dataset, seed: int = 0, val: float = 0.15, test: float = 0.25) -> Splits:
     """Split by patient: the official split where there is one, else stratified with `seed`.
 
-    val, test: shares of the labelled patients. Patients without any label go to train. Where an official split
-    lacks val or test, that part is carved from its train patients, as a share of them.
+    val, test: shares of the labelled patients. Patients without any label go to train. Where an official
+    split lacks val or test, that part is carved from its train patients, as a share of them.
 
     Raises ValueError for shares that leave nothing to train on, for too few patients, and for a patient who
     is in two official splits.
@@ -86,7 +87,7 @@ def make_splits(data: Dataset, seed: int = 0, val: float = 0.15, test: float = 0
 
 
 def fraction(data: Dataset, splits: Splits, percent: float, draw: int) -> Indices:
-    """Positions of the labelled training images of the first `percent` % of the patients in this draw's order.
+    """Positions of the labelled training images of the first `percent` % of the draw's patients.
 
     The number of patients is max(1, round(percent / 100 * n)), n the training patients with a label.
     Raises ValueError unless 0 < percent <= 100 and draw >= 0.
@@ -172,8 +173,8 @@ def _stratify(classes: Array, sizes: list[int], rng: np.random.Generator) -> Arr
 def _order(classes: Array, rng: np.random.Generator) -> Iterator[int]:
     """The stratified order of n patients with classes (n, K) bool, one position after the other.
 
-    Patients of the same pattern of classes are interchangeable and come in random order, so the cost of a place
-    is that of looking at the patterns, not at the patients.
+    Patients of the same pattern of classes are interchangeable and come in random order, so the cost of a
+    place is that of looking at the patterns, not at the patients.
     """
     shuffled = rng.permutation(len(classes))
     patterns, of_patient = np.unique(classes[shuffled], axis=0, return_inverse=True)
@@ -203,7 +204,7 @@ def _order(classes: Array, rng: np.random.Generator) -> Iterator[int]:
 def _cover(
     cost: Array, patterns: Array, left: Array, covered: Array, share: Array, rng: np.random.Generator
 ) -> Array:
-    """The costs of those patterns alone, of a random pool of patients, that add most classes not yet covered."""
+    """The costs of those patterns alone, of a random pool of patients, that cover most classes anew."""
     pool = np.unique(rng.choice(len(patterns), size=min(COVER_POOL, int(left.sum())), p=left / left.sum()))
     new = patterns[:, ~covered].sum(1)
     if not new[pool].any():  # nobody in the pool helps: go for the rarest class that is still open

@@ -1,0 +1,283 @@
+"""Two random views of every image of a batch, with parameters of their own for every image and view.
+
+The transforms are those of SimCLR (Chen et al., ICML 2020, appendix A) as chest X-rays allow: random resized
+crop, horizontal flip, small rotation, contrast, brightness, gamma, Gaussian blur, Gaussian noise; no colour.
+Where we depart from it: crop, flip and rotation are one affine map and one bilinear resampling of the whole
+batch, so that rotation shows what lies beside the crop rather than black corners (beyond the image's edge is
+black); intensity comes before geometry, as a look-up table of 256 levels an image; noise is read from a bank
+of normal numbers, made once from a constant seed, at a random place for every image.
+
+Randomness is drawn in `draw`, for the global batch, from the caller's generator; `apply` has none and
+computes every image by itself. So a rank that applies its rows of the parameters gets the very pixels that
+one process would get.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NOISE_SEED = 20_240_917
+NOISE_BANK = 1 << 22  # normal numbers; 16 MiB
+CHUNK_PIXELS = 1 << 18  # what is worked on at a time on a CPU, so that it stays in the cache
+DRAWS = 12  # uniform numbers an image and view
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What is done to each image, all of shape (2, B): row v, b belongs to view v of image b.
+
+    width, height: of the crop, as shares of the image; x, y: its centre, -1 to 1 across the image.
+    angle: degrees, counter-clockwise. flip: bool. contrast, brightness, gamma: 1 changes nothing.
+    sigma: of the blur in pixels of the view, 0 for none. noise: its standard deviation, in units of the full
+    range of grey. noise_at: where in the bank the noise begins, 0 to 1.
+    """
+
+    width: Tensor
+    height: Tensor
+    x: Tensor
+    y: Tensor
+    angle: Tensor
+    flip: Tensor
+    contrast: Tensor
+    brightness: Tensor
+    gamma: Tensor
+    sigma: Tensor
+    noise: Tensor
+    noise_at: Tensor
+
+    def __len__(self) -> int:
+        return self.width.shape[1]
+
+    def rows(self, rows: slice | Tensor) -> Parameters:
+        """The parameters of some images of the batch: a slice, or a tensor of positions."""
+        return Parameters(**{f.name: getattr(self, f.name)[:, rows] for f in fields(self)})
+
+    def to(self, device: torch.device) -> Parameters:
+        """The same parameters on another device."""
+        return Parameters(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        )
+
+
+class Views:
+    """Draws and applies the two views. Each range is (lowest, highest); lowest == highest fixes the value.
+
+    image_size: side of a view in pixels. channels: 1, or 3 (the gray one repeated).
+    crop_area: share of the image's area. crop_aspect: width / height. flip: probability. rotation: degrees to
+    either side. brightness, contrast: factors 1 - value to 1 + value. gamma: exponent. blur: sigma in pixels
+    of the view; blur_probability. noise: highest standard deviation, as a share of the range of grey. mean,
+    std: of the normalisation, in the same share. Raises ValueError for impossible ranges.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        channels: int = 1,
+        crop_area: Range = (0.45, 1.0),
+        crop_aspect: Range = (0.9, 1.1),
+        flip: float = 0.5,
+        rotation: float = 10.0,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        gamma: Range = (0.8, 1.25),
+        blur: Range = (0.1, 1.0),
+        blur_probability: float = 0.5,
+        noise: float = 0.03,
+        mean: float = 0.5,
+        std: float = 0.25,
+    ) -> None:
+        if channels not in (1, 3):
+            raise ValueError(f"Views have 1 or 3 channels, not {channels}.")
+        if image_size < 1:
+            raise ValueError(f"Views of {image_size} pixels are not possible.")
+        self.image_size, self.channels = image_size, channels
+        self.crop_area = _checked("crop_area", crop_area, 0.0, 1.0)
+        self.crop_aspect = _checked("crop_aspect", crop_aspect, 0.0, math.inf)
+        self.gamma = _checked("gamma", gamma, 0.0, math.inf)
+        self.blur = _checked("blur", blur, 0.0, 0.15 * image_size)
+        self.flip = _checked("flip", (0.0, flip), -1.0, 1.0)[1]
+        self.blur_probability = _checked("blur_probability", (0.0, blur_probability), -1.0, 1.0)[1]
+        self.rotation = _checked("rotation", (0.0, rotation), -1.0, 180.0)[1]
+        self.brightness = _checked("brightness", (0.0, brightness), -1.0, 1.0)[1]
+        self.contrast = _checked("contrast", (0.0, contrast), -1.0, 1.0)[1]
+        self.noise = _checked("noise", (0.0, noise), -1.0, 1.0)[1]
+        if not std > 0:
+            raise ValueError(f"A standard deviation of {std} can't normalise; give one above 0.")
+        self.mean, self.std = mean, std
+        self._radius = min(math.ceil(3 * self.blur[1]), image_size - 1)
+        self._bank: dict[torch.device, Tensor] = {}
+
+    def draw(self, generator: torch.Generator, batch: int) -> Parameters:
+        """Parameters of both views of a global batch of `batch` images, on the generator's device."""
+        u = torch.rand((DRAWS, 2, batch), generator=generator, device=generator.device)
+        area = _between(u[0], self.crop_area)
+        aspect = torch.exp(_between(u[1], (math.log(self.crop_aspect[0]), math.log(self.crop_aspect[1]))))
+        width = torch.sqrt(area * aspect).clamp(max=1.0)
+        height = torch.sqrt(area / aspect).clamp(max=1.0)
+        return Parameters(
+            width=width,
+            height=height,
+            x=(2 * u[2] - 1) * (1 - width),
+            y=(2 * u[3] - 1) * (1 - height),
+            angle=(2 * u[4] - 1) * self.rotation,
+            flip=u[5] < self.flip,
+            contrast=1 + (2 * u[6] - 1) * self.contrast,
+            brightness=1 + (2 * u[7] - 1) * self.brightness,
+            gamma=torch.exp(_between(u[8], (math.log(self.gamma[0]), math.log(self.gamma[1])))),
+            sigma=_blur_sigma(u[9], self.blur, self.blur_probability),
+            noise=u[10] * self.noise,
+            noise_at=u[11],
+        )
+
+    @torch.no_grad()
+    def apply(
+        self, images: Tensor, parameters: Parameters, masks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Both views of each image, and the masks carried through the same geometry (nearest sampling).
+
+        images: (B, h, w) uint8. parameters: of these B images. masks: (B, h, w) uint16.
+        Returns views (2, B, channels, S, S) float32, normalised (three channels are one in memory), and masks
+        (2, B, S, S) uint16 or None, on the device of the images.
+        """
+        self._check(images)
+        if len(parameters) != len(images):
+            raise ValueError(f"There are parameters for {len(parameters)} images, but {len(images)} images.")
+        if masks is not None and masks.shape != images.shape:
+            raise ValueError(
+                f"Masks of shape {tuple(masks.shape)} don't fit images of {tuple(images.shape)}."
+            )
+        parameters = parameters.to(images.device)
+        batch, side = len(images), self.image_size
+        views = torch.empty((2, batch, side, side), device=images.device)
+        carried = None if masks is None else torch.empty_like(views, dtype=torch.uint16)
+        step = max(1, CHUNK_PIXELS // (side * side)) if images.device.type == "cpu" else batch
+        for start in range(0, batch, step):
+            rows = slice(start, start + step)
+            some = parameters.rows(rows)
+            for view in range(2):
+                grid = self._grid(some, view)
+                grey = _intensity(images[rows], some, view)
+                sampled = _sample(grey, grid, "bilinear")
+                _blur(sampled, some.sigma[view], self._radius)
+                noise = self._noise(some.noise_at[view])
+                sampled.addcmul_(noise, some.noise[view][:, None, None])
+                torch.mul(sampled.sub_(self.mean), 1 / self.std, out=views[view, rows])
+                if masks is not None and carried is not None:
+                    carried[view, rows] = _sample(masks[rows].float(), grid, "nearest").to(torch.uint16)
+        return views[:, :, None].expand(-1, -1, self.channels, -1, -1), carried
+
+    def normalise(self, images: Tensor, channels: int | None = None) -> Tensor:
+        """(B, H, W) uint8 -> (B, channels, H, W) float32, normalised as the views are; nothing random."""
+        self._check(images)
+        grey = images.float().div_(255).sub_(self.mean).mul_(1 / self.std)
+        return grey[:, None].expand(-1, self.channels if channels is None else channels, -1, -1)
+
+    @staticmethod
+    def _check(images: Tensor) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 3:
+            raise ValueError(f"Images must be (B, H, W) uint8, not {tuple(images.shape)} {images.dtype}.")
+
+    def _grid(self, parameters: Parameters, view: int) -> Tensor:
+        """(B, S, S, 2) where each pixel of the view is read: x, y from -1 to 1 across the image."""
+        side = self.image_size
+        at = torch.arange(side, device=parameters.x.device)
+        across = (2 * at + 1 - side) / side  # (S,) pixel centres
+        turn = torch.deg2rad(parameters.angle[view])[:, None]
+        mirror = 1 - 2 * parameters.flip[view].float()[:, None]
+        width, height = parameters.width[view][:, None], parameters.height[view][:, None]
+        by_column = torch.stack(
+            (width * mirror * torch.cos(turn) * across, height * torch.sin(turn) * across), dim=-1
+        )  # (B, S, 2)
+        by_row = torch.stack(
+            (
+                parameters.x[view][:, None] - width * mirror * torch.sin(turn) * across,
+                parameters.y[view][:, None] + height * torch.cos(turn) * across,
+            ),
+            dim=-1,
+        )  # (B, S, 2)
+        # the sum over a contiguous last dimension of 2 S is three times as fast as over one of 2
+        flat = by_row.repeat(1, 1, side) + by_column.flatten(1)[:, None]
+        return flat.view(-1, side, side, 2)
+
+    def _noise(self, at: Tensor) -> Tensor:
+        """(B, S, S) standard normal, read from the bank at `at`, 0 to 1."""
+        pixels = self.image_size**2
+        if at.device not in self._bank:
+            source = torch.Generator().manual_seed(NOISE_SEED)
+            self._bank[at.device] = torch.randn(NOISE_BANK + pixels, generator=source).to(at.device)
+        windows = self._bank[at.device].as_strided((NOISE_BANK, pixels), (1, 1))
+        chosen = windows.index_select(0, (at * NOISE_BANK).long().clamp_(max=NOISE_BANK - 1))
+        return chosen.view(-1, self.image_size, self.image_size)
+
+
+def _intensity(images: Tensor, parameters: Parameters, view: int) -> Tensor:
+    """Contrast about the image's mean, then brightness, then gamma, each clamped to 0..1; (B, h, w) float32.
+
+    As there are 256 levels, all three are one table an image.
+    """
+    level = torch.linspace(0, 1, 256, device=images.device)
+    mean = images.flatten(1).sum(1)[:, None].float() / (255 * images[0].numel())
+    contrast, brightness, gamma = (
+        values[view][:, None] for values in (parameters.contrast, parameters.brightness, parameters.gamma)
+    )
+    table = (
+        (contrast * (level - mean) + mean).clamp_(0, 1).mul_(brightness).clamp_(0, 1).pow_(gamma)
+    )  # (B, 256)
+    return table.gather(1, images.flatten(1).long()).view(images.shape)
+
+
+def _sample(images: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """(B, h, w) float32 read at a grid (B, S, S, 2) -> (B, S, S); 0 outside."""
+    return F.grid_sample(images[:, None], grid, mode=mode, padding_mode="zeros", align_corners=False)[:, 0]
+
+
+def _blur(images: Tensor, sigma: Tensor, radius: int) -> None:
+    """Separable Gaussian blur in place, a sigma an image, edges reflected; sigma 0 leaves an image alone.
+
+    images: (B, S, S). The kernel has 2 radius + 1 taps, sampled and normalised.
+    """
+    rows = torch.nonzero(sigma > 0)[:, 0]
+    if radius == 0 or len(rows) == 0:
+        return
+    taps = torch.exp(-0.5 * (torch.arange(radius + 1, device=sigma.device) / sigma[rows, None]) ** 2)
+    taps = taps / (
+        taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdim=True)
+    )  # (b, radius + 1): the middle, then outwards
+    side = images.shape[-1]
+    some = images[rows]
+    for dim in (1, 2):
+        padding = (0, 0, radius, radius) if dim == 1 else (radius, radius, 0, 0)
+        padded = F.pad(some[:, None], padding, mode="reflect")[:, 0]
+        some = padded.narrow(dim, radius, side) * taps[:, 0, None, None]
+        for k in range(1, radius + 1):
+            pair = padded.narrow(dim, radius - k, side) + padded.narrow(dim, radius + k, side)
+            some.addcmul_(pair, taps[:, k, None, None])
+    images[rows] = some
+
+
+def _blur_sigma(u: Tensor, blur: Range, probability: float) -> Tensor:
+    """One uniform number decides on both: below `probability` it blurs, and where below it is gives sigma."""
+    if probability == 0:
+        return torch.zeros_like(u)
+    return torch.where(u < probability, _between(u / probability, blur), 0.0)
+
+
+def _between(u: Tensor, ends: Range) -> Tensor:
+    return ends[0] + u * (ends[1] - ends[0])
+
+
+def _checked(name: str, ends: Range, above: float, most: float) -> Range:
+    """The range as floats; ValueError unless above < lowest <= highest <= most."""
+    if len(ends) != 2:
+        raise ValueError(f"The range '{name}' needs a lowest and a highest value, not {ends!r}.")
+    low, high = float(ends[0]), float(ends[1])
+    if not (above < low <= high <= most):
+        raise ValueError(f"The range '{name}' of {low} to {high} is not possible.")
+    return low, high
