@@ -78,7 +78,8 @@ def _policy_attention(policy: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: fl
     eye = torch.eye(n, dtype=policy.dtype, device=policy.device)
     visible = policy[:, None, None, :] * (1 - eye) + eye  # (B, 1, N, N)
     weights = (logits - logits.amax(-1, keepdim=True)).exp() * visible
-    return (weights / weights.sum(-1, keepdim=True)) @ v
+    total = weights.sum(-1, keepdim=True).clamp_min(1e-6)  # a hidden key may be the highest by far; then no 0 / 0
+    return (weights / total) @ v
 
 
 def xformers_core(device: torch.device) -> Core:
