@@ -1,0 +1,246 @@
+"""The tables of a folder of images: manifest.csv and masks.csv, read strictly.
+
+Every cell is read as text, and every complaint names the file, the row as a spreadsheet counts it (the header
+is row 1) and what would be right. Nothing is guessed: a column that is no finding is left out and named.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datasets.dataset import SPLIT_NAMES, Array
+
+ROLES = ("path", "patient_id", "split", "view", "sex", "age")
+LEVELS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
+SPLIT_WORDS = {name: name for name in SPLIT_NAMES} | dict.fromkeys(("valid", "validate", "validation"), "val")
+SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
+POLICIES = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.csv: N rows. `files` are resolved and lie inside the root; `names` are as written."""
+
+    names: list[str]
+    files: list[Path]
+    patients: Array
+    labels: Array  # (N, L) float32, uncertain ones resolved
+    label_names: tuple[str, ...]
+    split: Array | None
+    subgroups: dict[str, Array]
+    notes: list[str]
+
+
+def read_manifest(root: Path, labels: Sequence[str] | None, uncertain: str) -> Manifest:
+    """root/manifest.csv; `labels` names the finding columns, `uncertain` is a key of POLICIES.
+
+    Raises FileNotFoundError for a missing table or image, ValueError for everything that contradicts itself.
+    """
+    path = root / "manifest.csv"
+    table = read_table(path, "it lists the images, with the columns path, patient_id and one a finding")
+    for column in ("path", "patient_id"):
+        if column not in table:
+            raise ValueError(
+                f"{path} has no column '{column}'; its columns are: {', '.join(map(str, table))}."
+            )
+        blank = np.flatnonzero(table[column].to_numpy() == "")
+        if len(blank):
+            raise ValueError(f"{path}, row {_row(table, blank[0])}: '{column}' is blank; fill it in.")
+    names = table["path"].tolist()
+    files = _files(root, table, path)
+    findings, notes = _findings(table, labels, path)
+    levels = np.stack([_levels(table, column, path) for column in findings], axis=1)
+    unsure = int((levels == -1).sum())
+    if unsure:
+        notes.append(
+            f"{unsure:,} uncertain labels (-1) are taken as {_meaning(uncertain)} (uncertain={uncertain})."
+        )
+    levels[levels == -1] = POLICIES[uncertain]
+    unlabelled = int(np.isnan(levels).all(axis=1).sum())
+    if unlabelled:
+        notes.append(
+            f"{unlabelled:,} of {len(table):,} images have no label and take part in pre-training only."
+        )
+    return Manifest(
+        names=names,
+        files=files,
+        patients=table["patient_id"].to_numpy(dtype=np.str_),
+        labels=levels.astype(np.float32),
+        label_names=tuple(findings),
+        split=_split(table, path),
+        subgroups=_subgroups(table),
+        notes=notes,
+    )
+
+
+def read_table(path: Path, purpose: str) -> pd.DataFrame:
+    """A CSV file as text, cells stripped; the index is the row number in the file. UTF-8, with or without a
+    mark."""
+    if not path.is_file():
+        raise FileNotFoundError(f"The file {path} was looked for and is not there; {purpose}.")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            header = [cell.strip() for cell in next(csv.reader(stream), [])]
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise ValueError(f"{path} has the column '{twice[0]}' twice; rename one.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table: pd.DataFrame = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                na_filter=False,
+                index_col=False,
+                skip_blank_lines=False,
+                encoding="utf-8-sig",
+            )
+    except (
+        pd.errors.ParserError,
+        pd.errors.ParserWarning,
+        pd.errors.EmptyDataError,
+        UnicodeError,
+        csv.Error,
+    ) as error:
+        raise ValueError(
+            f"{path} can't be read as a CSV file in UTF-8: {str(error).strip().rstrip('.')}."
+        ) from error
+    table.columns = pd.Index(header)
+    table = table.fillna("").apply(lambda column: column.str.strip())
+    table.index = pd.RangeIndex(2, len(table) + 2)
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise ValueError(f"{path} has no rows under its header.")
+    return table
+
+
+def inside(root: Path, name: str, where: str) -> Path:
+    """The file of that name, links resolved; ValueError when it lies outside the root."""
+    base = root.resolve()
+    file = (base / name).resolve()
+    if not file.is_relative_to(base):
+        raise ValueError(
+            f"{where}: the path '{name}' leads out of the folder {root}; keep all files inside it."
+        )
+    return file
+
+
+def _row(table: pd.DataFrame, position: Any) -> int:
+    return int(table.index[int(position)])
+
+
+def _files(root: Path, table: pd.DataFrame, path: Path) -> list[Path]:
+    seen: dict[Path, int] = {}
+    missing: list[Path] = []
+    for row, name in table["path"].items():
+        file = inside(root, name, f"{path}, row {row}")
+        if file in seen:
+            raise ValueError(
+                f"{path}, row {row}: the path '{name}' is that of row {seen[file]} again; drop one."
+            )
+        seen[file] = int(str(row))
+        if not file.is_file():
+            missing.append(file)
+    if missing:
+        more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        raise FileNotFoundError(
+            f"The image {missing[0]}{more} was looked for and is not there; {path} lists it."
+        )
+    return list(seen)
+
+
+def _findings(table: pd.DataFrame, labels: Sequence[str] | None, path: Path) -> tuple[list[str], list[str]]:
+    """The finding columns, and notes that name what is left out."""
+    others = [str(column) for column in table if column not in ROLES]
+    blank = [column for column in others if (table[column] == "").all()]
+    if labels is None:
+        findings = [c for c in others if c not in blank and table[c].isin(list(LEVELS)).all()]
+    else:
+        findings = list(dict.fromkeys(labels))
+        for column in findings:
+            if column not in others:
+                raise ValueError(
+                    f"{path} has no finding column '{column}'; it has: {', '.join(others) or 'none'}."
+                )
+            if column in blank:
+                raise ValueError(
+                    f"{path}: the finding column '{column}' is blank in every row; leave it out."
+                )
+    if not findings:
+        raise ValueError(
+            f"{path} has no finding: a column that holds only 1, 0, -1 and blanks, not all of them blank."
+        )
+    notes = []
+    empty = [column for column in blank if column not in findings]
+    rest = [column for column in others if column not in findings and column not in blank]
+    if rest:
+        notes.append(f"Columns left out, as they are no findings: {', '.join(rest)}.")
+    if empty:
+        notes.append(f"Columns left out, as they are blank in every row: {', '.join(empty)}.")
+    return findings, notes
+
+
+def _levels(table: pd.DataFrame, column: str, path: Path) -> Array:
+    """(N,) 1, 0, -1 or NaN."""
+    levels = table[column].map(LEVELS)
+    wrong = np.flatnonzero(~table[column].isin(list(LEVELS)).to_numpy())
+    if len(wrong):
+        value = table[column].iloc[wrong[0]]
+        raise ValueError(
+            f"{path}, row {_row(table, wrong[0])}: the finding '{column}' is '{value}'; "
+            "it must be 1, 0, -1 or blank."
+        )
+    return levels.to_numpy(dtype=np.float64)
+
+
+def _meaning(uncertain: str) -> str:
+    return {"ignore": "missing", "positive": "present", "negative": "absent"}[uncertain]
+
+
+def _split(table: pd.DataFrame, path: Path) -> Array | None:
+    """(N,) the official split, or None without one."""
+    if "split" not in table or (table["split"] == "").all():
+        return None
+    words = table["split"].str.lower().map(SPLIT_WORDS).fillna("")
+    wrong = np.flatnonzero((words == "").to_numpy())
+    if len(wrong):
+        value = table["split"].iloc[wrong[0]]
+        raise ValueError(
+            f"{path}, row {_row(table, wrong[0])}: the split is '{value}'; "
+            "it must be train, val or test in every row."
+        )
+    first: dict[str, tuple[str, Any]] = {}
+    for row, patient, split in zip(table.index, table["patient_id"], words, strict=True):
+        earlier, where = first.setdefault(patient, (split, row))
+        if earlier != split:
+            raise ValueError(
+                f"{path}: patient '{patient}' is in two splits, {earlier} (row {where}) and {split} "
+                f"(row {row}); give each patient to one."
+            )
+    return words.to_numpy(dtype=np.str_)
+
+
+def _subgroups(table: pd.DataFrame) -> dict[str, Array]:
+    """sex, age (bands of years) and view, those that are there and not all unknown."""
+    groups: dict[str, Array] = {}
+    if "sex" in table:
+        groups["sex"] = table["sex"].str.lower().map(SEXES).fillna("").to_numpy(dtype=np.str_)
+    if "age" in table:
+        years = pd.to_numeric(table["age"].str.removesuffix("Y"), errors="coerce").to_numpy(dtype=np.float64)
+        bands = np.select(
+            [(years >= 0) & (years < 40), (years >= 40) & (years < 65), years >= 65],
+            ["<40", "40-64", "65+"],
+            "",
+        )
+        groups["age"] = np.where(years <= 130, bands, "").astype(np.str_)
+    if "view" in table:
+        groups["view"] = table["view"].to_numpy(dtype=np.str_)
+    return {name: group for name, group in groups.items() if (group != "").any()}

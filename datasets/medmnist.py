@@ -1,0 +1,166 @@
+"""PneumoniaMNIST and ChestMNIST (Yang et al., "MedMNIST v2", Scientific Data 2023), in every size they come
+in.
+
+A file of the package's format in the root folder is read as it is; without one the `medmnist` package
+downloads it. The splits are the official ones. The data sets tell no patients: every image counts as a
+patient of its own, so that label fractions are by image, and a note says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from datasets.dataset import SPLIT_NAMES, Array, Dataset
+from datasets.images import Allocate, cached
+
+SIZES = (28, 64, 128, 224)
+CLASSES = {"pneumoniamnist": "PneumoniaMNIST", "chestmnist": "ChestMNIST"}
+LABELS = {
+    "pneumoniamnist": ("Pneumonia",),
+    "chestmnist": (
+        *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia"),
+        *("Pneumothorax", "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural", "Hernia"),
+    ),
+}
+
+
+def load_pneumonia(image_size: int, root: Path | None, cache: Path | None, *, size: Any = None) -> Dataset:
+    """PneumoniaMNIST: 5,856 images, one finding. See `load`."""
+    return load("pneumoniamnist", image_size, root, cache, size)
+
+
+def load_chest(image_size: int, root: Path | None, cache: Path | None, *, size: Any = None) -> Dataset:
+    """ChestMNIST: 112,120 images, 14 findings. See `load`."""
+    return load("chestmnist", image_size, root, cache, size)
+
+
+def load(name: str, image_size: int, root: Path | None, cache: Path | None, size: Any) -> Dataset:
+    """One of the two, resized once from the stored `size` to `image_size`.
+
+    size: 28, 64, 128 or 224; by default the smallest that is not below `image_size`, else the largest, of
+    those on disk or, with none on disk, of all. Raises ValueError for another size or a damaged file,
+    FileNotFoundError when there is no file and no download.
+    """
+    path, stored = _find(name, image_size, root, cache, None if size is None else _size(size))
+    state = path.stat()
+    key = f"medmnist 1|{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{image_size}"
+    arrays = cached(cache, name, key, lambda new: _read(new, path, name, stored, image_size))
+    split = np.array(SPLIT_NAMES)[arrays["split"]]
+    n = len(split)
+    notes = [
+        f"{CLASSES[name]} tells no patients: each image counts as a patient of its own, and label fractions are by "
+        "image."
+    ]
+    if stored < image_size:
+        notes.append(f"The images were enlarged from {stored} to {image_size} pixels.")
+    return Dataset(
+        name=name,
+        images=arrays["images"],
+        labels=np.asarray(arrays["labels"], dtype=np.float32),
+        label_names=LABELS[name],
+        patients=np.array([f"image-{i:06d}" for i in range(n)]),
+        official_split=split,
+        notes=tuple(notes),
+        fingerprint=bytes(arrays["sha256"]).hex(),
+        patient_ids_known=False,
+    )
+
+
+def _size(size: Any) -> int:
+    if str(size) not in map(str, SIZES):
+        raise ValueError(f"The stored size {size!r} does not exist; choose one of 28, 64, 128 and 224.")
+    return int(size)
+
+
+def _file(name: str, size: int) -> str:
+    return f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
+
+
+def _find(
+    name: str, image_size: int, root: Path | None, cache: Path | None, size: int | None
+) -> tuple[Path, int]:
+    """The file to read and the size stored in it; downloads it when there is none."""
+    if root is not None and not root.is_dir():
+        raise FileNotFoundError(
+            f"The folder {root} was looked for and is not there; --data-root says where {name} is."
+        )
+    places = [place for place in (root, cache and cache / "medmnist", Path.home() / ".medmnist") if place]
+    for place in places:
+        present = [s for s in SIZES if (place / _file(name, s)).is_file() and size in (None, s)]
+        if present:
+            best = _nearest(present, image_size)
+            return place / _file(name, best), best
+    wanted = size or _nearest(SIZES, image_size)
+    return _download(name, wanted, places[0]), wanted
+
+
+def _nearest(sizes: Any, image_size: int) -> int:
+    return int(min((s for s in sizes if s >= image_size), default=max(sizes)))
+
+
+def _download(name: str, size: int, place: Path) -> Path:
+    """Into a temporary folder first: an interrupted download must not be taken for the data."""
+    medmnist = importlib.import_module("medmnist")  # the package, not this module
+    file = _file(name, size)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as scratch:
+            getattr(medmnist, CLASSES[name])(split="train", download=True, root=scratch, size=size)
+            return (Path(scratch) / file).rename(place / file)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"The file {place / file} was looked for and is not there, and medmnist could not download it; "
+            "put it there by hand, or say with --data-root in which folder it is."
+        ) from error
+
+
+def _read(new: Allocate, path: Path, name: str, stored: int, image_size: int) -> dict[str, Array]:
+    """images, labels, split (position in SPLIT_NAMES) and the file's sha256."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = [np.asarray(file[f"{split}_images"]) for split in SPLIT_NAMES]
+            labels = [np.asarray(file[f"{split}_labels"]) for split in SPLIT_NAMES]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        raise ValueError(
+            f"The file {path} is damaged or not of MedMNIST's format; fetch it again."
+        ) from error
+    for x, y in zip(images, labels, strict=True):
+        findings = len(LABELS[name])
+        binary = y.shape == (len(x), findings) and bool(np.isin(y, (0, 1)).all())
+        if x.dtype != np.uint8 or x.shape[1:] != (stored, stored) or not binary:
+            raise ValueError(
+                f"The file {path} does not hold 8-bit images of {stored} x {stored} pixels with {findings} "
+                "labels of 0 or 1; fetch it again."
+            )
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").digest()
+    n = sum(len(x) for x in images)
+    arrays = {
+        "images": new("images", (n, image_size, image_size), np.uint8),
+        "labels": new("labels", (n, len(LABELS[name])), np.uint8),
+        "split": new("split", (n,), np.uint8),
+        "sha256": new("sha256", (32,), np.uint8),
+    }
+    arrays["labels"][:] = np.concatenate(labels)
+    arrays["split"][:] = np.repeat(np.arange(3), [len(x) for x in images])
+    arrays["sha256"][:] = np.frombuffer(digest, dtype=np.uint8)
+    start = 0
+    for part in images:
+        _resize(part, arrays["images"][start : start + len(part)])
+        start += len(part)
+    return arrays
+
+
+def _resize(images: Array, result: Array) -> None:
+    """(N, s, s) into (N, size, size) uint8, antialiased."""
+    size = result.shape[1]
+    for i, image in enumerate(images):
+        result[i] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
