@@ -200,8 +200,8 @@ def _outline(lesion: Lesion, extent: tuple[int, int]) -> tuple[Array, bytes]:
         mask, identity = decode_mask(lesion.file)
         if mask.shape != (height, width):
             raise ValueError(
-                f"{lesion.where}: the mask {lesion.file} has {mask.shape[1]} x {mask.shape[0]} pixels, its image "
-                f"{width} x {height}; they must agree."
+                f"{lesion.where}: the mask {lesion.file} has {mask.shape[1]} x {mask.shape[0]} pixels, its "
+                f"image {width} x {height}; they must agree."
             )
         return mask, identity
     assert lesion.box is not None
@@ -209,8 +209,8 @@ def _outline(lesion: Lesion, extent: tuple[int, int]) -> tuple[Array, bytes]:
     left, top, right, bottom = round(x), round(y), round(x + w), round(y + h)
     if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
         raise ValueError(
-            f"{lesion.where}: the box {x:g}, {y:g}, {w:g}, {h:g} lies outside its image of {width} x {height} "
-            "pixels; boxes are x, y, w, h in pixels of the original."
+            f"{lesion.where}: the box {x:g}, {y:g}, {w:g}, {h:g} lies outside its image of "
+            f"{width} x {height} pixels; boxes are x, y, w, h in pixels of the original."
         )
     mask = np.zeros((height, width), dtype=bool)
     rows = slice(min(max(top, 0), height - 1), max(bottom, top + 1))

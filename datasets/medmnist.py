@@ -56,8 +56,8 @@ def load(name: str, image_size: int, root: Path | None, cache: Path | None, size
     split = np.array(SPLIT_NAMES)[arrays["split"]]
     n = len(split)
     notes = [
-        f"{CLASSES[name]} tells no patients: each image counts as a patient of its own, and label fractions are by "
-        "image."
+        f"{CLASSES[name]} tells no patients: each image counts as a patient of its own, and label fractions "
+        "are by image."
     ]
     if stored < image_size:
         notes.append(f"The images were enlarged from {stored} to {image_size} pixels.")

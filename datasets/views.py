@@ -115,7 +115,10 @@ class Views:
         self._bank: dict[torch.device, Tensor] = {}
 
     def draw(self, generator: torch.Generator, batch: int) -> Parameters:
-        """Parameters of both views of a global batch of `batch` images, on the generator's device."""
+        """Parameters of both views of a global batch of `batch` images, on the generator's device.
+
+        A crop whose aspect does not fit into the image is cut to the image's side.
+        """
         u = torch.rand((DRAWS, 2, batch), generator=generator, device=generator.device)
         area = _between(u[0], self.crop_area)
         aspect = torch.exp(_between(u[1], (math.log(self.crop_aspect[0]), math.log(self.crop_aspect[1]))))
