@@ -97,9 +97,10 @@ def _timm_vit(name: str, image_size: int, channels: int, pretrained: bool) -> Vi
     patch = next((int(p[5:]) for p in name.split(".")[0].split("_") if p.startswith("patch") and p[5:].isdigit()), 0)
     if patch:
         _check_tiling(name, image_size, patch)
+    pooling = "token" if "distilled" in name else ""  # of the head, which is not there; the distilled one insists
     try:
         vit = timm.create_model(
-            name, pretrained=pretrained, img_size=image_size, in_chans=channels, num_classes=0, global_pool=""
+            name, pretrained=pretrained, img_size=image_size, in_chans=channels, num_classes=0, global_pool=pooling
         )
     except TypeError as error:
         raise ValueError(f"encoder '{name}' is not a plain ViT: timm does not take an image size for it.") from error
@@ -137,10 +138,17 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"no encoder weights at {path}: give a .safetensors file with timm's parameter names.")
     from safetensors.torch import load_file
+    from timm.models import adapt_input_conv
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     state = checkpoint_filter_fn(load_file(path), vit)  # resizes positions and patches to this encoder's
-    missing, unexpected = vit.load_state_dict(state, strict=False)
+    patchify = "patch_embed.proj.weight"
+    if patchify in state and state[patchify].shape[1] == 3 != vit.in_chans:
+        state[patchify] = adapt_input_conv(vit.in_chans, state[patchify])  # one channel: the sum over RGB, as timm does
+    try:
+        missing, unexpected = vit.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"weights in {path} do not fit the encoder: {str(error).splitlines()[-1].strip()}") from error
     heads = [name for name in unexpected if not name.startswith(("head", "fc_norm"))]
     if missing or heads:
         odd = ", ".join([*missing, *heads][:5])
