@@ -75,7 +75,6 @@ class DynamicViT(Strategy):
     Raises ValueError for encoders of fewer than four blocks.
     """
 
-    inference = ("pruned", "dense")
     train_execution: ClassVar[Literal["gathered", "masked"]] = "masked"
 
     def __init__(
@@ -155,8 +154,9 @@ class DynamicViT(Strategy):
         logits = logits + call.noise.gumbel(f"dynamicvit {stage}", logits.shape[1], 2, device=logits.device)
         soft = logits.softmax(-1)[..., 0]  # temperature 1
         with torch.no_grad():
-            margin = (logits[..., 0] - logits[..., 1]).masked_fill(before < 0.5, float("-inf"))
-            hard = (margin >= 0) | as_mask(highest(margin, 1), self.geometry.patches)
+            margin = logits[..., 0] - logits[..., 1]
+            best = highest(margin.masked_fill(before < 0.5, float("-inf")), 1)
+            hard = (margin >= 0) | as_mask(best, self.geometry.patches)
         policy: Tensor = (hard.to(soft.dtype) - soft.detach() + soft) * before
         return policy
 

@@ -135,7 +135,7 @@ class SparseContrast(Selection):
         """Spread of the logits within an image against the noise's; share of the training selection that inference
         (with the threshold as it is) would select too."""
         with torch.no_grad():
-            clean = self._kept(logits, k, training=self.select == "budget")
+            clean = self._kept(logits, k, training=False)
             return {
                 "logit_spread": logits.std(1).mean(),
                 "noise_spread": noise.std(1).mean(),

@@ -96,7 +96,7 @@ def attention(
         row = []
         for h in range(heads):
             part = slice(h * d, (h + 1) * d)
-            logits = torch.stack([(q[i, part] * k[j, part]).sum() / math.sqrt(d) for j in seen])
+            logits = k[seen][:, part] @ q[i, part] / math.sqrt(d)
             if bias is not None:
                 logits = logits + bias[seen]
             weights = (logits - logits.max().detach()).exp()

@@ -162,12 +162,11 @@ def test_positions_are_sine_and_cosine_of_row_and_column_and_stay() -> None:
     quarter = 192 // 4
     frequency = 10000.0 ** -(torch.arange(quarter) / quarter)
     angle = torch.arange(4)[:, None] * frequency
-    one_axis = torch.cat([angle.sin(), angle.cos()], 1)  # (4, C / 2)
-    halves = grid[..., :96], grid[..., 96:]
-    by_row, by_column = (one_axis[:, None].expand(4, 4, -1), one_axis[None].expand(4, 4, -1))
-    straight = torch.allclose(halves[0], by_row, atol=1e-5) and torch.allclose(halves[1], by_column, atol=1e-5)
-    crossed = torch.allclose(halves[1], by_row, atol=1e-5) and torch.allclose(halves[0], by_column, atol=1e-5)
-    assert straight or crossed
+    sines, cosines = angle.sin(), angle.cos()  # (4, C / 4), of rows as of columns
+    for row in range(4):
+        for column in range(4):
+            expected = torch.cat([sines[row], sines[column], cosines[row], cosines[column]])
+            torch.testing.assert_close(grid[row, column], expected, rtol=1e-5, atol=1e-5)
     assert build_vit(TINY, 64, 1, positions="learned").pos_embed.requires_grad
 
 
