@@ -1,0 +1,194 @@
+"""Loading the phantom: made once, kept on disk as plain .npy files, memory-mapped from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datasets.dataset import Dataset
+from datasets.phantom.draws import image_counts
+from datasets.phantom.findings import NAMES, PREVALENCE
+from datasets.phantom.generate import Images, generate
+from datasets.phantom.geometry import Array
+from datasets.phantom.radiograph import EPSILON, FIELD_MM
+
+VERSION = 1  # raised whenever an image of the same seed and options would look different
+_BLOCK = 256  # images whose parameters are drawn at once
+_FILES = ("images.npy", "masks.npy", "table.npz", "whole.json")
+_NUMBERS = ("labels", "size_mm", "contrast", "cnr", "side")
+_GROUPS = ("sex", "age", "view")
+
+
+@dataclass(frozen=True)
+class _Options:
+    image_size: int
+    patients: int
+    images_per_patient: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        whole = {"image_size": (self.image_size, 8), "patients": (self.patients, 1), "seed": (self.seed, 0)}
+        for name, (value, least) in whole.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"phantom: {name} is {value!r}; give a whole number from {least} up.")
+        mean = self.images_per_patient
+        if isinstance(mean, bool) or not isinstance(mean, int | float) or not 1 <= mean <= 4:
+            raise ValueError(f"phantom: images_per_patient is {mean!r}; give a mean from 1 to 4.")
+
+    @property
+    def fingerprint(self) -> str:
+        identity = {
+            "generator": "phantom",
+            "version": VERSION,
+            "image_size": self.image_size,
+            "patients": self.patients,
+            "images_per_patient": float(self.images_per_patient),
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def counts(self) -> Array:
+        return image_counts(self.seed, self.patients, float(self.images_per_patient))
+
+    @property
+    def keys(self) -> list[tuple[int, int]]:
+        """(patient, image) of each image, a patient's images side by side."""
+        return [(patient, image) for patient, count in enumerate(self.counts) for image in range(count)]
+
+
+def disk_bytes(
+    image_size: int, *, patients: int = 4200, images_per_patient: float = 2.0, seed: int = 0
+) -> int:
+    """About how many bytes the cached data set takes: 3 a pixel and some for the table."""
+    images = int(_Options(image_size, patients, images_per_patient, seed).counts.sum())
+    return images * (3 * image_size**2 + 128) + 4096
+
+
+def load(
+    image_size: int,
+    cache: Path | None = None,
+    *,
+    patients: int = 4200,
+    images_per_patient: float = 2.0,
+    seed: int = 0,
+) -> Dataset:
+    """The phantom: ``patients`` patients with 1 to 4 images each, ``images_per_patient`` on average.
+
+    With ``cache``, a folder, the data set is made once, stored there whole or not at all, and memory-mapped;
+    a damaged copy is made anew.  Raises ValueError for impossible options.
+    """
+    options = _Options(image_size, patients, images_per_patient, seed)
+    if cache is None:
+        shape = (int(options.counts.sum()), image_size, image_size)
+        images, masks = np.empty(shape, np.uint8), np.empty(shape, np.uint16)
+        return _dataset(options, images, masks, _render(options, images, masks))
+    folder = Path(cache) / f"phantom-{image_size}px-{options.fingerprint[:16]}"
+    stored = _read(folder, options)
+    if stored is None:
+        _write(folder, options)
+        stored = _read(folder, options)
+    if stored is None:
+        raise FileNotFoundError(f"phantom: {folder} could not be written whole; is the disk full?")
+    return _dataset(options, *stored)
+
+
+def _render(options: _Options, images: Array, masks: Array) -> dict[str, Array]:
+    """Fill ``images`` and ``masks``; return the columns of the table."""
+    keys = options.keys
+    parts: list[Images] = []
+    for begin in range(0, len(keys), _BLOCK):
+        part = generate(options.seed, keys[begin : begin + _BLOCK], options.image_size)
+        images[begin : begin + _BLOCK], masks[begin : begin + _BLOCK] = part.pixels, part.masks
+        parts.append(part)
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in _NUMBERS + _GROUPS}
+
+
+def _write(folder: Path, options: _Options) -> None:
+    """Make the data set in a folder beside ``folder``, then put it in its place in one step."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        shape = (int(options.counts.sum()), options.image_size, options.image_size)
+        images = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        masks = np.lib.format.open_memmap(work / "masks.npy", mode="w+", dtype=np.uint16, shape=shape)
+        table = _render(options, images, masks)
+        images.flush()
+        masks.flush()
+        del images, masks
+        np.savez(work / "table.npz", **table)  # type: ignore[arg-type]
+        sizes = {name: (work / name).stat().st_size for name in _FILES[:3]}
+        (work / "whole.json").write_text(json.dumps({"fingerprint": options.fingerprint, "sizes": sizes}))
+        for name in _FILES[2:]:
+            with open(work / name, "rb") as file:
+                os.fsync(file.fileno())
+        _swap(work, folder, options)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(work: Path, folder: Path, options: _Options) -> None:
+    """Rename ``work`` to ``folder``; a whole copy that another process put there meanwhile stays."""
+    for _ in range(3):
+        try:
+            os.rename(work, folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+            if _read(folder, options) is not None:
+                return
+            damaged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-damaged-", dir=folder.parent))
+            os.rename(folder, damaged / "old")
+            shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _read(folder: Path, options: _Options) -> tuple[Array, Array, dict[str, Array]] | None:
+    """What ``folder`` holds, memory-mapped, or None where it is not there, not whole or of other options."""
+    try:
+        whole = json.loads((folder / "whole.json").read_text())
+        if whole["fingerprint"] != options.fingerprint:
+            return None
+        if any((folder / name).stat().st_size != size for name, size in whole["sizes"].items()):
+            return None
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        masks = np.load(folder / "masks.npy", mmap_mode="r")
+        with np.load(folder / "table.npz") as file:
+            table = {name: file[name] for name in _NUMBERS + _GROUPS}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return images, masks, table
+
+
+def _dataset(options: _Options, images: Array, masks: Array, table: dict[str, Array]) -> Dataset:
+    patients = np.array([f"P{patient:05d}" for patient, _ in options.keys])
+    prevalence = ", ".join(f"{name} {share:.0%}" for name, share in zip(NAMES, PREVALENCE, strict=True))
+    return Dataset(
+        name="phantom",
+        images=images,
+        labels=table["labels"],
+        label_names=NAMES,
+        patients=patients,
+        official_split=None,
+        masks=masks,
+        has_mask=(table["labels"] == 1) & np.isfinite(table["contrast"]),
+        details={name: table[name] for name in ("size_mm", "contrast", "cnr", "side")},
+        subgroups={name: table[name] for name in _GROUPS},
+        notes=(
+            f"The phantom is computed, not photographed: {options.patients} patients, {len(images)} images "
+            f"of {FIELD_MM:.0f} x {FIELD_MM:.0f} mm, generator version {VERSION}, seed {options.seed}; "
+            f"expected prevalence: {prevalence}.",
+            "A phantom mask holds the pixels whose noise-free line integral changes by more than "
+            f"{EPSILON:g} when the finding is taken away.",
+        ),
+        fingerprint=options.fingerprint,
+    )
