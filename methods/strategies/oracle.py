@@ -20,14 +20,10 @@ class Oracle(Random):
 
     def choose(self, images: Tensor, call: Call) -> Choice | None:
         if call.lesions is None:
-            raise ValueError(
-                "strategy 'oracle' needs lesion masks: use data that have some, or leave it out."
-            )
+            raise ValueError("strategy 'oracle' needs lesion masks: use data that have some, or leave it out.")
         expected = (images.shape[0], self.geometry.patches)
         if tuple(call.lesions.shape) != expected:
-            raise ValueError(
-                f"strategy 'oracle' got lesions of shape {tuple(call.lesions.shape)}, not {expected}."
-            )
+            raise ValueError(f"strategy 'oracle' got lesions of shape {tuple(call.lesions.shape)}, not {expected}.")
         return super().choose(images, call)
 
     def scores(self, images: Tensor, call: Call) -> Tensor:

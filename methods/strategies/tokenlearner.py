@@ -95,9 +95,7 @@ class TokenLearner(Strategy):
         self.before = int(at * geometry.depth)
         count = geometry.depth - self.before if fuser else 1
         self.learners = nn.ModuleList(
-            MlpWeights(geometry.dim, tokens)
-            if version == "v1.1"
-            else ConvWeights(geometry.dim, tokens, geometry.grid)
+            MlpWeights(geometry.dim, tokens) if version == "v1.1" else ConvWeights(geometry.dim, tokens, geometry.grid)
             for _ in range(count)
         )
         self.fusers = nn.ModuleList(TokenFuser(geometry.dim, tokens) for _ in range(count)) if fuser else None
@@ -111,9 +109,7 @@ class TokenLearner(Strategy):
             for block in vit.blocks[self.before :]:
                 x = run_block(block, x, self.core)
         else:
-            for block, learner, fuser in zip(
-                vit.blocks[self.before :], self.learners, self.fusers, strict=True
-            ):
+            for block, learner, fuser in zip(vit.blocks[self.before :], self.learners, self.fusers, strict=True):
                 few = run_block(block, self._learn(learner, x), self.core)
                 patches = x[:, prefix:] + fuser(few[:, prefix:], x[:, prefix:])
                 x = torch.cat([few[:, :prefix], patches], 1)

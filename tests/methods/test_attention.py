@@ -95,7 +95,8 @@ def test_policy_stays_finite_where_a_hidden_key_is_the_highest_by_far() -> None:
     out = policy_core(policy)(q, k, torch.randn(1, 1, 2, 4), 1.0)
     out.sum().backward()
     assert out.isfinite().all()
-    assert policy.grad is not None and policy.grad.isfinite().all()
+    assert policy.grad is not None
+    assert policy.grad.isfinite().all()
 
 
 def test_a_block_with_a_core_equals_the_block_written_out() -> None:

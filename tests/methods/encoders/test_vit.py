@@ -77,7 +77,9 @@ def test_rgb_weights_see_a_gray_image_as_its_copy_in_three_channels(
     path, _ = weights
     gray = torch.randn(2, 1, 64, 64)
     one, three = build_vit(TINY, 64, 1, weights=str(path)), build_vit(TINY, 64, 3, weights=str(path))
-    torch.testing.assert_close(one.patch_embed(gray), three.patch_embed(gray.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        one.patch_embed(gray), three.patch_embed(gray.expand(-1, 3, -1, -1)), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_weights_that_do_not_fit_are_named(weights: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
@@ -155,7 +157,8 @@ def test_macs_are_those_of_the_layers_that_run(name: str) -> None:
 
 def test_positions_are_sine_and_cosine_of_row_and_column_and_stay() -> None:
     vit = build_vit(TINY, 64, 1)
-    assert vit.pos_embed is not None and not vit.pos_embed.requires_grad
+    assert vit.pos_embed is not None
+    assert not vit.pos_embed.requires_grad
     table = vit.pos_embed[0]
     assert (table[0] == 0).all()
     grid = table[1:].reshape(4, 4, 192)

@@ -29,7 +29,9 @@ def test_tokens_are_bit_equal_to_timms_own(name: str, size: int, channels: int) 
         assert torch.equal(encoding.features, tokens[:, vit.num_prefix_tokens :].mean(1))
         if timm.is_model(name):  # a model of timm's, made without us, with the same weights
             pooling = "token" if "distilled" in name else ""
-            theirs = timm.create_model(name, img_size=size, in_chans=channels, num_classes=0, global_pool=pooling).eval()
+            theirs = timm.create_model(
+                name, img_size=size, in_chans=channels, num_classes=0, global_pool=pooling
+            ).eval()
             theirs.load_state_dict(vit.state_dict())
             assert torch.equal(theirs.forward_features(images), tokens)
             x = embed(vit, images)
@@ -45,4 +47,5 @@ def test_dense_equals_the_slow_version(prefix: str) -> None:
     encoding = Dense(geometry)(vit, images, Call(noise=Noise(0, 0, 1)))
     expected = torch.stack([slow.blocks(vit, slow.embed(vit, i))[geometry.prefix :].mean(0) for i in images])
     slow.assert_same(encoding.features, expected, [vit])
-    assert encoding.kept is None and not encoding.losses
+    assert encoding.kept is None
+    assert not encoding.losses

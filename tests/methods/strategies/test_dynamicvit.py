@@ -41,7 +41,9 @@ def log_probabilities(predictor: nn.Module, tokens: Tensor, policy: Tensor) -> T
     return torch.stack(out)
 
 
-def slow_training(vit: VisionTransformer, s: DynamicViT, image: Tensor, gumbel: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def slow_training(
+    vit: VisionTransformer, s: DynamicViT, image: Tensor, gumbel: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
     """Tokens after the final norm and the policies of three stages, of one image; `gumbel` (patches, 2) each."""
     prefix, depth = s.geometry.prefix, len(vit.blocks)
     x, policy, policies = slow.embed(vit, image), torch.ones(16), []
@@ -60,7 +62,9 @@ def slow_training(vit: VisionTransformer, s: DynamicViT, image: Tensor, gumbel: 
     return slow.layer_norm(vit.norm, x), policies
 
 
-def slow_losses(vit: VisionTransformer, s: DynamicViT, images: Tensor) -> tuple[Tensor, dict[str, Tensor], list[list[Tensor]]]:
+def slow_losses(
+    vit: VisionTransformer, s: DynamicViT, images: Tensor
+) -> tuple[Tensor, dict[str, Tensor], list[list[Tensor]]]:
     gumbel = [CALL.noise.gumbel(f"dynamicvit {k}", 16, 2) for k in (1, 2, 3)]  # type: ignore[union-attr]
     prefix, features, decided, cosines, apart, kept = s.geometry.prefix, [], [], [], 0.0, 0
     for b, image in enumerate(images):
@@ -158,7 +162,8 @@ def test_published_counts_and_places() -> None:
     assert [strategy.kept_after(k) for k in range(3)] == [137, 96, 67]
     assert strategy.before == (3, 6, 9)
     assert strategy.target == 0.7
-    assert strategy.train_execution == "masked" and not strategy.ramps
+    assert strategy.train_execution == "masked"
+    assert not strategy.ramps
     with pytest.raises(ValueError, match="at least 4 blocks; this one has 3"):
         DynamicViT(Geometry(32, 1, 8, 16, 3, 0))
 

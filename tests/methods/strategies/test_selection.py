@@ -49,7 +49,10 @@ def slowly(vit: torch.nn.Module, images: Tensor, choice: Choice, prefix: int) ->
         slots = [s for s in range(4) if choice.valid is None or choice.valid[i, s]]
         where = [int(choice.index[i, s]) for s in slots]
         bias = {p: 0.0 if choice.key_bias is None else choice.key_bias[i, s] for p, s in zip(where, slots, strict=True)}
-        scale = {p: 1.0 if choice.token_scale is None else choice.token_scale[i, s] for p, s in zip(where, slots, strict=True)}
+        scale = {
+            p: 1.0 if choice.token_scale is None else choice.token_scale[i, s]
+            for p, s in zip(where, slots, strict=True)
+        }
         if choice.fuse is not None:
             weight = choice.fuse[i]
             front.append(sum(weight[p] * patches[p] for p in range(16)) / weight.sum())
@@ -89,7 +92,9 @@ def test_gathered_equals_the_slow_version(how: dict[str, object], prefix: str) -
     gates = [g for g in (choice.token_scale, choice.key_bias) if g is not None]
     probe = torch.randn(3, 16)
     for gate in gates:
-        got, want = (torch.autograd.grad((f * probe).sum(), gate, retain_graph=True)[0] for f in (encoding.features, expected))
+        got, want = (
+            torch.autograd.grad((f * probe).sum(), gate, retain_graph=True)[0] for f in (encoding.features, expected)
+        )
         used = torch.ones_like(gate) if choice.valid is None else choice.valid
         torch.testing.assert_close(got * used, want * used, rtol=1e-3, atol=1e-4)
         assert want.abs().max() > 1e-3

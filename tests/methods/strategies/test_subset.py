@@ -112,7 +112,9 @@ def test_a_subset_equals_the_slow_version(cls: type[Subset]) -> None:
 def test_masked_and_gathered_agree() -> None:
     vit, geometry = slow.tiny("cls", depth=3)
     images, call = torch.randn(6, 1, 32, 32), Call(0.5, noise=Noise(0, 0, 3))
-    features = [Random(geometry, 0.5, False, execution)(vit, images, call).features for execution in ("gathered", "masked")]
+    features = [
+        Random(geometry, 0.5, False, execution)(vit, images, call).features for execution in ("gathered", "masked")
+    ]
     torch.testing.assert_close(*features, rtol=1e-5, atol=1e-5)
 
 

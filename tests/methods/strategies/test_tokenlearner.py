@@ -25,7 +25,9 @@ def make(prefix: str, **options: object) -> tuple[VisionTransformer, TokenLearne
 def by_mlp(learner: nn.Module, x: Tensor) -> Tensor:
     """v1.1: token s = sum_i softmax_i(MLP(LN(x_i))_s) x_i."""
     first, _, second = learner.mlp
-    scores = torch.stack([slow.linear(second, slow.gelu(slow.linear(first, row))) for row in slow.layer_norm(learner.norm, x)])
+    scores = torch.stack(
+        [slow.linear(second, slow.gelu(slow.linear(first, row))) for row in slow.layer_norm(learner.norm, x)]
+    )
     tokens = []
     for s in range(S):
         weight = scores[:, s].exp() / scores[:, s].exp().sum()
@@ -62,7 +64,9 @@ def by_convolution(learner: nn.Module, x: Tensor) -> Tensor:
 def fuse(fuser: nn.Module, learnt: Tensor, x: Tensor) -> Tensor:
     """Position i gets sum_s sigmoid(MLP(LN(x_i)))_s LN(W LN(learnt))_s."""
     y = slow.layer_norm(fuser.norm_in, learnt)
-    mixed = torch.stack([sum(fuser.across.weight[s, t] * y[t] for t in range(S)) + fuser.across.bias[s] for s in range(S)])
+    mixed = torch.stack(
+        [sum(fuser.across.weight[s, t] * y[t] for t in range(S)) + fuser.across.bias[s] for s in range(S)]
+    )
     mixed = slow.layer_norm(fuser.norm_out, mixed)
     first, _, second = fuser.mlp
     out = []
@@ -95,7 +99,9 @@ def test_it_equals_the_equations_with_gradients(version: str, prefix: str, fuser
     encoding = strategy(vit, images, Call(noise=Noise(0, 0, 1)))
     expected = torch.stack([slowly(vit, strategy, image, version, fuser) for image in images])
     slow.assert_same(encoding.features, expected, [vit, strategy])
-    assert encoding.kept is None and not encoding.losses and strategy.target is None
+    assert encoding.kept is None
+    assert not encoding.losses
+    assert strategy.target is None
 
 
 @pytest.mark.parametrize(("at", "before"), [(0.0, 0), (0.25, 3), (0.75, 9), (1.0, 12)])
