@@ -100,6 +100,8 @@ class Record(Frozen):
     objective: str  # "simclr", "moco", or "none" for the floors
     strategy: str  # "dense", "sparsecontrast", ..., or "untrained", "supervised"
     spec: dict[str, Any]  # the full RunSpec
+    settings: str = ""  # hash of what all runs of one comparison share; runs that differ in it are never averaged
+    evidence: bool = True  # False for a preset that only tests the machinery
     data: DataRecord | None = None
     splits: SplitRecord | None = None
     keep: float | None = None  # asked for; None where the strategy has none
@@ -155,6 +157,7 @@ class Evaluation(Frozen):
     subgroups: dict[str, dict[str, float]]  # "sex" -> {"F": macro AUROC, ...}
     n_patients: int
     n_images: int
+    settings: str = ""  # hash of how it was evaluated
 
 
 class CostRow(Frozen):

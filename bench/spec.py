@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from bench.record import Frozen
-from methods import STRATEGIES, Value
+from methods import STRATEGIES, Value, code_of
 from methods.names import Method, parse_methods, suggest
 
 SCIENCE_VERSION = 1
@@ -36,6 +36,7 @@ class DataSpec(Frozen):
 
     name: str = "phantom"
     root: str = ""  # where the files lie; says nothing about their content, so it is no part of a run's identity
+    publish: bool = True  # may pixels stand in records and reports? no part of a run's identity either
     options: dict[str, Value] = {}
     split_seed: int = 0
     val: Share = 0.15  # of the patients, where there is no official split
@@ -87,7 +88,9 @@ class RunSpec(Frozen):
     seed: int
     labels: float | None = None  # per cent, for `supervised` alone: its weights depend on them
     finetune: FinetuneSpec | None = None  # likewise
+    code: str = ""  # hash of the plug-in that defines the method, if one does
     preset: str = ""  # where it came from; no part of its identity
+    evidence: bool = True  # likewise
 
     @property
     def parsed(self) -> Method:
@@ -95,14 +98,14 @@ class RunSpec(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """All that determines the weights."""
-        dump = self.model_dump(mode="json", exclude={"preset": True, "data": {"root"}})
+        dump = self.model_dump(mode="json", exclude={"preset": True, "evidence": True, "data": {"root", "publish"}})
         return {**dump, "science_version": SCIENCE_VERSION}
 
     @property
     def settings(self) -> str:
         """Hash of what all runs of one comparison share: the identity without method, seed, learning rate, labels."""
         dump = self.identity()
-        for key in ("method", "seed", "labels", "finetune"):
+        for key in ("method", "seed", "labels", "finetune", "code"):
             dump.pop(key)
         dump["train"].pop("lr")
         return _hash(dump)[:10]
@@ -137,6 +140,11 @@ class EvaluationSpec(Frozen):
     neighbours: Count = 20
     resamples: Count = 1000
     split: Literal["test", "val"] = "test"
+
+    @property
+    def settings(self) -> str:
+        """Hash of how, not of what, is evaluated: new fractions and probes leave it alone."""
+        return _hash(self.model_dump(mode="json", exclude={"labels", "probes"}))[:10]
 
     @model_validator(mode="after")
     def _labels_are_per_cent(self) -> EvaluationSpec:
@@ -199,7 +207,9 @@ class Suite(Frozen):
             views=self.views,
             train=self.train.model_copy(update={"lr": lr}),
             seed=seed,
+            code=code_of(method.objective, method.strategy),
             preset=self.preset,
+            evidence=self.evidence,
         )
         if method.strategy != "supervised":
             return [run]

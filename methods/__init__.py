@@ -6,9 +6,13 @@ class and add a line here; or, without touching this package, a plug-in file tha
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import importlib.util
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from methods.encoders.vit import Encoder
@@ -36,6 +40,8 @@ class Entry:
     summary: str
     source: str
     options: dict[str, Option] = field(default_factory=dict)
+    inference: tuple[Literal["pruned", "dense"], ...] = ("pruned",)  # how a strategy is evaluated, its own way first
+    code: str = ""  # hash of the plug-in file that it came from: part of what determines the weights
 
     def load(self) -> Any:
         module, name = self.target.split(":")
@@ -83,6 +89,7 @@ STRATEGIES: dict[str, Entry] = {
         "methods.strategies.dense:Dense",
         "all tokens through all blocks, fused attention",
         "Dosovitskiy et al., ICLR 2021, arXiv 2010.11929",
+        inference=("dense",),
     ),
     "dynamicvit": Entry(
         "methods.strategies.dynamicvit:DynamicViT",
@@ -140,12 +147,14 @@ STRATEGIES: dict[str, Entry] = {
         "control: a fresh random subset, at inference too",
         "control: does the choice matter?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        inference=("pruned", "dense"),
     ),
     "patchdropout": Entry(
         "methods.strategies.subset:PatchDropout",
         "control: a fresh random subset in training, all tokens at inference",
         "Liu et al., WACV 2023, arXiv 2208.07220",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        inference=("dense",),
     ),
     "oracle": Entry(
         "methods.strategies.oracle:Oracle",
@@ -154,6 +163,47 @@ STRATEGIES: dict[str, Entry] = {
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
     ),
 }
+
+def inference_modes(strategy: str) -> tuple[Literal["pruned", "dense"], ...]:
+    """How a strategy (or a floor) is evaluated, its own way first."""
+    return STRATEGIES[strategy].inference if strategy in STRATEGIES else ("dense",)
+
+
+def code_of(objective: str, strategy: str) -> str:
+    """Hash of the plug-in files that define a method; blank where it is one of ours."""
+    found = (OBJECTIVES.get(objective), STRATEGIES.get(strategy))
+    return "+".join(entry.code for entry in found if entry is not None and entry.code)
+
+
+def load_plugin(path: Path) -> list[str]:
+    """Register what a plug-in file defines in its dicts `STRATEGIES` and `OBJECTIVES`; returns the new names.
+
+    Its entries name their class as ":Class". Raises FileNotFoundError, or ValueError for a file that can't be run, that
+    defines nothing, or that takes a name which is taken.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no plug-in at {path}: --plugin takes a Python file.")
+    content = path.read_bytes()
+    code, module = hashlib.sha256(content).hexdigest()[:16], f"plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module, path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[module] = loaded
+    try:
+        spec.loader.exec_module(loaded)
+    except Exception as error:
+        raise ValueError(f"plug-in {path} can't be run: {type(error).__name__}: {error}.") from error
+    names = []
+    for kind, registry in (("STRATEGIES", STRATEGIES), ("OBJECTIVES", OBJECTIVES)):
+        for name, entry in getattr(loaded, kind, {}).items():
+            if name in registry and registry[name].code != code:
+                raise ValueError(f"plug-in {path} defines '{name}', which is taken: give it another name.")
+            registry[name] = replace(entry, target=module + entry.target, code=code)
+            names.append(name)
+    if not names:
+        raise ValueError(f"plug-in {path} defines no STRATEGIES and no OBJECTIVES: see 'Your own method' in README.md.")
+    return names
+
 
 FLOORS: dict[str, str] = {
     "untrained": "the same encoder, never trained: what did training give?",
@@ -206,7 +256,9 @@ def build_encoder(
         cls = STRATEGIES[strategy].load()
         if "seed" in inspect.signature(cls).parameters:
             options = {**options, "seed": seed}
-        return Encoder(vit, cls(geometry_of(vit), **options))
+        built = cls(geometry_of(vit), **options)
+        built.inference = STRATEGIES[strategy].inference
+        return Encoder(vit, built)
 
 
 def build_objective(objective: str, encoder: Encoder, options: dict[str, Value], *, seed: int) -> Objective:

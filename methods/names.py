@@ -33,6 +33,13 @@ class Method:
         return self._among(STRATEGIES[self.strategy].options) if self.strategy in STRATEGIES else {}
 
     @property
+    def keep(self) -> float | None:
+        """The keep ratio asked for (`keep`, or DynamicViT's `rho` a stage), None where the strategy has none."""
+        known = STRATEGIES[self.strategy].options if self.strategy in STRATEGIES else {}
+        given = dict(self.options)
+        return next((float(given.get(o, known[o].default)) for o in ("keep", "rho") if o in known), None)
+
+    @property
     def objective_options(self) -> dict[str, Value]:
         """Of an option that both have, the strategy's wins."""
         if self.objective not in OBJECTIVES:

@@ -108,9 +108,7 @@ class DynamicViT(Strategy):
     def _infer(self, vit: VisionTransformer, images: Tensor) -> Encoding:
         """Gathered: every stage computes, and predicts from, the tokens that are left."""
         x, prefix = embed(vit, images), self.geometry.prefix
-        index = torch.arange(self.geometry.patches, device=x.device).expand(
-            x.shape[0], -1
-        )  # of the patches left
+        index = torch.arange(self.geometry.patches, device=x.device).expand(x.shape[0], -1)  # of the patches left
         for i, block in enumerate(vit.blocks):
             if i in self.before:
                 stage = self.before.index(i)
@@ -175,7 +173,5 @@ class DynamicViT(Strategy):
         prefix, kept = self.geometry.prefix, encoding.kept
         cosine = F.cosine_similarity(encoding.features.float(), pool(dense, prefix).float(), dim=1)
         encoding.losses["distil"] = self.distil_weight * (1 - cosine).mean()
-        apart = (
-            (masked.tokens[:, prefix:].float() - dense[:, prefix:].float()).square().mean(-1)
-        )  # (B, patches)
+        apart = (masked.tokens[:, prefix:].float() - dense[:, prefix:].float()).square().mean(-1)  # (B, patches)
         encoding.losses["distil_tokens"] = self.distil_weight * apart[kept].mean()

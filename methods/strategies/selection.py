@@ -45,7 +45,6 @@ class Selection(Strategy):
     keys and in the pooling: the slow, obvious equivalent, for tests and for showing what masks cost.
     """
 
-    inference = ("pruned", "dense")
     ramps = True
 
     def __init__(self, geometry: Geometry, keep: float, execution: str = "gathered") -> None:

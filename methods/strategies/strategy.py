@@ -86,7 +86,7 @@ class Encoding:
 class Strategy(nn.Module):
     """Base of all strategies. Subclasses define `forward(vit, images, call) -> Encoding`."""
 
-    inference: ClassVar[tuple[Inference, ...]] = ("pruned",)  # how it can be evaluated, the main way first
+    inference: tuple[Inference, ...] = ("pruned",)  # how it is evaluated, its own way first; set from the registry
     train_execution: ClassVar[Literal["gathered", "masked"]] = "gathered"
     ramps: ClassVar[bool] = False  # does its keep ratio follow the sparsity schedule?
 

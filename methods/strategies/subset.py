@@ -86,8 +86,6 @@ class Random(Subset):
 class PatchDropout(Random):
     """Random in training, all tokens at inference."""
 
-    inference = ("dense",)
-
 
 def _digest(image: Tensor) -> str:
     return hashlib.blake2b(image.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()

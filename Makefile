@@ -1,0 +1,61 @@
+# make bench   set up, then run the benchmark (ARGS="..." replaces the arguments)
+# make test    set up, then run the tests      (ARGS="..." goes to pytest)
+# make setup   the set-up alone: .venv from requirements.lock
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+STAMP := $(VENV)/.done
+ARGS ?=
+BENCH_ARGS := $(or $(ARGS),--methods all --labels 1,10,100)
+
+.PHONY: bench test setup lint tune lock clean clean-cache
+
+bench: $(STAMP)
+	$(RUN) bench.run $(BENCH_ARGS)
+
+test: $(STAMP)
+	$(RUN) pytest $(ARGS)
+
+setup: $(STAMP)
+
+# TORCH=cpu takes torch without CUDA from PyTorch's own index, where that can be reached
+ifeq ($(TORCH),cpu)
+CUDA := ^(nvidia-|cuda-|triton|xformers)
+INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
+DISK := 2 GB
+else
+CUDA := ^$$
+DISK := 7 GB
+endif
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.11"; exit 1; }
+	@echo "Setting up $(VENV): about $(DISK) of disk, and 2 to 10 minutes."
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@grep -vE '$(CUDA)' requirements.lock > $(VENV)/requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(INDEX) -r $(VENV)/requirements.txt
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(STAMP)
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+# every method at a few learning rates, on validation data; the chosen ones go into the preset by hand
+tune: $(STAMP)
+	$(RUN) bench.tune $(ARGS)
+
+# exact versions of all that pyproject.toml asks for, resolved in an empty environment
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
+	{ echo "# Made by 'make lock' from pyproject.toml; do not edit."; \
+	  build/lock/bin/pip freeze --exclude sparse-attention-bench; } > requirements.lock
+	rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+clean-cache:
+	@rm -rf "$${BENCH_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sparse-attention-bench}" && echo "The cache is gone."

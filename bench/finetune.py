@@ -1,0 +1,99 @@
+"""End-to-end training on labels: the `finetune` probe of a pre-trained encoder, and the `supervised` floor from scratch."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from bench.lesions import Lesions
+from bench.pretrain import Report, TrainingFailed, epoch_order, optimizer_of, schedule_of
+from bench.spec import FinetuneSpec
+from datasets.dataset import Dataset
+from datasets.views import Views
+from methods.encoders.vit import Encoder
+from methods.noise import keyed_generator
+from methods.strategies.strategy import Call, Inference
+
+WARMUP = 0.1
+
+
+class Classifier(nn.Module):
+    """An encoder with a linear layer on its pooled features: images -> logits (B, labels).
+
+    The strategy runs as at inference (its selection is deterministic) while gradients flow.
+    """
+
+    def __init__(self, encoder: Encoder, labels: int, inference: Inference) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.inference = inference
+        self.head = nn.Linear(encoder.geometry.dim, labels)
+
+    def forward(self, images: Tensor, call: Call) -> Tensor:
+        return self.head(self.encoder(images, call).features)  # type: ignore[no-any-return]
+
+
+def finetune(
+    encoder: Encoder,
+    data: Dataset,
+    images: npt.NDArray[np.int64],
+    spec: FinetuneSpec,
+    views: Views,
+    *,
+    seed: int,
+    inference: Inference,
+    fabric: Fabric,
+    report: Report,
+) -> Classifier:
+    """A classifier trained on `images` with binary cross-entropy on the labels that are known; the encoder given is
+    left as it was. Images are augmented by the views of pre-training. Raises TrainingFailed for a loss not finite."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 2)
+        classifier = Classifier(copy.deepcopy(encoder).requires_grad_(True), data.labels.shape[1], inference)
+    if classifier.encoder.vit.pos_embed is not None:
+        classifier.encoder.vit.pos_embed.requires_grad_(encoder.vit.pos_embed.requires_grad)
+    batch = min(spec.batch, len(images))
+    per_epoch = len(images) // batch
+    total = min(max(spec.epochs * per_epoch, spec.min_steps), spec.max_steps)
+    optimizer = optimizer_of(classifier, spec.lr, spec.weight_decay)
+    model, optimizer = fabric.setup(classifier.to(fabric.device), optimizer)
+    scheduler = schedule_of(optimizer, total, WARMUP)
+    lesions = Lesions(data, encoder, seed)
+    step = 0
+    model.train()
+    for epoch in range(math.ceil(total / per_epoch)):
+        for index in epoch_order(images, seed, epoch, batch):
+            if step == total:
+                break
+            scheduler.step_update(step)
+            generator = keyed_generator("finetune views", seed, step)
+            pair, call = lesions.make_views(views, index, generator, Call(inference=inference), fabric.device)
+            loss = _known_bce(model(pair[0], _first_view(call, len(index))), data.labels[index])
+            if not math.isfinite(float(loss.detach())):
+                raise TrainingFailed(f"the loss became {float(loss)} at step {step} of {total} on labels (lr {spec.lr:g})")
+            optimizer.zero_grad(set_to_none=True)
+            fabric.backward(loss)
+            optimizer.step()
+            step += 1
+            report({"step": step, "steps": total, "loss": float(loss.detach())})
+    return classifier.eval()
+
+
+def _first_view(call: Call, batch: int) -> Call:
+    from dataclasses import replace
+
+    return call if call.lesions is None else replace(call, lesions=call.lesions[:batch])
+
+
+def _known_bce(logits: Tensor, labels: npt.NDArray[np.float32]) -> Tensor:
+    """Binary cross-entropy, mean over the labels that are known."""
+    target = torch.from_numpy(labels).to(logits.device)
+    known = ~target.isnan()
+    return F.binary_cross_entropy_with_logits(logits.float()[known], target[known])

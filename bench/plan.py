@@ -1,0 +1,292 @@
+"""From options to a checked plan: the grid, its data, and what it will take. Users' mistakes are found here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from bench.launch import Launcher, Work, cores
+from bench.spec import RunSpec, Suite, load_suite, read_change
+from bench.store import Store
+from datasets import load
+from datasets.splits import fraction, make_splits
+from methods import load_plugin
+from methods.names import suggest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from datasets.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `bench.run`; None where nothing was said."""
+
+    preset: str
+    spec: Path | None
+    changes: tuple[str, ...]
+    methods: str | None
+    labels: str | None
+    data: str | None
+    data_root: Path | None
+    encoder: str | None
+    image_size: int | None
+    keep: str | None
+    seeds: str | None
+    probes: str | None
+    plugins: tuple[Path, ...]
+    launcher: str
+    workers: int
+    results: Path
+    cache: Path | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid that can run: its data are there and its options hold."""
+
+    suite: Suite
+    job: Work
+    data: Dataset
+    launcher: Launcher
+    workers: int
+
+    def put_aside(self) -> None:
+        """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost."""
+        for run in self.job.runs:
+            folder = self.job.results / run.run_id
+            if folder.exists():
+                target = self.job.results / ".old" / f"{run.run_id}-{time.strftime('%Y%m%d-%H%M%S')}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(folder, target)
+
+
+def plan(options: Options) -> Plan:
+    """Check all that can be checked before training.
+
+    Raises ValueError or FileNotFoundError with a sentence that says what is wrong and what would be right.
+    """
+    if options.launcher not in get_args(Launcher):
+        raise ValueError(f"unknown launcher '{options.launcher}': {suggest(options.launcher, list(get_args(Launcher)))}")
+    for plugin in options.plugins:
+        load_plugin(plugin)
+    suite = load_suite(options.preset, options.spec, changes_of(options))
+    runs = suite.runs()
+    if not runs:
+        raise ValueError("the grid is empty: name at least one method and one seed.")
+    cache = options.cache or default_cache()
+    root = Path(suite.data.root) if suite.data.root else None
+    data = load(suite.data.name, suite.encoder.image_size, root, cache, **suite.data.options)
+    _check(suite, data)
+    count = 1 if options.launcher == "inline" or _has_gpu() else options.workers
+    job = Work(
+        runs=tuple(runs),
+        evaluation=suite.evaluation,
+        finetune=suite.finetune,
+        results=options.results,
+        cache=cache,
+        threads=max(1, cores() // count),
+        plugins=options.plugins,
+    )
+    _check_folder(options.results)
+    return Plan(suite, job, data, cast(Launcher, options.launcher), count)
+
+
+def changes_of(options: Options) -> dict[str, Any]:
+    """What the command line says, as dotted keys; `--set` comes last and wins."""
+    changes: dict[str, Any] = {}
+    if options.methods is not None:
+        changes["methods"] = options.methods
+    if options.labels is not None:
+        changes["evaluation.labels"] = _numbers("--labels", options.labels, "1,10,100")
+    if options.data is not None:
+        changes["data.name"] = options.data
+    if options.data_root is not None:
+        changes["data.root"] = str(options.data_root.resolve())
+    if options.encoder is not None:
+        changes["encoder.name"] = options.encoder
+    if options.image_size is not None:
+        changes["encoder.image_size"] = options.image_size
+    if options.keep is not None:
+        changes["keep"] = _numbers("--keep", options.keep, "0.5,0.7")
+    if options.seeds is not None:
+        changes["seeds"] = _seeds(options.seeds)
+    if options.probes is not None:
+        changes["evaluation.probes"] = tuple(part.strip() for part in options.probes.split(",") if part.strip())
+    for text in options.changes:
+        key, value = read_change(text)
+        changes[key] = value
+    return changes
+
+
+def _numbers(option: str, text: str, example: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers:
+        raise ValueError(f"{option} '{text}' is no comma list of numbers: write e.g. {option} {example}.")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() for part in parts):
+        raise ValueError(f"--seeds '{text}' can't be read: 3 means 0,1,2; 0,4,7 means those; '3,' means seed 3 alone.")
+    if len(parts) == 1 and "," not in text:
+        if int(parts[0]) == 0:
+            raise ValueError("--seeds 0 asks for no seed: write --seeds 1 for one seed, or --seeds 0, for seed 0 alone.")
+        return tuple(range(int(parts[0])))
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def default_cache() -> Path:
+    """Where data sets that are made or resized once are kept: BENCH_CACHE, else the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("BENCH_CACHE") or Path(home) / "sparse-attention-bench")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _check(suite: Suite, data: Dataset) -> None:
+    """Does the encoder exist and fit the images, do the methods fit the data, can the fractions be drawn?"""
+    import torch
+
+    from bench.pretrain import build, steps_of
+    from methods.attention import backend_core
+
+    with torch.random.fork_rng(devices=[]):
+        for method in suite.parsed_methods():
+            objective = build(method, suite.encoder, 0)
+            if getattr(objective.encoder.strategy, "needs_lesions", False) and data.masks is None:
+                raise ValueError(
+                    f"{method.name} needs lesion masks, and data set '{data.name}' has none: leave it out, or use the phantom."
+                )
+    backend_core(suite.train.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
+    if steps_of(len(splits.train), suite.train) == 0:
+        raise ValueError(
+            f"{len(splits.train)} training images do not fill a batch of {suite.train.batch}: use --set train.batch=N."
+        )
+    for percent in suite.evaluation.labels:
+        fraction(data, splits, percent, 0)
+
+
+def _check_folder(results: Path) -> None:
+    if results.exists() and not results.is_dir():
+        raise NotADirectoryError(f"{results} is a file: --results takes a folder.")
+    results.mkdir(parents=True, exist_ok=True)
+    if not os.access(results, os.W_OK):
+        raise PermissionError(f"{results} can't be written to: give another folder with --results.")
+
+
+def describe(planned: Plan, console: Console) -> None:
+    """Print what would be done: runs, data, disk, time."""
+    from rich.table import Table
+
+    suite, job, data = planned.suite, planned.job, planned.data
+    store = Store(job.results)
+    seconds = estimate(planned)
+    table = Table(title=f"{len(job.runs)} runs", title_justify="left")
+    for column in ("run", "state", "about"):
+        table.add_column(column, overflow="fold")
+    left = 0.0
+    for run in job.runs:
+        done = store.done(run.run_id)
+        state = "done" if done and not job.unfinished(run) else "to evaluate" if done else "to do"
+        left += 0.0 if done else seconds[run.run_id]
+        table.add_row(run.run_id, state, "" if done else f"{seconds[run.run_id]:.0f} s")
+    console.print(table)
+    console.print(fractions_table(suite, data))
+    for note in data.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
+    size = sum(_weights_mib(run) for run in job.runs)
+    console.print(f"Disk: about {size + 0.2 * len(job.runs):.0f} MiB in {job.results}", markup=False, highlight=False)
+    console.print(
+        f"Time: about {left / 60 / planned.workers + 1.5:.0f} minutes with {planned.workers} worker(s) of {job.threads} thread(s)",
+        markup=False,
+        highlight=False,
+    )
+
+
+def fractions_table(suite: Suite, data: Dataset) -> Any:
+    """Patients, images and positives of each finding in every label fraction and in the test split."""
+    import numpy as np
+    from rich.table import Table
+
+    splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
+    parts = {f"{p:g} % (draw 0)": fraction(data, splits, p, 0) for p in suite.evaluation.labels}
+    parts = {"pre-training": splits.train, **parts, "validation": splits.val, "test": splits.test}
+    table = Table(title=f"{data.name}: patients, images, positives by finding", title_justify="left")
+    for column in ("part", "patients", "images", *data.label_names):
+        table.add_column(column, overflow="fold")
+    for name, index in parts.items():
+        positives = np.nansum(data.labels[index] == 1, axis=0)
+        table.add_row(name, str(len(np.unique(data.patients[index]))), str(len(index)), *(str(int(n)) for n in positives))
+    return table
+
+
+def estimate(planned: Plan) -> dict[str, float]:
+    """Seconds a run: one timed dense step of this encoder, scaled by each method's MACs and number of steps."""
+    import torch
+
+    from bench.measure.macs import count
+    from bench.pretrain import build, steps_of
+
+    suite, job = planned.suite, planned.job
+    torch.set_num_threads(job.threads)
+    splits = make_splits(planned.data, suite.data.split_seed, suite.data.val, suite.data.test)
+    steps = steps_of(len(splits.train), suite.train)
+    macs = {
+        m: count(build(m, suite.encoder, 0), suite.encoder, suite.train, steps)
+        for m in dict.fromkeys(run.parsed for run in job.runs)
+    }
+    rate = _macs_per_second(suite)
+    labelled = len(splits.test) + len(splits.train)
+    seconds = {}
+    for run in job.runs:
+        of = macs[run.parsed]
+        train = of.whole_run if run.parsed.objective != "none" else 0.0
+        if run.finetune is not None:
+            train = run.finetune.max_steps * run.finetune.batch * 3 * of.inference
+        seconds[run.run_id] = train / rate + labelled * of.inference / (3 * rate) + 5.0
+    return seconds
+
+
+def _macs_per_second(suite: Suite) -> float:
+    """How fast this machine trains the dense encoder, in MACs of its own step."""
+    import torch
+
+    from bench.measure.macs import count, random_views
+    from bench.pretrain import build
+    from methods.names import parse_methods
+    from methods.noise import Noise
+    from methods.strategies.strategy import Call
+
+    batch = min(16, suite.train.batch)
+    objective = build(parse_methods("simclr/dense")[0], suite.encoder, 0)
+    views = random_views(suite.encoder, batch)
+    took = []
+    for step in range(3):
+        began = time.perf_counter()
+        objective(views, Call(noise=Noise(0, step, batch))).total.backward()
+        took.append(time.perf_counter() - began)
+    step_macs = count(objective, suite.encoder, suite.train, 1).train_step
+    return batch * step_macs / min(took)
+
+
+def _weights_mib(run: RunSpec) -> float:
+    from bench.pretrain import build
+
+    return sum(p.numel() for p in build(run.parsed, run.encoder, 0).encoder.parameters()) * 4 / 2**20
+
+

@@ -1,0 +1,169 @@
+"""Contrastive pre-training: one loop for all methods.
+
+The order of the images, the views and the noise of every step are keyed by (seed, step); a method can change none of
+them. The keep ratio follows the schedule for strategies that ramp.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+
+from bench.lesions import Lesions
+from bench.spec import EncoderSpec, RunSpec, TrainSpec
+from datasets.dataset import Dataset
+from datasets.views import Views
+from methods import build_encoder, build_objective
+from methods.noise import Noise, keyed_generator
+from methods.names import Method
+from methods.objectives.objective import Loss, Objective
+from methods.schedule import keep_at
+from methods.strategies.strategy import Call
+
+Report = Callable[[dict[str, Any]], None]  # progress of the run, for whoever watches
+
+
+class TrainingFailed(Exception):
+    """The run cannot go on; the message is its reason."""
+
+
+@dataclass
+class Trained:
+    """What training leaves: the objective with its encoder, a line of history an epoch, and how fast it went."""
+
+    objective: Objective
+    history: list[dict[str, Any]]
+    steps: int
+    seconds: float
+
+    @property
+    def final_loss(self) -> float:
+        return float(self.history[-1]["loss"])
+
+
+def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
+    """The method's objective around its encoder, initialised by the seed."""
+    strategy_options = method.strategy_options
+    built = build_encoder(
+        encoder.name,
+        method.strategy if method.objective != "none" else "dense",
+        strategy_options,
+        image_size=encoder.image_size,
+        channels=encoder.channels,
+        seed=seed,
+        positions=encoder.positions,
+        weights=encoder.weights,
+    )
+    objective = method.objective if method.objective != "none" else "simclr"
+    return build_objective(objective, built, method.objective_options, seed=seed)
+
+
+def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """timm's AdamW with its rule for weight decay: none on biases, norms and positions."""
+    opt: torch.optim.Optimizer = create_optimizer_v2(
+        model, opt="adamw", lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95), foreach=True
+    )
+    return opt
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> CosineLRScheduler:
+    """timm's cosine to zero with a linear warm-up over the first `warmup` share of the steps; updated every step."""
+    return CosineLRScheduler(
+        optimizer, t_initial=steps, warmup_t=int(steps * warmup), warmup_prefix=True, t_in_epochs=False
+    )
+
+
+def train_step(objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric) -> Loss:
+    """Forward, backward, optimizer, teacher: all that a step does after its views are made."""
+    optimizer.zero_grad(set_to_none=True)
+    loss: Loss = objective(views, call)
+    fabric.backward(loss.total)
+    optimizer.step()
+    objective.after_step(call.progress)
+    return loss
+
+
+def keep_now(objective: Objective, progress: float, ramp: float) -> float:
+    """The keep ratio at `progress`: by the schedule for strategies that ramp, else 1 (they have rules of their own)."""
+    strategy = objective.encoder.strategy
+    return keep_at(progress, strategy.target, ramp) if strategy.ramps and strategy.target is not None else 1.0
+
+
+def epoch_order(images: np.ndarray, seed: int, epoch: int, batch: int) -> Iterator[np.ndarray]:
+    """Batches of indices, a permutation keyed by (seed, epoch); what does not fill a batch is left out this epoch."""
+    permutation = torch.randperm(len(images), generator=keyed_generator("order", seed, epoch)).numpy()
+    for start in range(0, len(images) - batch + 1, batch):
+        yield images[permutation[start : start + batch]]
+
+
+def steps_of(images: int, train: TrainSpec) -> int:
+    return train.epochs * (images // train.batch)
+
+
+def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, report: Report) -> Trained:
+    """Pre-train on `images` (indices into `data`). Raises TrainingFailed with the reason, e.g. a loss that is not finite."""
+    train = spec.train
+    total = steps_of(len(images), train)
+    if total == 0:
+        raise TrainingFailed(f"{len(images)} training images do not fill one batch of {train.batch}")
+    objective = build(spec.parsed, spec.encoder, spec.seed)
+    objective.encoder.use_attention(train.attention, fabric.device)
+    optimizer = optimizer_of(objective, train.lr, train.weight_decay)
+    model, optimizer = fabric.setup(objective, optimizer)
+    scheduler = schedule_of(optimizer, total, train.warmup)
+    views = Views(spec.encoder.image_size, channels=spec.encoder.channels, **spec.views.model_dump())
+    lesions = Lesions(data, objective.encoder, spec.seed)
+    history: list[dict[str, Any]] = []
+    step, started = 0, time.perf_counter()
+    model.train()
+    for epoch in range(train.epochs):
+        sums: dict[str, float] = {}
+        epoch_started, first = time.perf_counter(), step
+        for index in epoch_order(images, spec.seed, epoch, train.batch):
+            progress = step / total
+            scheduler.step_update(step)
+            call = Call(
+                keep=keep_now(objective, progress, train.ramp),
+                progress=progress,
+                noise=Noise(spec.seed, step, train.batch),
+            )
+            pair, call = lesions.make_views(views, index, keyed_generator("views", spec.seed, step), call, fabric.device)
+            loss = train_step(model, optimizer, pair, call, fabric)
+            value = float(loss.contrastive.detach())
+            if not math.isfinite(value) or not math.isfinite(float(loss.total.detach())):
+                raise TrainingFailed(f"the loss became {value} at step {step} of {total} (learning rate {train.lr:g})")
+            _add(sums, loss, value)
+            step += 1
+            if step % 10 == 0 or step == total:
+                speed = (step - first) * train.batch / (time.perf_counter() - epoch_started)
+                report({"step": step, "steps": total, "loss": value, "keep": call.keep, "images_per_second": speed})
+        seconds = time.perf_counter() - epoch_started
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "step": step,
+                "loss": sums.pop("loss") / (step - first),
+                "keep": call.keep,
+                "lr": optimizer.param_groups[0]["lr"],
+                "images_per_second": (step - first) * train.batch / seconds,
+                "selection": {name: value / (step - first) for name, value in sums.items()},
+            }
+        )
+    return Trained(objective, history, step, time.perf_counter() - started)
+
+
+def _add(sums: dict[str, float], loss: Loss, value: float) -> None:
+    """Running sums of the epoch: the contrastive loss, the strategy's losses and its statistics."""
+    sums["loss"] = sums.get("loss", 0.0) + value
+    for name, part in {**loss.parts, **loss.encoding.stats}.items():
+        sums[name] = sums.get(name, 0.0) + float(part.detach())

@@ -1,0 +1,168 @@
+"""Records on disk: `results/<run id>/`. Every file is written under a temporary name, synced and renamed: it is whole
+or it is not there. A run is claimed by a file made exclusively, so that workers share a grid without a master."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+
+from bench.record import SCHEMA_VERSION, Evaluation, Record
+from bench.spec import EvaluationSpec, Probe, RunSpec
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write, sync, rename; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def as_json(value: BaseModel | dict[str, Any]) -> bytes:
+    """Indented JSON of a model or plain values; NaN and infinities are errors, for JSON has none."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
+
+
+def evaluation_name(probe: Probe, labels: float, inference: str) -> str:
+    return f"{probe}-{labels:g}-{inference}"
+
+
+class Store:
+    """The results folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, run_id: str) -> Path:
+        return self.root / run_id
+
+    def record(self, run_id: str) -> Record | None:
+        """The run's record, or None where there is none. Raises ValueError, naming the file, for an unreadable one."""
+        path = self.folder(run_id) / "record.json"
+        try:
+            record = Record.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise ValueError(f"{path} is no record of this version: {error.errors()[0]['msg']}. Move it away.") from None
+        if record.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema {record.schema_version}, and this code reads {SCHEMA_VERSION}.")
+        return record
+
+    def done(self, run_id: str) -> bool:
+        record = self.record(run_id)
+        return record is not None and record.status == "done"
+
+    def has_evaluation(self, run_id: str, name: str, settings: str) -> bool:
+        """Is this evaluation there, whole, and made with these settings?"""
+        path = self.folder(run_id) / "evaluations" / f"{name}.json"
+        try:
+            return Evaluation.model_validate_json(path.read_bytes()).settings == settings
+        except (FileNotFoundError, ValidationError):
+            return False
+
+    def write_record(self, record: Record) -> None:
+        write_atomically(self.folder(record.run_id) / "record.json", as_json(record))
+
+    def write_history(self, run_id: str, history: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
+        write_atomically(self.folder(run_id) / "history.jsonl", lines.encode())
+
+    def write_evaluation(self, name: str, evaluation: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
+        """Predictions first: an evaluation that is there has its predictions."""
+        folder = self.folder(evaluation.run_id)
+        self.write_arrays(folder / "predictions" / f"{name}.npz", predictions)
+        write_atomically(folder / "evaluations" / f"{name}.json", as_json(evaluation))
+
+    @staticmethod
+    def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        write_atomically(path, buffer.getvalue())
+
+    @contextmanager
+    def claim(self, run_id: str) -> Iterator[bool]:
+        """True inside if this process may do the run; a claim whose owner is dead is taken over."""
+        path = self.root / ".claims" / run_id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not _make_exclusively(path):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+
+    def claimed(self, run_id: str) -> bool:
+        """Is a living process at work on the run?"""
+        return _owner_lives(self.root / ".claims" / run_id)
+
+
+def _make_exclusively(path: Path) -> bool:
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            if _owner_lives(path):
+                return False
+            path.unlink(missing_ok=True)
+            continue
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{socket.gethostname()} {os.getpid()}")
+        return True
+    return False
+
+
+def _owner_lives(path: Path) -> bool:
+    """Does the process named in a claim live? One on another host is taken to: nobody here can tell."""
+    try:
+        host, _, pid = path.read_text().partition(" ")
+    except FileNotFoundError:
+        return False
+    if not pid.isdigit():
+        return True  # its owner is just writing it
+    if host != socket.gethostname():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def missing_evaluations(store: Store, spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, str]]:
+    """What of `evaluation` the run still lacks: (probe, per cent, inference)."""
+    return [
+        (probe, labels, inference)
+        for probe, labels, inference in wanted_evaluations(spec, evaluation)
+        if not store.has_evaluation(spec.run_id, evaluation_name(probe, labels, inference), evaluation.settings)
+    ]
+
+
+def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, str]]:
+    """Every probe at every fraction, for every way in which the strategy runs at inference."""
+    from methods import inference_modes
+
+    if spec.labels is not None:
+        return [("finetune", spec.labels, "dense")]
+    modes = inference_modes(spec.parsed.strategy)
+    return [(probe, labels, mode) for mode in modes for probe in evaluation.probes for labels in evaluation.labels]
