@@ -1,0 +1,168 @@
+"""Multiply-accumulates of a method: inference, train step, whole run. Norms, pooling, activations and the optimizer are
+no MACs.
+
+A train step (both views, forward and backward, teacher, predictor, heads) is counted by FlopCounterMode as it is
+executed, padding included, on the images given (or random ones); for large encoders on the meta device, where nothing
+is computed, if no shape depends on the images' content. Recomputation inside fused kernels is not counted.
+
+Over the schedule a step's MACs are a quadratic in the number of kept tokens (projections and MLPs linear, attention
+quadratic), so three counts give all; steps that keep every patch take another path and are counted by themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.measure.counters import CountersDisagree, inference_macs
+from bench.record import Macs
+from bench.spec import EncoderSpec, TrainSpec
+from methods.encoders.vit import Encoder
+from methods.noise import Noise
+from methods.objectives.objective import Objective
+from methods.schedule import keep_at, kept_tokens
+from methods.strategies.strategy import Call, Strategy
+
+__all__ = ["CountersDisagree", "count", "interpolate", "kept_over_run", "nodes", "random_views"]
+
+LARGE = 1e8  # MACs per image of a dense encoder above which computing for the sake of counting is slow
+IMAGES = 2  # of a counted batch: the fewest that a contrastive loss tells apart
+
+
+def count(
+    objective: Objective, encoder: EncoderSpec, train: TrainSpec, steps: int, images: Tensor | None = None
+) -> Macs:
+    """MACs of a method whose pre-training takes `steps` steps; `objective` is left as it is.
+
+    `images` (2, B, channels, H, W): views on which to count strategies that keep what an image needs; random ones by
+    default. Raises CountersDisagree.
+    """
+    views = random_views(encoder) if images is None else images.detach().cpu()
+    subject = _copy(objective)
+    inference, parts, counters = inference_macs(subject.encoder, views[0])
+    step = StepMacs(subject, train.batch, views)
+    strategy = subject.encoder.strategy
+    target = strategy.target if strategy.ramps and strategy.target is not None else None
+    at_target = step(target if target is not None else 1.0)
+    if target is None:
+        total = steps * at_target
+    else:
+        kept = kept_over_run(strategy, steps, train.ramp)
+        total = sum(n * step_macs for n, step_macs in _along(kept, strategy.geometry.patches, step))
+    return Macs(
+        inference=inference,
+        train_step=at_target,
+        whole_run=train.batch * total,
+        inference_parts=parts,
+        counters=counters,
+    )
+
+
+def random_views(encoder: EncoderSpec, batch: int = IMAGES) -> Tensor:
+    """Two views of `batch` random images, (2, B, channels, H, W), always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(
+        2, batch, encoder.channels, encoder.image_size, encoder.image_size, generator=generator
+    )
+
+
+def kept_over_run(strategy: Strategy, steps: int, ramp: float) -> Counter[int]:
+    """How many of a run's steps keep how many patches, for a strategy that ramps."""
+    assert strategy.target is not None
+    patches, target = strategy.geometry.patches, strategy.target
+    return Counter(kept_tokens(patches, keep_at(step / steps, target, ramp)) for step in range(steps))
+
+
+def nodes(kept: int, patches: int) -> list[int]:
+    """Numbers of kept patches at which a quadratic on [kept, patches - 1] is pinned down, ascending."""
+    return sorted({kept, (kept + patches - 1) // 2, patches - 1}) if kept < patches else [patches]
+
+
+def interpolate(
+    at: list[int], values: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """The polynomial through (`at`, `values`) at `wanted`, by Lagrange; `values` (..., nodes) -> (..., wanted)."""
+    x = np.asarray(at, dtype=float)
+    basis = [
+        np.prod(
+            [(wanted - x[j]) / (x[i] - x[j]) for j in range(len(x)) if j != i] or [np.ones(len(wanted))],
+            axis=0,
+        )
+        for i in range(len(x))
+    ]
+    return np.asarray(np.asarray(values) @ np.asarray(basis))
+
+
+def _along(kept: Counter[int], patches: int, step: StepMacs) -> Iterator[tuple[int, float]]:
+    """(steps, MACs of each, per image) for every number of patches that the schedule visits."""
+    if not kept:
+        return
+    if kept[patches]:
+        yield kept[patches], step(1.0)
+    some = sorted(k for k in kept if k < patches)
+    if some:
+        at = nodes(some[0], patches)
+        values = np.array([step(k / patches) for k in at])
+        for k, value in zip(some, interpolate(at, values, np.array(some, dtype=float)), strict=True):
+            yield kept[k], float(value)
+
+
+class StepMacs:
+    """MACs of one train step at a keep ratio, per image of a batch of `batch`."""
+
+    def __init__(self, objective: Objective, batch: int, views: Tensor) -> None:
+        self.objective = objective
+        self.batch, self.views = batch, views
+        self.contrast = _contrast_macs(objective, views)
+
+    def __call__(self, keep: float) -> float:
+        """Every image costs the same but in the contrast, where each meets all others of the batch."""
+        counted = self.views.shape[1]
+        return _step_macs(self.objective, self.views, keep) / counted + self.contrast * (self.batch - counted)
+
+
+def _contrast_macs(objective: Objective, views: Tensor) -> float:
+    """The part of a step's MACs that grows with the batch squared, per image and image; no strategy changes it."""
+    dense = copy.deepcopy(objective)
+    for module in dense.modules():
+        if isinstance(module, Encoder):
+            module.strategy = Strategy(module.geometry)  # the base computes all tokens
+    one, two = (_step_macs(dense, views[:, :b], 1.0) for b in (1, 2))
+    return two / 2 - one
+
+
+def _step_macs(objective: Objective, views: Tensor, keep: float) -> float:
+    """MACs of forward and backward on a batch of views."""
+    geometry = objective.encoder.geometry
+    if geometry.macs(geometry.patches) > LARGE:
+        with suppress(RuntimeError, NotImplementedError):  # a shape depends on what is in the images
+            return _counted_step(copy.deepcopy(objective).to("meta"), views.to("meta"), keep)
+    return _counted_step(copy.deepcopy(objective), views, keep)
+
+
+def _counted_step(objective: Objective, views: Tensor, keep: float) -> float:
+    objective.train()
+    batch, patches = views.shape[1], objective.encoder.geometry.patches
+    lesions = torch.rand(2 * batch, patches, generator=torch.Generator().manual_seed(0)).to(views.device)
+    call = Call(keep=keep, noise=Noise(0, 0, batch), lesions=lesions)
+    with torch.enable_grad(), FlopCounterMode(display=False) as seen, sdpa_kernel(SDPBackend.MATH):
+        objective(views, call).total.backward()
+    return float(seen.get_total_flops()) / 2
+
+
+def _copy(objective: Objective) -> Objective:
+    """A copy on the CPU with torch's own attention: buffers and gradients of the original stay as they are."""
+    subject = copy.deepcopy(objective).cpu()
+    for module in subject.modules():
+        if isinstance(module, Strategy):
+            module.core = None
+    return subject
