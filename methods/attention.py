@@ -12,9 +12,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 
 HIDDEN = -1e4  # a key bias that leaves exactly no weight after the softmax, in float32 and bfloat16
 BACKENDS = ("sdpa", "xformers")
@@ -22,10 +22,12 @@ BACKENDS = ("sdpa", "xformers")
 Core = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def run_block(block: Block, x: Tensor, core: Core | None = None) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, core: Core | None = None) -> Tensor:
     """One timm transformer block on tokens (B, N, C), with `core` in the place of fused attention if given."""
     if core is None:
         return block(x)  # type: ignore[no-any-return]
+    assert isinstance(block, Block)
+    assert isinstance(block.attn, Attention)
     x = x + block.drop_path1(block.ls1(attend(block.attn, block.norm1(x), core)))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
 

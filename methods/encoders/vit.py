@@ -110,10 +110,10 @@ def _timm_vit(name: str, image_size: int, channels: int, pretrained: bool) -> Vi
 
 
 def _is_plain(vit: VisionTransformer) -> bool:
-    from timm.layers import Attention
+    from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block
 
-    return all(type(block) is Block and type(block.attn) is Attention and block.attn.gate is None for block in vit.blocks)
+    return all(type(b) is Block and type(b.attn) is Attention and b.attn.gate is None for b in vit.blocks)
 
 
 def _check_tiling(name: str, image_size: int, patch: int) -> None:
@@ -157,6 +157,8 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
 
 def geometry_of(vit: VisionTransformer) -> Geometry:
     """The shape of a ViT, read off the model."""
+    fc1 = vit.get_submodule("blocks.0.mlp.fc1")
+    assert isinstance(fc1, nn.Linear)
     channels, side = vit.in_chans, vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size[0]
     return Geometry(
         image_size=side,
@@ -165,7 +167,7 @@ def geometry_of(vit: VisionTransformer) -> Geometry:
         dim=vit.embed_dim,
         depth=len(vit.blocks),
         prefix=vit.num_prefix_tokens,
-        mlp_ratio=vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
+        mlp_ratio=fc1.out_features / vit.embed_dim,
         stem_macs=_stem_macs(vit.patch_embed, side),
     )
 

@@ -73,6 +73,6 @@ def head_width(dim: int, paper: int) -> int:
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Teacher's parameters become `momentum` x their own + (1 - momentum) x the student's."""
-    own = [p for p in teacher.parameters() if p.is_floating_point()]
+    own: list[Tensor] = [p for p in teacher.parameters() if p.is_floating_point()]
     new = [p for p in student.parameters() if p.is_floating_point()]
     torch._foreach_lerp_(own, [p.detach() for p in new], 1.0 - momentum)

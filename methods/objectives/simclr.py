@@ -18,7 +18,7 @@ from methods.strategies.strategy import Call
 
 
 class SimCLR(Objective):
-    """`temperature` 0.1 (ImageNet) to 0.5 (small images); `hidden` 0 for the paper's width, scaled for small encoders."""
+    """`temperature` 0.1 (ImageNet) to 0.5 (small images); `hidden` 0 for the paper's, scaled for small encoders."""
 
     def __init__(self, encoder: Encoder, temperature: float = 0.2, hidden: int = 0, out: int = 128) -> None:
         super().__init__(encoder)
