@@ -64,7 +64,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "±": r"$\pm$",
     "×": r"$\times$",
     "−": r"$-$",
@@ -89,8 +89,15 @@ _LATEX = {
     "[": "{[}",
     "]": "{]}",
 }
-_LATEX['"'] = "''"
-_ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0308": '"', "\u030a": "r", "\u030c": "v"}
+_ACCENTS = {
+    "\u0300": "`",
+    "\u0301": "'",
+    "\u0302": "^",
+    "\u0303": "~",
+    "\u0308": '"',
+    "\u030a": "r",
+    "\u030c": "v",
+}
 _ACCENTS["\u0327"] = "c"
 
 
@@ -104,7 +111,7 @@ def _latex_character(character: str) -> str:
         return _LATEX[character]
     if character.isascii():
         return character if character.isprintable() else ""
-    base, *marks = unicodedata.normalize("NFKD", character)
+    base, *marks = list(unicodedata.normalize("NFKD", character))
     if base.isascii() and len(marks) == 1 and marks[0] in _ACCENTS:
         dotless = {"i": r"\i", "j": r"\j"}.get(base, base)
         return f"\\{_ACCENTS[marks[0]]}{{{dotless}}}"
@@ -141,8 +148,10 @@ def _markdown(block: Block) -> str:
 
 def to_latex(blocks: Sequence[Block]) -> str:
     head = "% Made by `python -m bench.report`. Needs \\usepackage{booktabs}; with graphicx it also shows figures\n"
-    return head + "% (paths relative to this file's folder) and shrinks wide tables to the line.\n" + "\n\n".join(
-        _latex(block) for block in blocks
+    return (
+        head
+        + "% (paths relative to this file's folder) and shrinks wide tables to the line.\n"
+        + "\n\n".join(_latex(block) for block in blocks)
     )
 
 
@@ -150,33 +159,55 @@ def _latex(block: Block) -> str:
     match block:
         case Heading(level, text):
             command = {1: "section", 2: "subsection", 3: "subsubsection"}.get(level, "paragraph")
-            return ("\\clearpage\n" if level <= 2 else "") + f"\\{command}*{{{escape_latex(text)}}}"
+            return f"\\{command}*{{{escape_latex(text)}}}"
         case Paragraph(text, strong):
             return f"\\textbf{{{escape_latex(text)}}}" if strong else escape_latex(text)
         case Bullets(items):
             return "\\begin{itemize}\n" + "\n".join(f"\\item {escape_latex(i)}" for i in items) + "\n\\end{itemize}"
         case Figure(name, caption):
-            # Caption text sits inside the conditional, so it may hold no unbalanced \if: escaped text never does.
-            return (
-                "\\ifdefined\\includegraphics\n\\begin{figure}[htbp]\n\\centering\n"
-                f"\\includegraphics[width=\\linewidth]{{figures/{name}.png}}\n"
-                f"\\caption{{{escape_latex(caption)}}}\n\\end{{figure}}\n\\fi"
-            )
+            inner = [
+                f"\\includegraphics[width=\\linewidth]{{figures/{name}.png}}",
+                _caption("figure", caption),
+            ]
+            return "\n".join([r"\ifdefined\includegraphics", *_fixed(inner), r"\fi"])
         case Table():
             return _latex_table(block)
 
 
+def _fixed(inner: list[str]) -> list[str]:
+    """Set in place: floats would drift past the sentences that are about them."""
+    start = [
+        r"\par\medskip\noindent\begin{minipage}{\linewidth}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+    ]
+    return [*start, *inner, r"\end{minipage}\par\medskip"]
+
+
+def _caption(kind: str, text: str) -> str:
+    return f"\\makeatletter\\def\\@captype{{{kind}}}\\makeatother\\caption{{{escape_latex(text)}}}"
+
+
 def _latex_table(table: Table) -> str:
-    kinds = "".join("p{0.3\\linewidth}" if column in table.wide else "l" for column in table.columns)
-    body = [" & ".join(escape_latex(cell) for cell in row) + r" \\" for row in table.rows]
-    head = " & ".join(escape_latex(column) for column in table.columns) + r" \\"
-    inner = [f"\\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    lines = [r"\begin{table}[htbp]", r"\centering\footnotesize\setlength{\tabcolsep}{4pt}"]
-    lines += [f"\\caption{{{escape_latex(table.title)}}}", "\\setbox0=\\hbox{%", *inner, "}%"]
-    lines += [r"\ifdim\wd0>\linewidth\ifdefined\resizebox\resizebox{\linewidth}{!}{\box0}\else\box0\fi\else\box0\fi"]
+    width = 0.75 if len(table.columns) == 2 else 0.32
+    kinds = "".join(f"p{{{width}\\linewidth}}" if column in table.wide else "l" for column in table.columns)
+
+    def cell(column: str, text: str) -> str:
+        return rf"\raggedright {escape_latex(text)}" if column in table.wide else escape_latex(text)
+
+    body = [" & ".join(map(cell, table.columns, row)) + r" \tabularnewline" for row in table.rows]
+    head = " & ".join(escape_latex(column) for column in table.columns) + r" \tabularnewline"
+    inner = [
+        _caption("table", table.title),
+        r"\setbox0=\hbox{%",
+        f"\\begin{{tabular}}{{{kinds}}}",
+        r"\toprule",
+    ]
+    inner += [head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}}%"]
+    shrunk = r"\ifdefined\resizebox\resizebox{\linewidth}{!}{\box0}\else\box0\fi"
+    inner.append(rf"\ifdim\wd0>\linewidth{shrunk}\else\box0\fi")
     if table.note:
-        lines.append(f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\scriptsize {escape_latex(table.note)}}}")
-    return "\n".join([*lines, r"\end{table}"])
+        inner.append(f"\\par\\smallskip\\parbox{{\\linewidth}}{{\\scriptsize {escape_latex(table.note)}}}")
+    return "\n".join(_fixed(inner))
 
 
 def to_text(table: Table) -> str:

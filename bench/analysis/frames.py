@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.gather import Group, Run, encoder_of, parse
+from bench.analysis.gather import encoder_of, parse
+from bench.analysis.groups import Group, Run
 from bench.record import CostTable
 
 
@@ -19,29 +20,52 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     for run in runs:
         record, (encoder, size) = run.record, encoder_of(run.record)
         base: dict[str, Any] = {
-            "run_id": record.run_id, "status": record.status, "method": record.method, "objective": record.objective,
-            "strategy": record.strategy, "encoder": encoder, "image_size": size,
+            "run_id": record.run_id,
+            "status": record.status,
+            "method": record.method,
+            "objective": record.objective,
+            "strategy": record.strategy,
+            "encoder": encoder,
+            "image_size": size,
             "data": record.data.name if record.data else (record.spec.get("data") or {}).get("name"),
-            "split": record.splits.hash if record.splits else None, "preset": record.spec.get("preset"),
-            "keep": record.keep, "keep_effective": record.keep_effective, "seed": run.seed,
+            "split": record.splits.hash if record.splits else None,
+            "preset": record.spec.get("preset"),
+            "keep": record.keep,
+            "keep_effective": record.keep_effective,
+            "seed": run.seed,
             "train_execution": record.train_execution,
         }
         tail: dict[str, Any] = {"verdict": record.learning.verdict if record.learning else None}
         if record.macs:
-            tail |= {"infer_gmacs": record.macs.inference / 1e9, "train_step_gmacs": record.macs.train_step / 1e9,
-                     "run_tmacs": record.macs.whole_run / 1e12}
+            tail |= {
+                "infer_gmacs": record.macs.inference / 1e9,
+                "train_step_gmacs": record.macs.train_step / 1e9,
+                "run_tmacs": record.macs.whole_run / 1e12,
+            }
         if record.memory:
-            tail |= {"saved_mib": record.memory.saved_bytes_per_image / 2**20, "peak_mib": record.memory.peak_mib}
+            tail |= {
+                "saved_mib": record.memory.saved_bytes_per_image / 2**20,
+                "peak_mib": record.memory.peak_mib,
+            }
         if record.time:
             tail |= {"steps": record.time.steps, "wall_seconds": record.time.wall_seconds}
         for one in run.evaluations or (None,):
             middle: dict[str, Any] = {"inference": None, "probe": None, "labels": None, "macro_auroc": None}
             if one is not None:
-                middle = {"inference": one.inference, "probe": one.probe, "labels": one.labels,
-                          "macro_auroc": one.macro_auroc, "macro_auroc_low": one.interval[0],
-                          "macro_auroc_high": one.interval[1], "macro_auprc": one.macro_auprc,
-                          "draws": len(one.draws), "draw_std": one.draw_std, "findings": len(one.per_label),
-                          "n_patients": one.n_patients, "n_images": one.n_images}
+                middle = {
+                    "inference": one.inference,
+                    "probe": one.probe,
+                    "labels": one.labels,
+                    "macro_auroc": one.macro_auroc,
+                    "macro_auroc_low": one.interval[0],
+                    "macro_auroc_high": one.interval[1],
+                    "macro_auprc": one.macro_auprc,
+                    "draws": len(one.draws),
+                    "draw_std": one.draw_std,
+                    "findings": len(one.per_label),
+                    "n_patients": one.n_patients,
+                    "n_images": one.n_images,
+                }
             rows.append(base | middle | tail)
     return pd.DataFrame(rows)
 
@@ -50,8 +74,8 @@ COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "device", "th
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
-    """The newest row a method, encoder, size, channels, keep and device, with the noise floor (`aa_...`) of the table it
-    was measured in. Empty, with no columns, where nothing was measured."""
+    """The newest row a method, encoder, size, channels, keep and device, with the noise floor (`aa_...`) of the
+    table it was measured in. Empty, with no columns, where nothing was measured."""
     tables = [parse(CostTable, path) for path in sorted(results.glob("cost/*.json"))]
     rows = []
     for table in sorted(tables, key=lambda one: one.finished):
@@ -68,14 +92,18 @@ def cost_frame(results: Path) -> pd.DataFrame:
 
 def history_frame(group: Group) -> pd.DataFrame:
     """A row a run x epoch: arm, objective, seed, epoch, loss, keep, lr."""
-    rows = []
-    for arm in group.arms:
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for arm in sorted((one for one in group.arms if not one.floor), key=lambda one: len(one.label)):
         for run in arm.runs:
             path = run.folder / "history.jsonl"
-            if arm.floor or not path.is_file() or (arm.inference == "dense" and arm.label.endswith("inference)")):
+            if not path.is_file() or run.record.run_id in seen:  # one training, two ways of inference
                 continue
+            seen.add(run.record.run_id)
             for line in path.read_text().splitlines():
                 one = json.loads(line)
-                rows.append({"arm": arm.label, "objective": arm.objective, "seed": run.seed}
-                            | {key: one.get(key) for key in ("epoch", "loss", "keep", "lr")})
+                rows.append(
+                    {"arm": arm.label, "objective": arm.objective, "seed": run.seed}
+                    | {key: one.get(key) for key in ("epoch", "loss", "keep", "lr")}
+                )
     return pd.DataFrame(rows, columns=["arm", "objective", "seed", "epoch", "loss", "keep", "lr"])

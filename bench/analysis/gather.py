@@ -8,110 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from bench.analysis.groups import FLOORS, Arm, Group, ReportRefused, Run
 from bench.record import Evaluation, Record
-
-FLOORS = ("untrained", "supervised")
-
-
-class ReportRefused(ValueError):
-    """Records that must not share a report; the message says which, why, and what to do."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One record with its test evaluations, in the folder they lie in."""
-
-    record: Record
-    folder: Path
-    evaluations: tuple[Evaluation, ...]
-
-    @property
-    def seed(self) -> int:
-        return int(self.record.spec.get("seed", 0))
-
-    def predictions(self, evaluation: Evaluation) -> Path:
-        name = f"{evaluation.probe}-{evaluation.labels:g}-{evaluation.inference}.npz"
-        return self.folder / "predictions" / name
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One method at one keep ratio and one way of inference: a row of the tables. `label` is unique in its group."""
-
-    label: str
-    method: str
-    objective: str
-    strategy: str
-    keep: float | None
-    keep_effective: float | None
-    inference: str
-    train_execution: str
-    runs: tuple[Run, ...]
-
-    @property
-    def floor(self) -> bool:
-        return self.strategy in FLOORS
-
-    def evaluations(self, probe: str, labels: float) -> dict[int, tuple[Run, Evaluation]]:
-        """By seed. A floor that trains its own head has no probe, so there any probe serves."""
-        found: dict[int, tuple[Run, Evaluation]] = {}
-        for run in self.runs:
-            for one in run.evaluations:
-                if one.inference != self.inference or one.labels != labels:
-                    continue
-                if one.probe == probe or (self.strategy == "supervised" and probe == "linear" and run.seed not in found):
-                    found[run.seed] = (run, one)
-        return found
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that may be compared."""
-
-    data: str
-    split: str
-    preset: str
-    encoder: str
-    image_size: int
-    settings: dict[str, Any]  # what differs from sibling groups of the same data, split, preset and encoder
-    arms: tuple[Arm, ...]
-    failed: tuple[Record, ...]
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        return tuple({run.record.run_id: run for arm in self.arms for run in arm.runs}.values())
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        done = {run.seed for arm in self.arms for run in arm.runs}
-        return tuple(sorted(done | {int(record.spec.get("seed", 0)) for record in self.failed}))
-
-    @property
-    def probes(self) -> tuple[str, ...]:
-        known = {one.probe for run in self.runs if run.record.objective != "none" for one in run.evaluations}
-        known = known or {one.probe for run in self.runs for one in run.evaluations}
-        return tuple(probe for probe in ("linear", "knn", "finetune") if probe in known)
-
-    def fractions(self, probe: str) -> tuple[float, ...]:
-        return tuple(sorted({one.labels for run in self.runs for one in run.evaluations if one.probe == probe}))
-
-    @property
-    def title(self) -> str:
-        text = f"{self.data}, {self.encoder} at {self.image_size} px, preset {self.preset}, split {self.split[:8]}"
-        extra = ", ".join(f"{key} = {value}" for key, value in sorted(self.settings.items()))
-        return f"{text} ({extra})" if extra else text
 
 
 def read_runs(results: Path) -> list[Run]:
-    """All records of `results/*/record.json` with their test evaluations. Raises ReportRefused on a file that can't be
-    read as what it should be, FileNotFoundError where there is no record at all."""
+    """All records of `results/*/record.json` with their test evaluations. Raises ReportRefused on a file that
+    can't be read as what it should be, FileNotFoundError where there is no record at all."""
     runs = []
     for path in sorted(results.glob("*/record.json")):
         record = parse(Record, path)
@@ -127,9 +36,14 @@ def parse(model: Any, path: Path) -> Any:
     try:
         return model.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:
-        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3]) \
-            if isinstance(error, ValidationError) else str(error)
-        raise ReportRefused(f"{path} can't be read as a {model.__name__} ({where}); move it away or make it anew.") from error
+        where = (
+            "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:3])
+            if isinstance(error, ValidationError)
+            else str(error)
+        )
+        raise ReportRefused(
+            f"{path} can't be read as a {model.__name__} ({where}); move it away or make it anew."
+        ) from error
 
 
 def encoder_of(record: Record) -> tuple[str, int]:
@@ -138,7 +52,8 @@ def encoder_of(record: Record) -> tuple[str, int]:
 
 
 def _shared(record: Record) -> dict[str, Any]:
-    """The settings that every method of a comparison must have in common, flat; the tuned learning rate is not one."""
+    """The settings that every method of a comparison must have in common, flat; the tuned learning rate is not
+    one."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -154,6 +69,10 @@ def _shared(record: Record) -> dict[str, Any]:
     return flat
 
 
+def _variant(record: Record) -> str:
+    return record.settings or json.dumps(_shared(record), sort_keys=True, default=str)
+
+
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Sorts runs into groups; raises ReportRefused where records of one group don't belong together."""
     done: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
@@ -163,20 +82,28 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         if record.status == "failed" or record.data is None or record.splits is None:
             failed.append(record)
         elif run.evaluations:
-            key = (record.data.name, record.splits.hash, str(record.spec.get("preset", "")), *encoder_of(record))
+            key = (
+                record.data.name,
+                record.splits.hash,
+                str(record.spec.get("preset", "")),
+                *encoder_of(record),
+            )
             done[key].append(run)
     groups = []
     for key, members in sorted(done.items()):
         _refuse_strangers(members)
         variants: dict[str, list[Run]] = defaultdict(list)
         for run in members:
-            variants[json.dumps(_shared(run.record), sort_keys=True, default=str)].append(run)
-        trained = {k for k, v in variants.items() if any(run.record.strategy not in FLOORS for run in v)} or set(variants)
+            variants[_variant(run.record)].append(run)
+        trained = {k for k, v in variants.items() if any(run.record.strategy not in FLOORS for run in v)} or set(
+            variants
+        )
         loose = [run for k, v in variants.items() if k not in trained for run in v]
         shared = {k: _shared(variants[k][0].record) for k in trained}
-        varying = {name for name in set().union(*shared.values()) if len({repr(s.get(name)) for s in shared.values()}) > 1}
+        names = {name for one in shared.values() for name in one}
+        varying = {name for name in names if len({repr(one.get(name)) for one in shared.values()}) > 1}
         for k in sorted(trained):
-            mine = [r for r in failed if _same_place(r, key) and (len(trained) == 1 or _shared(r) == shared[k])]
+            mine = [r for r in failed if _same_place(r, key) and (len(trained) == 1 or _variant(r) == k)]
             settings = {name: shared[k].get(name) for name in varying}
             groups.append(Group(*key, settings, _arms(variants[k] + loose), tuple(mine)))
     return groups
@@ -194,27 +121,35 @@ def _refuse_strangers(runs: list[Run]) -> None:
         for run_id, value in values:
             by_value[str(value)].append(run_id)
         if len(by_value) > 1:
-            parts = [f"{value[:60]} in {', '.join(sorted(set(ids))[:3])}{' ...' if len(set(ids)) > 3 else ''}"
-                     for value, ids in sorted(by_value.items(), key=lambda item: -len(item[1]))]
+            parts = [
+                f"{value[:60]} in {', '.join(sorted(set(ids))[:3])}{' ...' if len(set(ids)) > 3 else ''}"
+                for value, ids in sorted(by_value.items(), key=lambda item: -len(item[1]))
+            ]
             raise ReportRefused(
-                f"Records of the same data, split and preset differ in {what}: {'; '.join(parts)}. They can't be "
-                "compared; move the ones that don't belong to another results folder, or run them again."
+                f"Records of the same data, split and preset differ in {what}: {'; '.join(parts)}. They can't"
+                " be compared; move the ones that don't belong to another results folder, or run them again."
             )
 
-    for what, of in {
+    identities: dict[str, Callable[[Any], Any]] = {
         "the data's fingerprint": lambda r: r.data.fingerprint,
         "the findings": lambda r: r.data.label_names,
         "the training split": lambda r: r.splits.train.hash,
         "the validation split": lambda r: r.splits.val.hash,
         "the test split": lambda r: r.splits.test.hash,
         "the science version of the code": lambda r: r.science_version,
-    }.items():
+    }
+    for what, of in identities.items():
         check(what, [(run.record.run_id, of(run.record)) for run in runs])
     subsets: dict[tuple[float, int], list[tuple[str, str]]] = defaultdict(list)
+    ways: dict[tuple[str, float], list[tuple[str, str]]] = defaultdict(list)
     for run in runs:
         for one in run.evaluations:
             for draw in one.draws:
                 subsets[one.labels, draw.draw].append((run.record.run_id, draw.subset.hash))
+            if run.record.strategy not in FLOORS:
+                ways[one.probe, one.labels].append((run.record.run_id, one.settings))
+    for (probe, labels), values in ways.items():
+        check(f"how they were evaluated ({probe}, {labels:g} %)", values)
     for (labels, number), values in subsets.items():
         check(f"the labelled images of draw {number} at {labels:g} %", values)
 
@@ -224,7 +159,7 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
     for run in runs:
         record = run.record
         for inference in sorted({one.inference for one in run.evaluations}):
-            rate = (record.spec.get("train") or {}).get("lr") if not record.strategy in FLOORS else None
+            rate = (record.spec.get("train") or {}).get("lr") if record.strategy not in FLOORS else None
             found[record.method, record.keep, rate, inference].append(run)
     arms = []
     for (method, keep, rate, inference), members in found.items():
@@ -238,12 +173,32 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
         if len({key[3] for key in rivals}) > 1 and inference == "dense":
             label += " (all tokens at inference)"
         first = members[0].record
-        arms.append(Arm(label, method, first.objective, first.strategy, keep, first.keep_effective, inference,
-                        first.train_execution, tuple(members)))
+        arms.append(
+            Arm(
+                label,
+                method,
+                first.objective,
+                first.strategy,
+                keep,
+                first.keep_effective,
+                inference,
+                first.train_execution,
+                tuple(members),
+            )
+        )
     return tuple(sorted(arms, key=_order))
 
 
-_STRATEGIES = ("untrained", "supervised", "dense", "sparsecontrast", "dynamicvit", "tokenlearner", "fixed", "patchdropout")
+_STRATEGIES = (
+    "untrained",
+    "supervised",
+    "dense",
+    "sparsecontrast",
+    "dynamicvit",
+    "tokenlearner",
+    "fixed",
+    "patchdropout",
+)
 
 
 def _order(arm: Arm) -> tuple[Any, ...]:
@@ -256,11 +211,12 @@ def _refuse_twins(method: str, inference: str, runs: list[Run]) -> None:
     seen: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         for one in run.evaluations:
-            if one.inference != inference:
+            if one.inference != inference or not run.own(one.labels):
                 continue
             other = seen.setdefault((run.seed, one.probe, one.labels), run)
             if other is not run:
                 raise ReportRefused(
-                    f"Two runs claim to be {method}, seed {run.seed}, {one.probe} at {one.labels:g} %: "
-                    f"{other.record.run_id} and {run.record.run_id}. Move one of them to another results folder."
+                    f"Two runs claim to be {method}, seed {run.seed}, {one.probe} at {one.labels:g} %:"
+                    f" {other.record.run_id} and {run.record.run_id}. Move one of them to another results"
+                    " folder."
                 )

@@ -1,7 +1,7 @@
 """What one group's predictions say: macro AUROC by method and fraction, and paired differences, with intervals.
 
-Every macro mean of a group is over one and the same set of findings: those defined for all methods, seeds, draws and label
-fractions at hand. Where that set is empty, each fraction gets its own, and `note` says so.
+Every macro mean of a group is over one and the same set of findings: those defined for all methods, seeds,
+draws and label fractions at hand. Where that set is empty, each fraction gets its own, and `note` says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bench.analysis import statistics
-from bench.analysis.gather import Arm, Group, ReportRefused, Run
+from bench.analysis.groups import Arm, Group, ReportRefused, Run
 from bench.analysis.statistics import Array, Estimate
 from bench.record import Evaluation
 
@@ -50,7 +50,7 @@ class Scores:
         for fraction in self.group.fractions(self.probe):
             missing = out.setdefault(fraction, {})
             for arm in self.group.arms:
-                for _, (_, one) in arm.evaluations(self.probe, fraction).items():
+                for _, one in arm.evaluations(self.probe, fraction).values():
                     for name in self.names:
                         if name not in one.per_label or not np.isfinite(one.per_label[name].auroc):
                             missing.setdefault(name, one.undefined.get(name, f"no score for {arm.label}"))
@@ -74,11 +74,15 @@ class Scores:
         out = []
         for fraction, missing in self._undefined.items():
             for name, why in missing.items():
-                out.append(f"{name} is in no {'macro mean' if self.common else f'macro mean at {fraction:g} %'} of the "
-                           f"{self.probe} probe: at {fraction:g} % of the labels, {why}.")
+                out.append(
+                    f"{name} is in no {'macro mean' if self.common else f'macro mean at {fraction:g} %'} of"
+                    f" the {self.probe} probe: at {fraction:g} % of the labels, {why}."
+                )
         if not self.common and self.names:
-            out.append("No finding is defined at every label fraction, so each fraction has its own set of findings and "
-                       "fractions can't be compared with each other.")
+            out.append(
+                "No finding is defined at every label fraction, so each fraction has its own set of findings"
+                " and fractions can't be compared with each other."
+            )
         return out
 
     def _run_values(self, run: Run, one: Evaluation, names: tuple[str, ...]) -> Array | None:
@@ -94,8 +98,10 @@ class Scores:
                 if self._patients is None:
                     self._patients = who
                 if not np.array_equal(self._patients, who):
-                    raise ReportRefused(f"{path} holds other test patients than the other runs of its group; run "
-                                        f"{run.record.run_id} again or move it to another results folder.")
+                    raise ReportRefused(
+                        f"{path} holds other test patients than the other runs of its group; run "
+                        f"{run.record.run_id} again or move it to another results folder."
+                    )
             self._values[key] = values
         return self._values[key]
 
@@ -131,12 +137,14 @@ class Scores:
         return [float(np.mean([getattr(one.per_label[name], what) for name in names])) for _, (_, one) in found]
 
     def reference(self, arm: Arm, strategy: str) -> Arm | None:
-        """The arm of that strategy to compare with: of the same objective; for floors and for a dense arm, SimCLR's."""
+        """The arm of that strategy to compare with: of the same objective; for floors and for a dense arm,
+        SimCLR's."""
         same = [one for one in self.group.arms if one.strategy == strategy and one is not arm]
         if arm.floor or (arm.strategy == "dense" and strategy == "dense"):
             same = [one for one in same if one.objective == "simclr"]
         else:
             same = [one for one in same if one.objective == arm.objective]
+        same.sort(key=lambda one: one.inference != arm.inference)
         near = [one for one in same if one.keep == arm.keep] or same
         plain = [one for one in near if "[" not in one.method] or near
         return plain[0] if plain else None

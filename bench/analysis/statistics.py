@@ -77,17 +77,17 @@ def _draws_of(scores: Array, known: Array, label: int) -> Array:
 def pseudo_values(scores: Array, labels: Array, patients: Array, label_mask: Array) -> tuple[Array, Array]:
     """One number a patient, whose mean is exactly the draw-averaged macro AUROC over the labels of `label_mask`.
 
-    scores (D, n, L), labels (n, L) in {0, 1, NaN}, patients (n,), label_mask (L,) bool -> values (K,), names (K,)
-    sorted. A value is theta + K x the patient's influence; the influence is the sum of the placements of the patient's
-    images minus their mean, each label over the images where it is known. Raises ValueError where a label of the mask
-    has a single class or no draw.
+    scores (D, n, L), labels (n, L) in {0, 1, NaN}, patients (n,), label_mask (L,) bool -> values (K,), names
+    (K,) sorted. A value is theta + K x the patient's influence; the influence is the sum of the placements of
+    the patient's images minus their mean, each label over the images where it is known. Raises ValueError where
+    a label of the mask has a single class or no draw.
     """
     names, member = np.unique(np.asarray(patients), return_inverse=True)
     chosen = np.flatnonzero(label_mask)
     if not len(chosen):
         raise ValueError("No finding is left to average over; compare fewer methods or larger label fractions.")
     theta, influence = 0.0, np.zeros(len(names))
-    for label in chosen:
+    for label in map(int, chosen):
         known = ~np.isnan(labels[:, label])
         positive, group = labels[known, label] == 1, member[known]
         draws = _draws_of(scores, known, label)
@@ -108,7 +108,8 @@ def pseudo_values(scores: Array, labels: Array, patients: Array, label_mask: Arr
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval; `std` is over seeds (NaN with one), `basis` what the interval covers."""
+    """A mean over seeds with its 95 % interval; `std` is over seeds (NaN with one), `basis` what the interval
+    covers."""
 
     value: float
     low: float
@@ -123,9 +124,10 @@ class Estimate:
 def crossed_interval(values: Array) -> Estimate:
     """Mean of a seeds x patients table, with a t interval for both as crossed random effects.
 
-    values (S, K): pseudo-values, or differences of them, of the same patients in the same order. With mean squares for
-    seeds, patients and residual, the variance of the mean is (MS_seed + MS_patient - MS_residual) / (S K), never below
-    either main effect's own share; Satterthwaite's df. With one seed the interval is over patients alone.
+    values (S, K): pseudo-values, or differences of them, of the same patients in the same order. With mean
+    squares for seeds, patients and residual, the variance of the mean is (MS_seed + MS_patient - MS_residual) /
+    (S K), never below either main effect's own share; Satterthwaite's df. With one seed the interval is over
+    patients alone.
     """
     values = np.atleast_2d(np.asarray(values, dtype=np.float64))
     seeds, patients = values.shape
@@ -184,12 +186,14 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[tuple[float, float], Array]:
-    """Percentile bootstrap over patients of the draw-averaged AUROC: ((low, high) of the macro mean, (L, 2) by label).
+    """Percentile bootstrap over patients of the draw-averaged AUROC: ((low, high) of the macro mean, (L, 2) by
+    label).
 
-    scores (D, n, L) with NaN where a draw leaves a label undefined, labels (n, L) in {0, 1, NaN}, patients (n,).
-    The macro mean is over `label_mask` (L,), by default the labels defined in every draw. A label with a single class or
-    no draw gets NaN. Resamples without both classes of a label don't count. One matrix product a label: the
-    comparison matrix of positives and negatives, averaged over draws, between the weights of a resample.
+    scores (D, n, L) with NaN where a draw leaves a label undefined, labels (n, L) in {0, 1, NaN}, patients
+    (n,). The macro mean is over `label_mask` (L,), by default the labels defined in every draw. A label with a
+    single class or no draw gets NaN. Resamples without both classes of a label don't count. One matrix product
+    a label: the comparison matrix of positives and negatives, averaged over draws, between the weights of a
+    resample.
     """
     count = labels.shape[1]
     mask = defined_labels(scores, labels) if label_mask is None else np.asarray(label_mask, dtype=bool)

@@ -1,0 +1,221 @@
+"""Writes a report: report.md, report.tex, figures and the tidy data, from a results folder; it never trains or
+measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.analysis import account, document, finding, frames, plots, saliency, tables
+from bench.analysis.claims import Claim, all_claims
+from bench.analysis.document import Block, Bullets, Figure, Heading, Paragraph, Table
+from bench.analysis.gather import group_runs, read_runs
+from bench.analysis.groups import Group, ReportRefused, Run
+from bench.analysis.scores import Scores
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """One group's part: its title, the accuracy table for a terminal, the finding in sentences, the judged claims."""
+
+    title: str
+    table: str
+    finding: tuple[str, ...]
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True)
+class ReportSummary:
+    """What was written and what it says. `table` and `finding` join the groups'."""
+
+    path: Path
+    groups: tuple[GroupSummary, ...]
+
+    @property
+    def table(self) -> str:
+        return "\n\n".join(group.table for group in self.groups)
+
+    @property
+    def finding(self) -> tuple[str, ...]:
+        return tuple(sentence for group in self.groups for sentence in group.finding)
+
+
+def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummary:
+    """Report on all records in `results`, written under `reports`; `planned` is the number of runs of the grid
+    where it is known, so that a provisional report says so.
+
+    Raises FileNotFoundError where there is no record, ReportRefused where records don't belong together or
+    can't be read.
+    """
+    runs = read_runs(results)
+    groups = group_runs(runs)
+    cost, tuning = frames.cost_frame(results), _tuning(results)
+    figures = reports / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    blocks: list[Block] = [Heading(1, "Attention strategies in contrastive pre-training on chest X-rays")]
+    summaries, kept = [], set()
+    for number, group in enumerate(groups):
+        name = f"{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', group.data).strip('-').lower() or 'data'}"
+        summary, part, drawn = _group(group, cost, tuning, figures, name, planned if len(groups) == 1 else 0)
+        summaries.append(summary)
+        blocks += part
+        kept |= drawn
+    blocks += _rest(runs, groups)
+    for old in figures.iterdir():
+        if old.suffix in (".png", ".svg") and old.stem not in kept:
+            old.unlink()  # of an earlier report
+    _write(reports / "report.md", document.to_markdown(blocks))
+    _write(reports / "report.tex", document.to_latex(blocks))
+    _write(reports / "results.csv", frames.results_frame(runs).to_csv(index=False))
+    _write(reports / "cost.csv", _cost_csv(cost))
+    return ReportSummary(reports / "report.md", tuple(summaries))
+
+
+def _group(
+    group: Group, cost: pd.DataFrame, tuning: dict[str, Any] | None, figures: Path, name: str, planned: int
+) -> tuple[GroupSummary, list[Block], set[str]]:
+    every = {probe: Scores(group, probe) for probe in group.probes}
+    usable = {probe: scores for probe, scores in every.items() if scores.fractions}
+    main = next(iter(usable.values()), None)
+    claims = all_claims(group, main, cost)
+    sentences = finding.finding(group, main, claims, planned)
+    drawn: set[str] = set()
+    blocks: list[Block] = [Heading(2, group.title), Heading(3, "Finding"), *_lead(sentences)]
+    blocks.append(Heading(3, "Accuracy"))
+    table = tables.accuracy(main) if main else None
+    if main and table:
+        plots.label_efficiency(main, figures, f"{name}-labels")
+        drawn.add(f"{name}-labels")
+        blocks += [
+            table,
+            Figure(
+                f"{name}-labels",
+                "Label efficiency: macro AUROC against the share of labelled patients, "
+                f"{group.data}; bars are 95 % intervals; points are set side by side within a fraction.",
+            ),
+        ]
+        blocks += [tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
+        blocks += _present(tables.differences(main, "dense"), tables.differences(main, "fixed"))
+        blocks += [tables.per_finding(main), tables.precision(main), *_present(tables.subgroups(main))]
+    blocks += [Heading(3, "Cost"), account.macs(group), *_present(account.times(group, cost))]
+    if not any(isinstance(block, Table) and block.title.startswith("Paired time") for block in blocks):
+        blocks.append(Paragraph("No paired time was measured at this scale, so nothing is said about speed."))
+    if main and plots.trade_off(main, cost, figures, f"{name}-cost"):
+        drawn.add(f"{name}-cost")
+        blocks.append(
+            Figure(
+                f"{name}-cost",
+                f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; the line"
+                " is the front: no method beyond it is both cheaper and better. Bars are 95 % intervals;"
+                " points of (nearly) equal cost are set side by side.",
+            )
+        )
+    blocks += [Heading(3, "Claims"), *account.claims_tables(claims)]
+    if not claims:
+        blocks.append(Paragraph("No SparseContrast run is in this group, so there is no claim to judge."))
+    blocks += [Heading(3, "Training and selection"), *_trouble(group)]
+    blocks += _present(account.learning(group), account.selection(group))
+    if plots.curves(frames.history_frame(group), group, figures, f"{name}-training"):
+        drawn.add(f"{name}-training")
+        blocks.append(
+            Figure(
+                f"{name}-training",
+                "Training curves: the objective's loss by epoch; thin lines are seeds, thick ones their mean.",
+            )
+        )
+    record = group.runs[0].record
+    caption = saliency.draw(group, record.data.label_names if record.data else (), figures, f"{name}-selection")
+    if caption:
+        drawn.add(f"{name}-selection")
+        blocks.append(Figure(f"{name}-selection", caption))
+    blocks += [Heading(3, "Settings"), account.counts(group), account.settings(group, tuning)]
+    notes = [
+        *(record.data.notes if record.data else ()),
+        *(note for scores in every.values() for note in scores.notes),
+    ]
+    blocks += [Heading(3, "Notes"), Bullets(tuple(dict.fromkeys([*notes, *_standing(group)])))]
+    text = document.to_text(table) if table else f"{group.title}: no evaluation on the test split."
+    return GroupSummary(group.title, text, tuple(sentences), tuple(claims)), blocks, drawn
+
+
+def _lead(sentences: list[str]) -> list[Block]:
+    warnings = [s for s in sentences if s.startswith(("This is the ", "Provisional"))]
+    rest = tuple(s for s in sentences if s not in warnings)
+    return [*(Paragraph(warning, strong=True) for warning in warnings), *([Bullets(rest)] if rest else [])]
+
+
+def _present(*found: Table | None) -> list[Block]:
+    return [table for table in found if table is not None]
+
+
+def _trouble(group: Group) -> list[Block]:
+    names = finding.unlearned(group)
+    if names:
+        return [Paragraph("Runs that failed, plateaued or collapsed:"), Bullets(tuple(names))]
+    return [Paragraph("No run failed, plateaued or collapsed.")]
+
+
+def _standing(group: Group) -> list[str]:
+    """What holds for every report."""
+    out = [
+        (
+            "An interval holds for other test patients and, with two seeds or more, other seeds; the labelled"
+            " subsets are those that were drawn, the same for all methods, so the luck of another draw is not"
+            " in it."
+        ),
+        "Nothing is averaged across data sets, splits, presets, encoders or training settings.",
+    ]
+    record = group.runs[0].record
+    if record.data and not record.data.patient_ids_known:
+        out.append(
+            "The data name no patients: splits, fractions and intervals are by image, which flatters every"
+            " method where a patient has several images."
+        )
+    return out
+
+
+def _rest(runs: list[Run], groups: list[Group]) -> list[Block]:
+    """Failed or unevaluated runs that belong to no group above."""
+    shown = {run.record.run_id for group in groups for run in group.runs}
+    shown |= {record.run_id for group in groups for record in group.failed}
+    lost = [run.record for run in runs if run.record.run_id not in shown]
+    if not lost:
+        return []
+    items = tuple(
+        f"{r.run_id}: "
+        + (f"failed, {r.reason or 'no reason recorded'}" if r.status == "failed" else "no evaluation on the test split")
+        for r in lost
+    )
+    return [Heading(2, "Runs in no comparison"), Bullets(items)]
+
+
+def _tuning(results: Path) -> dict[str, Any] | None:
+    path = results / "tuning.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReportRefused(f"{path} is not JSON ({error}); move it away or run the tuning again.") from error
+    return found if isinstance(found, dict) else None
+
+
+def _cost_csv(cost: pd.DataFrame) -> str:
+    from bench.record import CostRow
+
+    columns = list(CostRow.model_fields)
+    return cost[[*columns, "measured"]].to_csv(index=False) if not cost.empty else ",".join(columns) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
