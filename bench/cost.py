@@ -39,12 +39,8 @@ def main(
     batch: Annotated[int | None, typer.Option(help="Images a step, each with two views.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Interleaved rounds of the paired measurement.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
-    macs_only: Annotated[
-        bool, typer.Option("--macs-only", help="Count only; time and weigh nothing.")
-    ] = False,
-    preset: Annotated[
-        str, typer.Option(help="Where the encoder and the training settings come from.")
-    ] = "quick",
+    macs_only: Annotated[bool, typer.Option("--macs-only", help="Count only; time and weigh nothing.")] = False,
+    preset: Annotated[str, typer.Option(help="Where the encoder and the training settings come from.")] = "quick",
     results: Annotated[Path, typer.Option(help="The folder with the records.")] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Where cost.csv goes.")] = Path("reports"),
 ) -> None:
@@ -134,9 +130,7 @@ def _measure(
     where = table_path(results, methods, encoder, suite.train, spec, threads)
     try:
         with Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(
-                f"{encoder.name} at {encoder.image_size} px, paired rounds", total=spec.rounds
-            )
+            task = bar.add_task(f"{encoder.name} at {encoder.image_size} px, paired rounds", total=spec.rounds)
             table = measure(
                 methods,
                 encoder,
@@ -216,9 +210,7 @@ def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) 
         numbers = (f"{row[key]:.4g}" for key in MACS_COLUMNS[7:12])
         infer, train, infer_ratio, train_ratio, run_ratio = numbers
         keep = "" if row["keep"] is None else f"{row['keep']:g}"
-        shown.add_row(
-            row["method"].replace("[", r"\["), keep, infer, infer_ratio, train, train_ratio, run_ratio
-        )
+        shown.add_row(row["method"].replace("[", r"\["), keep, infer, infer_ratio, train, train_ratio, run_ratio)
     console.print(shown)
     text = io.StringIO()
     writer = csv.DictWriter(text, MACS_COLUMNS, lineterminator="\n")

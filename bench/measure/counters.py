@@ -61,7 +61,7 @@ def inference_macs(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, f
 
 
 class _Features(nn.Module):
-    """An encoder whose forward takes and gives a tensor, as tracing wants it; lesions, for those who look, at random."""
+    """An encoder from tensor to tensor, as tracing wants it; lesions, for those who look at them, at random."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -88,13 +88,9 @@ def _fvcore(network: nn.Module, images: Tensor) -> dict[str, float]:
     """MACs by module name, "" for all; norms, pooling and resampling left out."""
     from fvcore.nn import FlopCountAnalysis  # late: importing it warns
 
-    analysis = (
-        FlopCountAnalysis(network, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    )
+    analysis = FlopCountAnalysis(network, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-    analysis.set_op_handle(
-        **{f"aten::{name}": _nothing for name in NO_MACS}
-    )  # None would leave fvcore's default
+    analysis.set_op_handle(**{f"aten::{name}": _nothing for name in NO_MACS})  # None would leave fvcore's default
     with _Traceable():
         return dict(analysis.by_module())
 
@@ -126,11 +122,7 @@ def _quiet() -> Iterator[None]:
 def _parts(modules: Mapping[str, float], total: float) -> dict[str, float]:
     """MACs by part from MACs by module: patch embedding, the strategy's own modules, projections and MLPs of the
     blocks, attention (queries x keys, weights x values), and what else the strategy multiplies."""
-    inner = {
-        match[0]: value
-        for name, value in modules.items()
-        if (match := re.search(r"(vit|strategy)\..*", name))
-    }
+    inner = {match[0]: value for name, value in modules.items() if (match := re.search(r"(vit|strategy)\..*", name))}
 
     def under(pattern: str) -> float:
         return sum(value for name, value in inner.items() if re.fullmatch(pattern, name))
@@ -142,9 +134,7 @@ def _parts(modules: Mapping[str, float], total: float) -> dict[str, float]:
     parts["projections and MLPs"] = under(linear)
     rest = total - sum(parts.values())
     inside = under(r"vit\.blocks\.\d+\.attn") - under(r"vit\.blocks\.\d+\.attn\.(qkv|proj)")
-    called = (
-        under(r"vit\.blocks\.\d+") > 0
-    )  # blocks as modules; else the strategy runs their parts and the attention
+    called = under(r"vit\.blocks\.\d+") > 0  # blocks as modules; else the strategy runs their parts and the attention
     parts["attention"] = inside if called else rest
     if rest - parts["attention"] > 1e-6 * total:
         parts["token mixing"] = rest - parts["attention"]
@@ -152,9 +142,7 @@ def _parts(modules: Mapping[str, float], total: float) -> dict[str, float]:
 
 
 def _differences(flop: Mapping[str, float], fvcore: Mapping[str, float], totals: Mapping[str, float]) -> str:
-    lines = [
-        f"{name}: {fvcore.get(name, 0.0):,.0f} and {flop.get(name, 0.0):,.0f}" for name in {**flop, **fvcore}
-    ]
+    lines = [f"{name}: {fvcore.get(name, 0.0):,.0f} and {flop.get(name, 0.0):,.0f}" for name in {**flop, **fvcore}]
     return (
         f"fvcore counts {totals['fvcore']:,.0f} MACs per image at inference, FlopCounterMode "
         f"{totals['flop_counter']:,.0f}, more than {AGREEMENT:.0%} apart. By part: " + "; ".join(lines)

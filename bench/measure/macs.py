@@ -70,9 +70,7 @@ def count(
 def random_views(encoder: EncoderSpec, batch: int = IMAGES) -> Tensor:
     """Two views of `batch` random images, (2, B, channels, H, W), always the same."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(
-        2, batch, encoder.channels, encoder.image_size, encoder.image_size, generator=generator
-    )
+    return torch.randn(2, batch, encoder.channels, encoder.image_size, encoder.image_size, generator=generator)
 
 
 def kept_over_run(strategy: Strategy, steps: int, ramp: float) -> Counter[int]:
@@ -87,9 +85,7 @@ def nodes(kept: int, patches: int) -> list[int]:
     return sorted({kept, (kept + patches - 1) // 2, patches - 1}) if kept < patches else [patches]
 
 
-def interpolate(
-    at: list[int], values: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
+def interpolate(at: list[int], values: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The polynomial through (`at`, `values`) at `wanted`, by Lagrange; `values` (..., nodes) -> (..., wanted)."""
     x = np.asarray(at, dtype=float)
     basis = [

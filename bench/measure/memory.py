@@ -23,9 +23,7 @@ def saved_bytes(objective: Objective, views: Tensor, call: Call) -> float:
     """
     subject = copy.deepcopy(objective).train()
     present = {tensor.untyped_storage().data_ptr() for tensor in [*subject.parameters(), views]}
-    kept: weakref.WeakSet[_Saved] = (
-        weakref.WeakSet()
-    )  # what the graph drops before the end of the pass is not kept
+    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()  # what the graph drops before the end of the pass is not kept
 
     def pack(tensor: Tensor) -> _Saved:
         saved = _Saved(tensor)
@@ -34,15 +32,13 @@ def saved_bytes(objective: Objective, views: Tensor, call: Call) -> float:
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         loss = subject(views, call).total
-    storages = {
-        saved.tensor.untyped_storage().data_ptr(): saved.tensor.untyped_storage().nbytes() for saved in kept
-    }
+    storages = {saved.tensor.untyped_storage().data_ptr(): saved.tensor.untyped_storage().nbytes() for saved in kept}
     del loss  # lived until here, and with it the graph
     return sum(size for where, size in storages.items() if where not in present) / views.shape[1]
 
 
 def peak_mib() -> tuple[float, Literal["process", "device"]]:
-    """The most that was in use so far, in MiB: of the GPU's memory where there is one, else resident in this process."""
+    """The most that was in use so far, in MiB: of the GPU where there is one, else resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20, "device"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -53,4 +49,4 @@ class _Saved:
     """Holds a tensor for the graph; its life is the graph's."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self.tensor = tensor.detach()  # an output that knew its graph would keep it alive in a circle

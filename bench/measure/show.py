@@ -10,7 +10,7 @@ from bench.record import CostRow, CostTable
 
 
 def print_costs(table: CostTable, console: Console) -> None:
-    """The paired measurement as a table, with the ratio of the MACs beside each speed-up, and what was hard about it."""
+    """The paired measurement as a table: each speed-up with its interval and, beside it, what MACs alone allow."""
     first, again = table.rows[0], table.rows[-1]
     shown = Table(
         title=f"{first.encoder}, {first.image_size} px, {first.channels} channel(s), batch {first.batch}, "
@@ -18,7 +18,7 @@ def print_costs(table: CostTable, console: Console) -> None:
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
-    shown.add_column("method", overflow="fold", min_width=22)
+    shown.add_column("method", overflow="fold", min_width=min(56, max(len(row.method) for row in table.rows)))
     columns = (
         "keep",
         "training",
@@ -49,14 +49,10 @@ def print_costs(table: CostTable, console: Console) -> None:
     console.print(shown)
     disturbed = table.environment.get("disturbed_rounds", 0)
     console.print(
-        "ms and MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, median over "
-        f"rounds with 95 % interval; ~ no difference seen: the interval reaches into that of {again.method}, dense "
+        "ms and MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, median "
+        f"over rounds with 95 % interval; ~ no difference seen: the interval reaches into that of {again.method}, dense "
         f"against itself. {first.repeated_rounds} round(s) were repeated for a foreign load"
-        + (
-            f", and {disturbed} kept in spite of it: measure again on a quieter machine."
-            if disturbed
-            else "."
-        ),
+        + (f", and {disturbed} kept in spite of it: measure again on a quieter machine." if disturbed else "."),
         markup=False,
         highlight=False,
     )

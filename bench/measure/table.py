@@ -80,9 +80,7 @@ def measure(
 
 def contestants(methods: Sequence[Method]) -> list[tuple[str, Method]]:
     """Names and methods of the rows, in order: the baseline, then what was asked for, then the baseline again."""
-    others = [
-        method for method in dict.fromkeys(methods) if method != DENSE and method.strategy not in FLOORS
-    ]
+    others = [method for method in dict.fromkeys(methods) if method != DENSE and method.strategy not in FLOORS]
     return [(DENSE.name, DENSE), *((method.name, method) for method in others), (AGAIN, DENSE)]
 
 
@@ -103,11 +101,7 @@ def table_path(
         "threads": threads,
         "machine": machine(),
     }
-    return (
-        results
-        / "cost"
-        / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}.json"
-    )
+    return results / "cost" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}.json"
 
 
 def asked_keep(method: Method) -> float | None:
@@ -140,9 +134,7 @@ class Arm:
         self.objective.encoder.use_attention(self.train.attention, self.fabric.device)
         self.views = self.views.to(self.fabric.device)
         with self.fabric.autocast():
-            self.saved = saved_bytes(
-                self.objective, self.views, self._call(self.points[0], itertools.count())
-            )
+            self.saved = saved_bytes(self.objective, self.views, self._call(self.points[0], itertools.count()))
 
     @property
     def ramps(self) -> bool:
@@ -229,9 +221,7 @@ class Arm:
     def _run_speedup(self, times: PairedTimes) -> Estimate:
         """Dense's whole run over this method's, the ramp integrated, round by round."""
         dense = times.seconds[self._dense_step(times)]
-        own = np.stack(
-            [times.seconds[f"{self.name} train {k}"] for k in self.points], axis=-1
-        )  # (rounds, points)
+        own = np.stack([times.seconds[f"{self.name} train {k}"] for k in self.points], axis=-1)  # (rounds, points)
         return estimate(dense / self._mean_step(own), times.seed)
 
     def _mean_step(self, own: Array) -> Array:
@@ -239,9 +229,7 @@ class Arm:
         if not self.ramps:
             return own[:, 0]
         kept = kept_over_run(self.objective.encoder.strategy, GRID, self.train.ramp)
-        along = interpolate(
-            self.points, own, np.array(list(kept), dtype=float)
-        )  # (rounds, numbers of patches)
+        along = interpolate(self.points, own, np.array(list(kept), dtype=float))  # (rounds, numbers of patches)
         return np.asarray(along @ np.array(list(kept.values()), dtype=float) / GRID)
 
 

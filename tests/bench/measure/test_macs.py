@@ -1,0 +1,205 @@
+"""MACs: two counters and formulas agree with each other and with the papers' figures."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from bench.measure import counters, macs
+from bench.measure.counters import CountersDisagree, inference_macs
+from bench.pretrain import build
+from bench.record import Macs
+from bench.spec import EncoderSpec, TrainSpec
+from methods import STRATEGIES
+from methods.encoders.vit import Encoder, geometry_of
+from methods.names import parse_methods
+from methods.objectives.objective import Objective
+from methods.schedule import keep_at, kept_tokens
+from methods.strategies.dense import Dense
+from methods.strategies.predictor import predictor_macs, predictor_width
+from methods.strategies.tokenlearner import TokenLearner
+
+SMALL = EncoderSpec(name="vit_stem_d64_l4_patch8", image_size=64)
+VIT_S = EncoderSpec(name="vit_small_patch16_224", image_size=224, channels=3)
+TRAIN = TrainSpec(batch=4, ramp=0.3)
+DEIT = {"ti": (192, 3), "s": (384, 6), "b": (768, 12)}
+
+
+def built(method: str, encoder: EncoderSpec = SMALL) -> Objective:
+    return build(parse_methods(method)[0], encoder, seed=0)
+
+
+def vit(dim: int, heads: int, class_token: bool = True) -> VisionTransformer:
+    return VisionTransformer(
+        embed_dim=dim, depth=12, num_heads=heads, num_classes=0, global_pool="", class_token=class_token
+    )
+
+
+def with_head(encoder: Encoder) -> float:
+    """GMACs with the papers' classifier of 1000 classes."""
+    image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return (inference_macs(encoder, image)[0] + 1000 * encoder.geometry.dim) / 1e9
+
+
+@pytest.mark.parametrize(("size", "published"), [("ti", 1.254), ("s", 4.599), ("b", 17.564)])
+def test_deit_as_published(size: str, published: float) -> None:
+    model = vit(*DEIT[size])
+    assert with_head(Encoder(model, Dense(geometry_of(model)))) == pytest.approx(published, rel=0.01)
+
+
+def test_dynamicvit_as_published() -> None:
+    encoder = built("simclr/dynamicvit[rho=0.7]", VIT_S).encoder
+    assert with_head(encoder) == pytest.approx(2.981, rel=0.01)
+
+
+@pytest.mark.parametrize(("block", "published"), [(3, 1.321), (6, 2.407), (9, 3.493)])
+def test_tokenlearner_as_published(block: int, published: float) -> None:
+    model = vit(*DEIT["s"], class_token=False)
+    assert with_head(Encoder(model, TokenLearner(geometry_of(model), tokens=8, at=block / 12))) == pytest.approx(
+        published, rel=0.01
+    )
+
+
+def test_sparsecontrast_limits_at_vit_s() -> None:
+    dense, sparse = (
+        macs.count(built(f"simclr/{name}", VIT_S), VIT_S, TRAIN, 400) for name in ("dense", "sparsecontrast")
+    )
+    assert dense.inference / sparse.inference == pytest.approx(1.91, rel=0.02)
+    assert dense.train_step / sparse.train_step == pytest.approx(1.93, rel=0.02)
+    assert dense.whole_run / sparse.whole_run == pytest.approx(1.68, rel=0.02)
+    assert sparse.inference_parts["predictor"] == pytest.approx(0.157e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["dense", "sparsecontrast", "fixed", "patchdropout"])
+def test_inference_is_the_formula(name: str) -> None:
+    objective = built(f"simclr/{name}")
+    geometry, strategy = objective.encoder.geometry, objective.encoder.strategy
+    formula = geometry.macs(geometry.patches)
+    if name in ("sparsecontrast", "fixed"):
+        assert strategy.target is not None
+        formula = geometry.macs(kept_tokens(geometry.patches, strategy.target))
+    if name == "sparsecontrast":
+        formula += predictor_macs(geometry, predictor_width(geometry))
+    counted = macs.count(objective, SMALL, TRAIN, 0)
+    assert counted.inference == formula
+    assert counted.counters == {"fvcore": formula, "flop_counter": formula}
+    assert sum(counted.inference_parts.values()) == pytest.approx(formula, rel=1e-12)
+
+
+def test_dense_step_is_the_formula() -> None:
+    """Every product forward has two backward, but the first layer's: images need no gradient. Both views."""
+    objective = built("simclr/dense")
+    geometry = objective.encoder.geometry
+    first = 32 * 32 * 9 * 16  # the stem's first convolution, 1 channel to 16
+    heads = 64 * 256 + 256 * 256 + 256 * 128
+    contrast = 2 * TRAIN.batch * 128  # of a view with all 2B
+    forward = geometry.macs(geometry.patches) + heads + contrast
+    assert macs.count(objective, SMALL, TRAIN, 0).train_step == 2 * (3 * forward - first)
+
+
+def test_moco_step_adds_teacher_and_predictor() -> None:
+    simclr, moco = (macs.count(built(f"{name}/dense"), SMALL, TRAIN, 0) for name in ("simclr", "moco"))
+    forward, first = simclr.inference, 32 * 32 * 9 * 16
+    projector, predictor = 64 * 256 + 256 * 256 + 256 * 256, 2 * 256 * 256
+    contrast = TRAIN.batch * 256  # of a query with the keys of the other view; keys get no gradient
+    student = 3 * (forward + projector + predictor) - first + 2 * contrast
+    assert moco.train_step == 2 * (student + forward + projector)
+
+
+def test_attention_is_seen_by_both_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blind to attention, either counter is refused."""
+    encoder, image = built("simclr/dense").encoder, torch.randn(1, 1, 64, 64)
+    parts = inference_macs(encoder, image)[1]
+    assert parts["attention"] == 4 * 2 * 64 * 64 * 64  # blocks x (QK, AV) x N x N x C
+    monkeypatch.setattr(counters, "_attention_macs", counters._nothing)
+    with pytest.raises(CountersDisagree, match=r"attention: 0 and 2,097,152"):
+        inference_macs(encoder, image)
+    monkeypatch.undo()
+    monkeypatch.setattr(counters, "SDPBackend", _Fused)
+    with pytest.raises(CountersDisagree, match=r"attention: 2,097,152 and 0"):
+        inference_macs(encoder, image)
+
+
+class _Fused:
+    MATH = torch.nn.attention.SDPBackend.FLASH_ATTENTION
+
+
+def test_step_is_counted_alike_on_the_meta_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("moco/sparsecontrast", "simclr/tokenlearner"):
+        objective = built(name)
+        computed = macs.count(objective, SMALL, TRAIN, 0).train_step
+        with monkeypatch.context() as patch:
+            patch.setattr(macs, "LARGE", 0.0)
+            patch.setattr(macs, "_copy", lambda objective: copy.deepcopy(objective))
+            assert macs.count(objective, SMALL, TRAIN, 0).train_step == computed
+
+
+def test_step_of_a_larger_batch_is_counted_without_running_it() -> None:
+    """Only the contrast grows faster than the batch; against a step counted on that very batch."""
+    for name in ("simclr/sparsecontrast", "moco/fixed"):
+        objective = built(name)
+        few = macs.StepMacs(objective, 6, macs.random_views(SMALL, 2))
+        many = macs.StepMacs(objective, 6, macs.random_views(SMALL, 6))
+        assert few(0.5) == pytest.approx(many(0.5), rel=1e-12)
+
+
+@pytest.mark.parametrize("options", ["", "[gate=token]", "[fuse=true]", "[trim=keys]", "[execution=masked]"])
+def test_a_step_is_quadratic_in_the_tokens(options: str) -> None:
+    step = macs.StepMacs(built(f"simclr/sparsecontrast{options}"), 4, macs.random_views(SMALL))
+    at = macs.nodes(20, 64)
+    assert at == [20, 41, 63]
+    wanted = np.array([25.0, 52.0])
+    curve = macs.interpolate(at, np.array([step(k / 64) for k in at]), wanted)
+    assert curve == pytest.approx([step(k / 64) for k in wanted], rel=1e-9)
+
+
+def test_whole_run_is_the_sum_of_its_steps() -> None:
+    objective, steps = built("simclr/sparsecontrast[keep=0.4]"), 20
+    step = macs.StepMacs(objective, TRAIN.batch, macs.random_views(SMALL))
+    one_by_one = [step(keep_at(i / steps, 0.4, TRAIN.ramp)) for i in range(steps)]
+    counted = macs.count(objective, SMALL, TRAIN, steps)
+    assert counted.whole_run == pytest.approx(TRAIN.batch * sum(one_by_one), rel=1e-9)
+    assert one_by_one[0] > 1.5 * one_by_one[-1] == pytest.approx(1.5 * counted.train_step)
+
+
+def test_keep_one_and_no_steps() -> None:
+    objective = built("simclr/sparsecontrast[keep=1.0]")
+    whole = macs.count(objective, SMALL, TRAIN, 10)
+    assert whole.whole_run == pytest.approx(10 * TRAIN.batch * whole.train_step)
+    assert macs.count(objective, SMALL, TRAIN, 0).whole_run == 0
+
+
+def test_what_depends_on_the_image_is_counted_padded() -> None:
+    """Threshold 0 of an untrained predictor keeps what it likes; the batch is as wide as its widest image."""
+    objective = built("simclr/sparsecontrast[select=threshold]")
+    images = torch.randn(5, 1, 64, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        widest = int((objective.encoder.strategy.predictor(images) > 0).sum(1).max())
+    geometry = objective.encoder.geometry
+    padded_heads = 4 * 2 * widest**2 * 4 * 8  # the key bias pads every head's 16 by 8, in q k and v
+    formula = geometry.macs(widest) + predictor_macs(geometry, predictor_width(geometry)) + padded_heads
+    assert macs.count(objective, SMALL, TRAIN, 0, torch.stack([images, images])).inference == formula
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_every_strategy_counts_and_is_left_as_it_was(strategy: str) -> None:
+    objective = built(f"moco/{strategy}")
+    objective.train()
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    torch.manual_seed(7)
+    counted: Macs = macs.count(objective, SMALL, TRAIN, 10)
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(1))
+    after = objective.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert objective.training
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    assert 0 < counted.inference < counted.train_step
+    assert counted.counters["fvcore"] == pytest.approx(counted.counters["flop_counter"], rel=0.01)
+    flat = counted.whole_run == pytest.approx(10 * TRAIN.batch * counted.train_step)
+    assert flat != objective.encoder.strategy.ramps

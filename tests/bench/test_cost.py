@@ -1,0 +1,104 @@
+"""The command `bench.cost`: what it prints and writes, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bench.cost import app
+from bench.measure import counters
+from bench.record import CostRow, CostTable
+
+
+def cost(folder: Path, *options: str) -> Result:
+    where = ["--preset", "smoke", "--results", str(folder / "results"), "--reports", str(folder / "reports")]
+    return CliRunner().invoke(app, [*where, *options])
+
+
+def test_measures_prints_and_writes(tmp_path: Path) -> None:
+    options = ("--methods", "sparsecontrast[gate=token]", "--rounds", "2", "--batch", "4", "--threads", "1")
+    done = cost(tmp_path, *options)
+    assert done.exit_code == 0, done.output
+    assert "simclr/sparsecontrast[gate=token]" in done.output
+    assert "simclr/dense#2" in done.output
+    assert "dense against itself" in done.output
+    (path,) = (tmp_path / "results" / "cost").glob("*.json")
+    table = CostTable.model_validate_json(path.read_bytes())
+    assert [row.method for row in table.rows] == [
+        "simclr/dense",
+        "simclr/sparsecontrast[gate=token]",
+        "simclr/dense#2",
+    ]
+    assert {(row.rounds, row.batch, row.threads, row.image_size) for row in table.rows} == {(2, 4, 1, 32)}
+    with open(tmp_path / "reports" / "cost.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == [row.method for row in table.rows]
+    assert set(CostRow.model_fields) <= set(rows[0])
+    assert float(rows[1]["train_ms"]) == table.rows[1].train_ms
+    assert cost(tmp_path, *options).exit_code == 0  # measured again, in the same place
+    assert len(list((tmp_path / "results" / "cost").iterdir())) == 1
+
+
+def test_macs_only(tmp_path: Path) -> None:
+    done = cost(tmp_path, "--methods", "dense,fixed", "--keep", "0.3,0.6", "--image-size", "32,64", "--macs-only")
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "results").exists()
+    sizes = {}
+    for size in (32, 64):
+        with open(tmp_path / "reports" / f"macs-vit_stem_d64_l4_patch8-{size}.csv", newline="") as file:
+            sizes[size] = list(csv.DictReader(file))
+    names = ["simclr/dense", "simclr/fixed[keep=0.3]", "simclr/fixed[keep=0.6]"]
+    assert [row["method"] for row in sizes[32]] == names
+    dense, low, high = ({k: float(v) for k, v in row.items() if k.endswith("ratio")} for row in sizes[64])
+    assert dense == {"infer_ratio": 1.0, "train_ratio": 1.0, "run_ratio": 1.0}
+    assert low["train_ratio"] > high["train_ratio"] > 1
+    assert 1 < low["run_ratio"] < low["train_ratio"]  # the ramp costs
+    assert float(sizes[64][0]["infer_gmacs"]) > 4 * float(sizes[32][0]["infer_gmacs"])
+
+
+def test_another_encoder_comes_at_its_own_size(tmp_path: Path) -> None:
+    done = cost(tmp_path, "--methods", "dense", "--encoder", "vit_tiny_patch16_224", "--channels", "3", "--macs-only")
+    assert done.exit_code == 0, done.output
+    with open(tmp_path / "reports" / "macs-vit_tiny_patch16_224-224.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["infer_gmacs"]) == pytest.approx(1.254, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods", "sparsecontras"), "did you mean simclr/sparsecontrast"),
+        (("--preset", "smok"), "did you mean smoke"),
+        (("--keep", "0.5,half"), "--keep has 'half'"),
+        (("--keep", "1.5"), "keep"),
+        (("--image-size", "big"), "--image-size has 'big'"),
+        (("--image-size", "50"), "no multiple of the 8-pixel patches"),
+        (("--encoder", "resnet50"), "not a plain ViT"),
+        (("--channels", "2"), "channels"),
+        (("--threads", "0"), "--threads is 0"),
+        (("--rounds", "0"), "measure.rounds"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    done = cost(tmp_path, *options)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "Traceback" not in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("only", [(), ("--macs-only",)])
+def test_counters_that_disagree_refuse_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(counters, "_attention_macs", counters._nothing)
+    done = cost(tmp_path, "--methods", "dense", *only)
+    assert done.exit_code == 1
+    assert "refused" in done.output
+    assert "By part: patch embedding" in done.output
+    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.rglob("*.csv"))
