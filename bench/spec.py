@@ -227,7 +227,9 @@ def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | 
     known = sorted(path.stem for path in PRESETS.glob("*.toml"))
     if preset not in known:
         raise ValueError(f"unknown preset '{preset}': {suggest(preset, known)}")
-    values = {"preset": preset, **_read_toml(PRESETS / f"{preset}.toml")}
+    tuning = read_tuning(preset)
+    tuned = {"tuned": tuning["chosen"]} if tuning else {}
+    values = {"preset": preset, **tuned, **_read_toml(PRESETS / f"{preset}.toml")}
     if spec is not None:
         values = _merge(values, _read_toml(spec))
     for key, value in (changes or {}).items():
@@ -236,6 +238,12 @@ def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | 
             nested = {part: nested}
         values = _merge(values, nested)
     return validated(Suite, values, where=str(spec) if spec else "options")
+
+
+def read_tuning(preset: str) -> dict[str, Any] | None:
+    """What `bench.tune` wrote of a preset: the learning rates tried and chosen, and the account of it."""
+    path = PRESETS / f"{preset}.tuning.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def validated(model: type[Any], values: dict[str, Any], where: str) -> Any:

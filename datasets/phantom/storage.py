@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from datasets.phantom.radiograph import EPSILON, FIELD_MM
 
 VERSION = 1  # raised whenever an image of the same seed and options would look different
 _BLOCK = 256  # images whose parameters are drawn at once
+_PARALLEL_FROM = 8  # blocks; fewer are done before worker processes have started
 _FILES = ("images.npy", "masks.npy", "table.npz", "whole.json")
 _NUMBERS = ("labels", "size_mm", "contrast", "cnr", "side")
 _GROUPS = ("sex", "age", "view")
@@ -104,13 +106,24 @@ def load(
 
 def _render(options: _Options, images: Array, masks: Array) -> dict[str, Array]:
     """Fill ``images`` and ``masks``; return the columns of the table."""
-    keys = options.keys
     parts: list[Images] = []
-    for begin in range(0, len(keys), _BLOCK):
-        part = generate(options.seed, keys[begin : begin + _BLOCK], options.image_size)
+    for begin, part in zip(range(0, len(images), _BLOCK), _blocks(options), strict=True):
         images[begin : begin + _BLOCK], masks[begin : begin + _BLOCK] = part.pixels, part.masks
         parts.append(part)
     return {name: np.concatenate([getattr(part, name) for part in parts]) for name in _NUMBERS + _GROUPS}
+
+
+def _blocks(options: _Options) -> Iterator[Images]:
+    """The images in their order, a block at a time; large sets are rendered on all cores (each image is its own)."""
+    keys = options.keys
+    blocks = [keys[begin : begin + _BLOCK] for begin in range(0, len(keys), _BLOCK)]
+    if len(blocks) < _PARALLEL_FROM:
+        yield from (generate(options.seed, block, options.image_size) for block in blocks)
+        return
+    from joblib import Parallel, delayed
+
+    with Parallel(n_jobs=-1, return_as="generator") as pool:
+        yield from pool(delayed(generate)(options.seed, block, options.image_size) for block in blocks)
 
 
 def _write(folder: Path, options: _Options) -> None:

@@ -82,7 +82,7 @@ class Selection(Strategy):
         x = _scaled(gather(x, choice.index, prefix), choice.token_scale, prefix)
         bias = _bias(choice)
         core = self.core if bias is None else key_bias_core(F.pad(bias, (prefix, 0)))
-        return pool(self._blocks(vit, x, core), prefix, choice.valid)
+        return pool(self._blocks(vit, x, core), prefix, _share(choice))
 
     def _hide(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
         """The same result with every token computed and the dropped ones hidden."""
@@ -91,7 +91,9 @@ class Selection(Strategy):
         if choice.key_bias is not None:
             bias = bias.scatter_add(1, choice.index, _only(choice.key_bias, choice.valid))
         x = _scaled(x, _spread(choice, self.geometry.patches), prefix)
-        return pool(self._blocks(vit, x, key_bias_core(F.pad(bias, (prefix, 0)))), prefix, kept)
+        share = _share(choice)
+        weight = kept if share is None else torch.zeros_like(bias).scatter_add(1, choice.index, share.to(bias.dtype))
+        return pool(self._blocks(vit, x, key_bias_core(F.pad(bias, (prefix, 0)))), prefix, weight)
 
     def _trim_keys(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
         """All tokens ask and are pooled; only the kept ones (and the prefix) are asked."""
@@ -130,6 +132,13 @@ def _bias(choice: Choice) -> Tensor | None:
         return choice.key_bias
     hidden = torch.where(choice.valid, 0.0, HIDDEN)
     return hidden if choice.key_bias is None else choice.key_bias + hidden
+
+
+def _share(choice: Choice) -> Tensor | None:
+    """What each kept token counts in the pooling, which is an attention with equal logits: it takes the bias too."""
+    if choice.key_bias is None:
+        return choice.valid
+    return _only(choice.key_bias.exp(), choice.valid)
 
 
 def _spread(choice: Choice, patches: int) -> Tensor | None:

@@ -60,7 +60,9 @@ def slowly(vit: torch.nn.Module, images: Tensor, choice: Choice, prefix: int) ->
         x = torch.stack([*front, *(patches[p] * scale.get(p, 1.0) for p in run)])
         logit = torch.stack([torch.tensor(0.0)] * len(front) + [torch.as_tensor(bias.get(p, 0.0)) for p in run])
         keys = [*range(len(front)), *(len(front) + j for j, p in enumerate(run) if p in where)]
-        rows.append(slow.blocks(vit, x, bias=logit, keys=keys)[len(front) :].mean(0))
+        out = slow.blocks(vit, x, bias=logit, keys=keys)[len(front) :]
+        share = torch.ones(len(run)) if choice.keys_only else logit[len(front) :].exp()
+        rows.append((share[:, None] * out).sum(0) / share.sum())
     return torch.stack(rows)
 
 

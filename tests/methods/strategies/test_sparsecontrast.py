@@ -66,7 +66,9 @@ def slow_features(
             dropped = [j for j in range(16) if j not in left]
             front.append(sum(s[j] * tokens[prefix + j] for j in dropped) / sum(s[j] for j in dropped))
         bias = torch.cat([torch.zeros(len(front)), bias if len(bias) else torch.zeros(len(left))])
-        rows.append(slow.blocks(vit, torch.stack([*front, *patches]), bias=bias)[len(front) :].mean(0))
+        share = bias[len(front) :].exp()
+        out = slow.blocks(vit, torch.stack([*front, *patches]), bias=bias)[len(front) :]
+        rows.append((share[:, None] * out).sum(0) / share.sum())
     return torch.stack(rows)
 
 
