@@ -50,8 +50,8 @@ def print_costs(table: CostTable, console: Console) -> None:
     disturbed = table.environment.get("disturbed_rounds", 0)
     console.print(
         "ms and MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, median "
-        f"over rounds with 95 % interval; ~ no difference seen: the interval reaches into that of {again.method}, dense "
-        f"against itself. {first.repeated_rounds} round(s) were repeated for a foreign load"
+        f"over rounds with 95 % interval; ~ no difference seen: the interval reaches into that of {again.method}, "
+        f"dense against itself. {first.repeated_rounds} round(s) were repeated for a foreign load"
         + (f", and {disturbed} kept in spite of it: measure again on a quieter machine." if disturbed else "."),
         markup=False,
         highlight=False,
