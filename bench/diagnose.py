@@ -116,7 +116,8 @@ def selection_figure(encoder: Encoder, bench: Bench) -> dict[str, npt.NDArray[An
     if kept is None:
         return None
     grid = encoder.geometry.grid
-    which = "the positive test image with the lesion of median area" if data.masks is not None else "the first positive test image"
+    rule = "the positive test image with the lesion of median area"
+    which = rule if data.masks is not None else "the first positive test image"
     arrays: dict[str, npt.NDArray[Any]] = {
         "images": np.asarray(data.images[rows]),
         "kept": kept.reshape(-1, grid, grid),

@@ -20,8 +20,9 @@ from bench.spec import EvaluationSpec, FinetuneSpec, Probe
 from datasets.dataset import Dataset
 from datasets.splits import Splits, fraction, index_hash
 from datasets.views import Views
+from methods import Inference
 from methods.encoders.vit import Encoder
-from methods.strategies.strategy import Call, Inference
+from methods.strategies.strategy import Call
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating]
@@ -255,7 +256,7 @@ def _subgroups(
 
 
 def _single_class(labels: Floats) -> npt.NDArray[np.bool_]:
-    return ~((labels == 1).any(0) & (labels == 0).any(0))
+    return np.asarray(~((labels == 1).any(0) & (labels == 0).any(0)))
 
 
 def _why_undefined(truth: Floats) -> str:

@@ -17,9 +17,10 @@ from bench.pretrain import Report, TrainingFailed, epoch_order, optimizer_of, sc
 from bench.spec import FinetuneSpec
 from datasets.dataset import Dataset
 from datasets.views import Views
+from methods import Inference
 from methods.encoders.vit import Encoder
 from methods.noise import keyed_generator
-from methods.strategies.strategy import Call, Inference
+from methods.strategies.strategy import Call
 
 WARMUP = 0.1
 
@@ -57,8 +58,9 @@ def finetune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
         classifier = Classifier(copy.deepcopy(encoder).requires_grad_(True), data.labels.shape[1], inference)
-    if classifier.encoder.vit.pos_embed is not None:
-        classifier.encoder.vit.pos_embed.requires_grad_(encoder.vit.pos_embed.requires_grad)
+    positions, given = classifier.encoder.vit.pos_embed, encoder.vit.pos_embed
+    if positions is not None and given is not None:
+        positions.requires_grad_(given.requires_grad)  # fixed ones stay fixed
     batch = min(spec.batch, len(images))
     per_epoch = len(images) // batch
     total = min(max(spec.epochs * per_epoch, spec.min_steps), spec.max_steps)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
 from bench.lesions import Lesions

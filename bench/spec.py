@@ -237,7 +237,8 @@ def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | 
         for part in reversed(key.split(".")):
             nested = {part: nested}
         values = _merge(values, nested)
-    return validated(Suite, values, where=str(spec) if spec else "options")
+    suite: Suite = validated(Suite, values, where=str(spec) if spec else "options")
+    return suite
 
 
 def read_tuning(preset: str) -> dict[str, Any] | None:

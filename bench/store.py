@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from bench.record import SCHEMA_VERSION, Evaluation, Record
 from bench.spec import EvaluationSpec, Probe, RunSpec
+from methods import Inference, inference_modes
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -149,7 +150,7 @@ def _owner_lives(path: Path) -> bool:
     return True
 
 
-def missing_evaluations(store: Store, spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, str]]:
+def missing_evaluations(store: Store, spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, Inference]]:
     """What of `evaluation` the run still lacks: (probe, per cent, inference)."""
     return [
         (probe, labels, inference)
@@ -158,10 +159,8 @@ def missing_evaluations(store: Store, spec: RunSpec, evaluation: EvaluationSpec)
     ]
 
 
-def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, str]]:
+def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, Inference]]:
     """Every probe at every fraction, for every way in which the strategy runs at inference."""
-    from methods import inference_modes
-
     if spec.labels is not None:
         return [("finetune", spec.labels, "dense")]
     modes = inference_modes(spec.parsed.strategy)

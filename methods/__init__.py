@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from methods.objectives.objective import Objective
 
 Value = bool | int | float | str
+Inference = Literal["pruned", "dense"]  # the strategy acts, or all tokens are computed
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Entry:
     summary: str
     source: str
     options: dict[str, Option] = field(default_factory=dict)
-    inference: tuple[Literal["pruned", "dense"], ...] = ("pruned",)  # how a strategy is evaluated, its own way first
+    inference: tuple[Inference, ...] = ("pruned",)  # how a strategy is evaluated, its own way first
     code: str = ""  # hash of the plug-in file that it came from: part of what determines the weights
 
     def load(self) -> Any:
@@ -164,7 +165,7 @@ STRATEGIES: dict[str, Entry] = {
     ),
 }
 
-def inference_modes(strategy: str) -> tuple[Literal["pruned", "dense"], ...]:
+def inference_modes(strategy: str) -> tuple[Inference, ...]:
     """How a strategy (or a floor) is evaluated, its own way first."""
     return STRATEGIES[strategy].inference if strategy in STRATEGIES else ("dense",)
 

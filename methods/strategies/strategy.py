@@ -13,10 +13,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from methods import Inference
 from methods.attention import Core, run_block
 from methods.noise import Noise
-
-Inference = Literal["pruned", "dense"]
 
 
 @dataclass(frozen=True)

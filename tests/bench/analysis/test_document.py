@@ -22,9 +22,19 @@ from bench.analysis.document import (
     to_text,
 )
 
-NASTY = ["A_b|c", "50 % & more", "$x^2$ #1 {y}", r"back\slash ~tilde", "<b>bold</b> *star* [link](x)", "`code`", "±×−≥“q”"]
+NASTY = [
+    "A_b|c",
+    "50 % & more",
+    "$x^2$ #1 {y}",
+    r"back\slash ~tilde",
+    "<b>bold</b> *star* [link](x)",
+    "`code`",
+    "±×−≥“q”",
+]
 NASTY += ["Épanchement à droite, Ærø, naïve", "肺炎", "new\nline", "\\input{/etc/passwd}", "x" * 60]
-TABLE = Table("A_b & c", ("finding", "value [95 %]", "prose"), tuple((text, "+0.1", text) for text in NASTY), "n_o_te", ("prose",))
+TABLE = Table(
+    "A_b & c", ("finding", "value [95 %]", "prose"), tuple((text, "+0.1", text) for text in NASTY), "n_o_te", ("prose",)
+)
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -63,9 +73,17 @@ def test_nasty_names_compile(tmp_path, packages):
     import numpy as np
 
     matplotlib.image.imsave(tmp_path / "figures" / "f.png", np.zeros((4, 4)))
-    blocks = [Heading(1, "A_b"), Paragraph("& so", strong=True), Bullets(tuple(NASTY)), TABLE, Figure("f", "c_aption %")]
+    blocks = [
+        Heading(1, "A_b"),
+        Paragraph("& so", strong=True),
+        Bullets(tuple(NASTY)),
+        TABLE,
+        Figure("f", "c_aption %"),
+    ]
     (tmp_path / "report.tex").write_text(to_latex(blocks))
-    main = f"\\documentclass{{article}}\\usepackage{{{packages}}}\\begin{{document}}\\input{{report.tex}}\\end{{document}}"
+    main = (
+        f"\\documentclass{{article}}\\usepackage{{{packages}}}\\begin{{document}}\\input{{report.tex}}\\end{{document}}"
+    )
     (tmp_path / "main.tex").write_text(main)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -109,7 +109,9 @@ def test_a_tuned_learning_rate_does_not_split_the_group_and_two_rates_are_two_ro
     for name, rate in (("simclr/dense", 1e-3), ("simclr/fixed", 2e-3), ("simclr/fixed", 4e-3)):
         folder = synthetic.write_run(tmp_path, small, methods(synthetic, name)[0], 0)
         folder = folder.rename(tmp_path / f"{folder.name}-{rate}")
-        alter(folder, lambda r, rate=rate, name=folder.name: (r["spec"]["train"].update(lr=rate), r.update(run_id=name)))
+        alter(
+            folder, lambda r, rate=rate, name=folder.name: (r["spec"]["train"].update(lr=rate), r.update(run_id=name))
+        )
     (group,) = group_runs(read_runs(tmp_path))
     assert [arm.label for arm in group.arms] == ["simclr/dense", "simclr/fixed lr 0.002", "simclr/fixed lr 0.004"]
 
