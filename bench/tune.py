@@ -1,0 +1,102 @@
+"""`python -m bench.tune`: the same small budget for every method: a few learning rates, one seed, on validation data.
+
+Writes `bench/presets/<preset>.tuning.json`, from which the preset takes each method's learning rate and the report the
+account of how it was found. The test split is never looked at.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bench.spec import Suite
+
+app = typer.Typer(add_completion=False)
+LABELS = 10.0  # per cent at which learning rates are compared
+SEED = 1000  # not one that results are reported for
+
+
+@app.command()
+def main(
+    preset: Annotated[str, typer.Option(help="The preset to tune.")] = "quick",
+    methods: Annotated[str, typer.Option(help="As for bench.run; others' earlier results are kept.")] = "all",
+    rates: Annotated[str, typer.Option(help="Learning rates to try, for every method the same.")] = "1e-3,2e-3,4e-3",
+    results: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("results/tuning"),
+    cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
+) -> None:
+    """Try a few learning rates for every method on validation data and write the best ones down."""
+    from rich.console import Console
+
+    from bench.launch import Work, cores, workers
+    from bench.plan import default_cache
+    from bench.progress import Watch
+    from bench.spec import PRESETS, load_suite
+    from bench.store import as_json, write_atomically
+
+    try:
+        tried = [float(rate) for rate in rates.split(",") if rate.strip()]
+        suite = load_suite(preset, changes={"methods": methods, "floors": [], "seeds": [SEED], "tuned": {}})
+    except (ValueError, FileNotFoundError) as mistake:
+        typer.echo(f"Error: {mistake}", err=True)
+        raise typer.Exit(2) from None
+    runs = tuple(
+        run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})}) for run in suite.runs() for rate in tried
+    )
+    evaluation = suite.evaluation.model_copy(update={"labels": (LABELS,), "probes": ("linear",), "split": "val"})
+    count = min(cores(), len(runs))
+    job = Work(runs, evaluation, suite.finetune, results, cache or default_cache(), max(1, cores() // count))
+    try:
+        with workers(job, "local", count) as handles, Watch(job, Console(soft_wrap=True)):
+            for handle in handles:
+                handle.result()
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    path = PRESETS / f"{preset}.tuning.json"
+    write_atomically(path, as_json(_summary(suite, job, tried, path)))
+    typer.echo(f"Written to {path}")
+
+
+def _summary(suite: Suite, job: Any, tried: list[float], path: Path) -> dict[str, Any]:
+    """What was tried, what came out on validation data, what was chosen; earlier results of other methods are kept."""
+    from bench.record import Evaluation
+    from bench.store import Store, evaluation_name
+
+    store, rows = Store(job.results), []
+    for run in job.runs:
+        name = evaluation_name("linear", LABELS, _mode(run.parsed.strategy))
+        file = store.folder(run.run_id) / "evaluations" / f"{name}.json"
+        value = Evaluation.model_validate_json(file.read_bytes()).macro_auroc if file.exists() else None
+        record = store.record(run.run_id)
+        verdict = "failed" if record is None or record.learning is None else record.learning.verdict
+        rows.append({"method": run.method, "lr": run.train.lr, "val_macro_auroc": value, "verdict": verdict})
+    if path.exists():
+        ours = {row["method"] for row in rows}
+        rows += [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row["method"] not in ours]
+    scored = [row for row in rows if row["val_macro_auroc"] is not None]
+    chosen = {
+        method: max((row for row in scored if row["method"] == method), key=lambda row: row["val_macro_auroc"])["lr"]
+        for method in dict.fromkeys(row["method"] for row in scored)
+    }
+    shown = ", ".join(f"{rate:g}" for rate in tried)
+    return {
+        "preset": suite.preset,
+        "learning_rates": tried,
+        "rows": rows,
+        "chosen": chosen,
+        "sentence": f"Every method had the same tuning budget: learning rates {shown}, one run each with seed {SEED}, "
+        f"compared by the linear probe's macro AUROC at {LABELS:g} % of the labels on the validation split.",
+    }
+
+
+def _mode(strategy: str) -> str:
+    from methods import inference_modes
+
+    return inference_modes(strategy)[0]
+
+
+if __name__ == "__main__":
+    app()
