@@ -77,9 +77,10 @@ def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torc
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> CosineLRScheduler:
-    """timm's cosine to zero with a linear warm-up over the first `warmup` share of the steps; updated every step."""
+    """timm's linear warm-up over the first `warmup` share of the steps, then its cosine to zero; updated every step."""
+    rising = int(steps * warmup)
     return CosineLRScheduler(
-        optimizer, t_initial=steps, warmup_t=int(steps * warmup), warmup_prefix=True, t_in_epochs=False
+        optimizer, t_initial=max(1, steps - rising), warmup_t=rising, warmup_prefix=True, t_in_epochs=False
     )
 
 
