@@ -68,15 +68,17 @@ def run_experiment(
 
 def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
     """The run's data, splits and views."""
-    data = _load(spec.data.model_dump_json(), spec.encoder.image_size, cache)
+    data = _load(spec.data.model_dump_json(), spec.encoder.image_size, cache, spec.fingerprint)
+    if spec.fingerprint not in ("", data.fingerprint):
+        raise ValueError(f"data set '{data.name}' has changed since the grid was planned: give the command again")
     splits = make_splits(data, spec.data.split_seed, spec.data.val, spec.data.test)
     views = Views(spec.encoder.image_size, channels=spec.encoder.channels, **spec.views.model_dump())
     return Bench(data, splits, views, fabric, spec.seed)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(spec: str, image_size: int, cache: Path | None) -> Any:
-    """A data set once a process: a worker makes many runs on it."""
+def _load(spec: str, image_size: int, cache: Path | None, fingerprint: str) -> Any:
+    """A data set once a process: a worker makes many runs on it. Another `fingerprint` has it read again."""
     data = DataSpec.model_validate_json(spec)
     return load(data.name, image_size, Path(data.root) if data.root else None, cache, **data.options)
 

@@ -76,8 +76,7 @@ def plan(options: Options) -> Plan:
     for plugin in options.plugins:
         load_plugin(plugin)
     suite = load_suite(options.preset, options.spec, changes_of(options))
-    runs = suite.runs()
-    if not runs:
+    if not suite.runs():
         raise ValueError("the grid is empty: name at least one method and one seed.")
     cache = options.cache or default_cache()
     root = Path(suite.data.root) if suite.data.root else None
@@ -85,7 +84,7 @@ def plan(options: Options) -> Plan:
     _check(suite, data)
     count = 1 if options.launcher == "inline" or _has_gpu() else options.workers
     job = Work(
-        runs=tuple(runs),
+        runs=tuple(suite.runs(data.fingerprint)),
         evaluation=suite.evaluation,
         finetune=suite.finetune,
         results=options.results,

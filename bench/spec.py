@@ -35,7 +35,7 @@ class DataSpec(Frozen):
     """Which images, and how patients are split. `options` are the data set's own (see `bench.list`)."""
 
     name: str = "phantom"
-    root: str = ""  # where the files lie; says nothing about their content, so it is no part of a run's identity
+    root: str = ""  # where the files lie; no part of a run's identity, which holds the fingerprint of what they are
     publish: bool = True  # may pixels stand in records and reports? no part of a run's identity either
     options: dict[str, Value] = {}
     split_seed: int = 0
@@ -88,6 +88,7 @@ class RunSpec(Frozen):
     seed: int
     labels: float | None = None  # per cent, for `supervised` alone: its weights depend on them
     finetune: FinetuneSpec | None = None  # likewise
+    fingerprint: str = ""  # of the images and labels that `data` names, once they have been read
     code: str = ""  # hash of the plug-in that defines the method, if one does
     preset: str = ""  # where it came from; no part of its identity
     evidence: bool = True  # likewise
@@ -194,9 +195,10 @@ class Suite(Frozen):
         floors = [Method("none", floor) for floor in self.floors]
         return list(dict.fromkeys([*methods, *floors]))
 
-    def runs(self) -> list[RunSpec]:
-        """The grid, seed by seed, so that the first seed is whole before the second begins."""
-        return [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
+    def runs(self, fingerprint: str = "") -> list[RunSpec]:
+        """The grid on data of this fingerprint, seed by seed: the first is whole before the second begins."""
+        runs = [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
+        return [run.model_copy(update={"fingerprint": fingerprint}) for run in runs]
 
     def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:
         lr = self.tuned.get(f"{method.objective}/{method.strategy}", self.train.lr)
