@@ -132,7 +132,7 @@ def evaluate(
         scores.append(one)
         chosen.append(choice)
     stacked = np.stack(scores).astype(np.float32)
-    return summarise(run_id, stacked, bench, spec, probe, labels, inference, subsets, chosen)
+    return summarise(run_id, stacked, bench, spec, tuning, probe, labels, inference, subsets, chosen)
 
 
 def _probe(
@@ -169,6 +169,7 @@ def summarise(
     scores: npt.NDArray[np.float32],
     bench: Bench,
     spec: EvaluationSpec,
+    tuning: FinetuneSpec,
     probe: Probe,
     labels: float,
     inference: Inference,
@@ -224,7 +225,7 @@ def summarise(
         subgroups=_subgroups(scores, bench.data, index, mask),
         n_patients=len(np.unique(patients)),
         n_images=len(index),
-        settings=spec.settings,
+        settings=spec.settings_of(probe, tuning),
     )
     return evaluation, {"scores": scores, "labels": truth, "patients": patients.astype(str), "index": index}
 

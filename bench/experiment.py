@@ -160,7 +160,7 @@ def _evaluate(
     spec: RunSpec, evaluation: EvaluationSpec, tuning: FinetuneSpec, bench: Bench, store: Store, report: Report
 ) -> None:
     """Make what is missing, from the checkpoint on disk: new fractions and probes never train anew."""
-    missing = missing_evaluations(store, spec, evaluation)
+    missing = missing_evaluations(store, spec, evaluation, tuning)
     if not missing:
         return
     objective = build(spec.parsed, spec.encoder, spec.seed)
@@ -191,6 +191,7 @@ def _evaluate_supervised(
         scores[None].astype("float32"),
         bench,
         evaluation,
+        spec.finetune,
         "finetune",
         spec.labels,
         "dense",

@@ -37,7 +37,7 @@ class Work:
 
     def unfinished(self, run: RunSpec) -> bool:
         store = Store(self.results)
-        return not store.done(run.run_id) or bool(missing_evaluations(store, run, self.evaluation))
+        return not store.done(run.run_id) or bool(missing_evaluations(store, run, self.evaluation, self.finetune))
 
 
 def work(job: Work) -> int:

@@ -142,10 +142,11 @@ class EvaluationSpec(Frozen):
     resamples: Count = 1000
     split: Literal["test", "val"] = "test"
 
-    @property
-    def settings(self) -> str:
-        """Hash of how, not of what, is evaluated: new fractions and probes leave it alone."""
-        return _hash(self.model_dump(mode="json", exclude={"labels", "probes"}))[:10]
+    def settings_of(self, probe: Probe, tuning: FinetuneSpec) -> str:
+        """Hash of how, not of what, is evaluated: new fractions and probes leave it alone. `tuning` is in it for the
+        probe that it is about."""
+        how = self.model_dump(mode="json", exclude={"labels", "probes"})
+        return _hash({**how, "finetune": tuning.model_dump(mode="json")} if probe == "finetune" else how)[:10]
 
     @model_validator(mode="after")
     def _labels_are_per_cent(self) -> EvaluationSpec:

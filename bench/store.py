@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from bench.record import SCHEMA_VERSION, Evaluation, Record
-from bench.spec import EvaluationSpec, Probe, RunSpec
+from bench.spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
 from methods import Inference, inference_modes
 
 
@@ -150,12 +150,18 @@ def _owner_lives(path: Path) -> bool:
     return True
 
 
-def missing_evaluations(store: Store, spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, Inference]]:
+def missing_evaluations(
+    store: Store, spec: RunSpec, evaluation: EvaluationSpec, tuning: FinetuneSpec
+) -> list[tuple[Probe, float, Inference]]:
     """What of `evaluation` the run still lacks: (probe, per cent, inference)."""
     return [
         (probe, labels, inference)
         for probe, labels, inference in wanted_evaluations(spec, evaluation)
-        if not store.has_evaluation(spec.run_id, evaluation_name(probe, labels, inference), evaluation.settings)
+        if not store.has_evaluation(
+            spec.run_id,
+            evaluation_name(probe, labels, inference),
+            evaluation.settings_of(probe, spec.finetune or tuning),
+        )
     ]
 
 
