@@ -43,6 +43,7 @@ class Options:
     launcher: str
     workers: int
     results: Path
+    reports: Path
     cache: Path | None
 
 
@@ -92,7 +93,8 @@ def plan(options: Options) -> Plan:
         threads=max(1, cores() // count),
         plugins=options.plugins,
     )
-    _check_folder(options.results)
+    _check_folder(options.results, "--results")
+    _check_folder(options.reports, "--reports")
     return Plan(suite, job, data, cast(Launcher, options.launcher), count)
 
 
@@ -180,12 +182,15 @@ def _check(suite: Suite, data: Dataset) -> None:
         fraction(data, splits, percent, 0)
 
 
-def _check_folder(results: Path) -> None:
-    if results.exists() and not results.is_dir():
-        raise NotADirectoryError(f"{results} is a file: --results takes a folder.")
-    results.mkdir(parents=True, exist_ok=True)
-    if not os.access(results, os.W_OK):
-        raise PermissionError(f"{results} can't be written to: give another folder with --results.")
+def _check_folder(folder: Path, option: str) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: {option} takes a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(f"{folder} can't be made ({error.strerror}): give another folder with {option}.") from None
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} can't be written to: give another folder with {option}.")
 
 
 def describe(planned: Plan, console: Console) -> None:

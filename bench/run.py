@@ -33,7 +33,7 @@ def main(
     change: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. train.epochs=5; repeatable.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a method of your own; repeatable.")] = None,
     launcher: Annotated[str, typer.Option(help="inline: in this process; local: worker processes.")] = "local",
-    workers: Annotated[int, typer.Option(help="Worker processes; 0: one a core (one where a GPU is used).")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one a core (one where a GPU is used).")] = 0,
     results: Annotated[Path, typer.Option(help="Where records go.")] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("reports"),
     cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
@@ -67,6 +67,7 @@ def main(
             launcher=launcher,
             workers=workers or cores(),
             results=results,
+            reports=reports,
             cache=cache,
         )
         planned = plan(options)
@@ -77,11 +78,12 @@ def main(
             return
         if fresh:
             planned.put_aside()
+        left = sum(planned.job.unfinished(run) for run in planned.job.runs)
     except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as mistake:
         typer.echo(f"Error: {mistake}", err=True)
         raise typer.Exit(2) from None
     try:
-        code = _run(planned.suite, planned.job, planned.launcher, planned.workers, reports, measure, console)
+        code = _run(planned.suite, planned.job, left, planned.launcher, planned.workers, reports, measure, console)
     except KeyboardInterrupt:
         typer.echo("\nInterrupted. What is done is kept; the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
@@ -90,7 +92,7 @@ def main(
 
 
 def _run(
-    suite: Suite, job: Work, launcher: Launcher, count: int, reports: Path, measure: bool, console: Console
+    suite: Suite, job: Work, left: int, launcher: Launcher, count: int, reports: Path, measure: bool, console: Console
 ) -> int:
     """Measure, train and evaluate, report; returns the exit code."""
     from bench.launch import workers
@@ -98,7 +100,6 @@ def _run(
 
     if measure:
         _measure(suite, job, console)
-    left = sum(job.unfinished(run) for run in job.runs)
     console.print(f"{len(job.runs)} runs, {len(job.runs) - left} of them done before.", highlight=False)
     trouble: list[str] = []
     if left:

@@ -169,7 +169,7 @@ class Suite(Frozen):
     preset: str = ""
     evidence: bool = True  # False: a test of the machinery, whose numbers say nothing
     methods: str = "all"
-    floors: tuple[str, ...] = ("untrained", "supervised")
+    floors: tuple[Literal["untrained", "supervised"], ...] = ("untrained", "supervised")
     seeds: tuple[int, ...] = (0, 1, 2)
     keep: tuple[Share, ...] = ()
     data: DataSpec = DataSpec()
