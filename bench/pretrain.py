@@ -140,9 +140,9 @@ def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, r
             )
             pair, call = lesions.make_views(views, index, keyed_generator("views", spec.seed, step), call, fabric.device)
             loss = train_step(model, optimizer, pair, call, fabric)
-            value = float(loss.contrastive.detach())
-            if not math.isfinite(value) or not math.isfinite(float(loss.total.detach())):
-                raise TrainingFailed(f"the loss became {value} at step {step} of {total} (learning rate {train.lr:g})")
+            value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
+            if not math.isfinite(whole):
+                raise TrainingFailed(f"the loss became {whole} at step {step} of {total} (learning rate {train.lr:g})")
             _add(sums, loss, value)
             step += 1
             if step % 10 == 0 or step == total:

@@ -88,7 +88,7 @@ class Watch:
 
     def _first_seed_is_over(self) -> bool:
         seeds = [run.seed for run in self.job.runs]
-        return len(set(seeds)) > 1 and not any(run.seed == seeds[0] for run in self.left.values())
+        return bool(self.left) and not any(run.seed == seeds[0] for run in self.left.values())
 
     def _say(self, run: RunSpec, record: Record) -> None:
         done = self.before + self.ended
