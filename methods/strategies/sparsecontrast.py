@@ -15,7 +15,6 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from methods.strategies.predictor import Predictor, predictor_width
@@ -33,7 +32,9 @@ class SparseContrast(Selection):
     and what exceeds a stored threshold at inference (an image never depends on its neighbours there); "threshold"
     keeps logits above 0, whose number only L_sparsity controls.
     `gate`: how the loss reaches the predictor, with straight-through values: "token" scales a kept token by
-    1 + s - stopgrad(s), "key_bias" adds log s - stopgrad(log s) to the attention logits of the kept keys.
+    g = 1 + s - stopgrad(s), "key_bias" adds log g to the attention logits of the kept keys and weighs them by g in the
+    pooling: what dropping a token does to the others. (log s in the place of log g would push a kept token's logit with
+    a force that never fades; measured, logits then grew to hundreds and the noise meant nothing.)
     `lambda_sparsity` weighs L_sparsity = (mean(s) - keep)^2, where for "threshold" the mean is of the decisions.
     `noise` scales Gumbel noise on the logits in training, annealed to 0 along half a cosine.
     `width` of the predictor, 0 for the paper's relative cost. `fuse` adds the dropped tokens as one weighted mean.
@@ -120,12 +121,12 @@ class SparseContrast(Selection):
 
     def _let_gradients_cross(self, choice: Choice, logits: Tensor, kept: Tensor, keep: float) -> None:
         at = logits.gather(1, choice.index)
+        s = at.sigmoid()
+        hard = 1 + s - s.detach()  # 1, with the gradient of s
         if self.gate == "token":
-            s = at.sigmoid()
-            choice.token_scale = 1 + s - s.detach()
+            choice.token_scale = hard
         else:
-            log_s = F.logsigmoid(at)
-            choice.key_bias = log_s - log_s.detach()
+            choice.key_bias = hard.log()
         mean = logits.sigmoid().mean()
         if self.select == "threshold":
             mean = mean + (kept.float().mean() - mean).detach()  # the count itself, straight-through

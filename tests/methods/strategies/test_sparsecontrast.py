@@ -61,7 +61,7 @@ def slow_features(
         if strategy.gate == "token":
             patches = [p * (1 + s[j] - s[j].detach()) for p, j in zip(patches, left, strict=True)]
         else:
-            bias = torch.stack([s[j].log() - s[j].log().detach() for j in left])
+            bias = torch.stack([(1 + s[j] - s[j].detach()).log() for j in left])
         if strategy.fuse and len(left) < 16:
             dropped = [j for j in range(16) if j not in left]
             front.append(sum(s[j] * tokens[prefix + j] for j in dropped) / sum(s[j] for j in dropped))
