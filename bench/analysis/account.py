@@ -166,7 +166,7 @@ def selection(group: Group) -> Table | None:
             for key, value in found.items():
                 by_arm.setdefault(arm.label, {}).setdefault(key, []).append(value)
     known = list(dict.fromkeys(key for diagnostics in by_arm.values() for key in diagnostics))
-    keys = [key for key in NAMES if key in known] + [key for key in known if key not in NAMES]
+    keys = [key for key in NAMES if key in known]  # others are parts of a loss: they stand in the records
     if not keys:
         return None
     rows = [(label, *(_mean(one.get(key, [])) for key in keys)) for label, one in by_arm.items()]
@@ -176,7 +176,7 @@ def selection(group: Group) -> Table | None:
         "dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, not saliency. Lesion area "
         "kept: to be compared with the share of patches kept."
     )
-    heads = tuple(NAMES.get(key, key.replace("_", " ")) for key in keys)
+    heads = tuple(NAMES[key] for key in keys)
     return Table("Selection diagnostics", ("method", *heads), tuple(rows), note)
 
 
@@ -252,9 +252,8 @@ def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
         ("preset", group.preset),
         ("seeds", ", ".join(map(str, group.seeds))),
     ]
-    rows += [
-        (part, _flat(spec[part])) for part in ("encoder", "train", "views", "evaluation", "probes") if spec.get(part)
-    ]
+    for part in ("encoder", "train", "views"):  # the learning rate, tuned by method, has a row of its own
+        rows.append((part, _flat({key: value for key, value in (spec.get(part) or {}).items() if key != "lr"})))
     rates: dict[str, set[str]] = {}
     for arm in (one for one in group.arms if not one.floor):
         for run in arm.runs:
@@ -276,7 +275,7 @@ def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
 
 def _flat(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner is not None)
+        return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner not in (None, ""))
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flat, value)) + "]"
     return f"{value:g}" if isinstance(value, float) else str(value)
