@@ -22,7 +22,7 @@ import pandas as pd
 import seaborn as sns  # type: ignore[import-untyped,unused-ignore]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from bench.analysis.claims import cost_of
 from bench.analysis.groups import Arm, Group
@@ -243,7 +243,8 @@ def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool
                     **alone,
                 )
             axes.set(title=objective, xlabel="epoch")
-        grid[0][0].set_ylabel("contrastive loss")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0][0].set_ylabel("training loss")
         handles = {
             text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
         }
