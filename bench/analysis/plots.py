@@ -244,7 +244,7 @@ def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool
                 )
             axes.set(title=objective, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        grid[0][0].set_ylabel("training loss")
+        grid[0][0].set_ylabel("contrastive loss")
         handles = {
             text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
         }
