@@ -29,7 +29,7 @@ def feature_std(features: Floats) -> float:
 
 
 def rankme(features: Floats) -> float:
-    """Effective rank, exp of the entropy of the normalised singular values (RankMe, Garrido et al., ICML 2023, eq. 2)."""
+    """Effective rank, exp of the entropy of the normalised singular values (RankMe, ICML 2023, eq. 2)."""
     singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     p = singular / singular.sum() + 1e-7
     return float(np.exp(-(p * np.log(p)).sum()))
@@ -71,8 +71,8 @@ def _over_the_run(history: list[dict[str, Any]]) -> dict[str, float]:
 
 def selection_statistics(encoder: Encoder, bench: Bench, index: npt.NDArray[np.int64]) -> dict[str, float]:
     """Of what inference keeps on `index`: `kept_inference` share of patches; `static_share` of the positions that are
-    kept or dropped alike in 95 % of the images (1: it has learnt a crop, not saliency); `lesion_kept` share of the lesion
-    area inside kept patches, where masks exist (compare it with `kept_inference`). Empty without a selection."""
+    kept or dropped alike in 95 % of the images (1: it has learnt a crop, not saliency); `lesion_kept` share of the
+    lesion area inside kept patches, where masks exist (compare it with `kept_inference`). Empty without a selection."""
     if encoder.strategy.inference[0] == "dense":
         return {}
     kept = features_of(encoder, bench, index, "pruned").get("kept")

@@ -56,7 +56,7 @@ def run_experiment(
             record = _train(spec, bench, store, threads, started, report)
         _evaluate(spec, evaluation, tuning, bench, store, report)
         return record
-    except Exception as error:  # noqa: BLE001  the one place where a run may fail without taking the others along
+    except Exception as error:
         log = store.folder(spec.run_id) / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(traceback.format_exc(), encoding="utf-8")
@@ -120,9 +120,7 @@ def _train(spec: RunSpec, bench: Bench, store: Store, threads: int, started: str
     return record
 
 
-def _train_supervised(
-    spec: RunSpec, bench: Bench, store: Store, threads: int, started: str, report: Report
-) -> Record:
+def _train_supervised(spec: RunSpec, bench: Bench, store: Store, threads: int, started: str, report: Report) -> Record:
     """The floor that learns from labels alone: one network a fraction (its first draw)."""
     assert spec.labels is not None and spec.finetune is not None
     objective = build(spec.parsed, spec.encoder, spec.seed)
@@ -293,4 +291,3 @@ def _reason(error: Exception, spec: RunSpec) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-

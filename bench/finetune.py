@@ -1,4 +1,4 @@
-"""End-to-end training on labels: the `finetune` probe of a pre-trained encoder, and the `supervised` floor from scratch."""
+"""End-to-end training on labels: the `finetune` probe of a pre-trained encoder, the `supervised` floor from scratch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def finetune(
             pair, call = lesions.make_views(views, index, generator, Call(inference=inference), fabric.device)
             loss = _known_bce(model(pair[0], _first_view(call, len(index))), data.labels[index])
             if not math.isfinite(float(loss.detach())):
-                raise TrainingFailed(f"the loss became {float(loss)} at step {step} of {total} on labels (lr {spec.lr:g})")
+                raise TrainingFailed(
+                    f"the loss became {float(loss)} at step {step} of {total} on labels (lr {spec.lr:g})"
+                )
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(loss)
             optimizer.step()

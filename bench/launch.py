@@ -140,5 +140,3 @@ class _Inline:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-

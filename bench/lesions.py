@@ -32,7 +32,9 @@ class Lesions:
         if not self.wanted:
             return
         if data.masks is None:
-            raise ValueError(f"strategy 'oracle' needs lesion masks, and data set '{data.name}' has none: leave it out, or use a data set with masks.")
+            raise ValueError(
+                f"strategy 'oracle' needs lesion masks, and data set '{data.name}' has none: leave it out."
+            )
         own = (data.masks != 0).any(axis=(1, 2))
         donors = np.flatnonzero(own)
         drawn = torch.randint(len(donors), (len(own),), generator=keyed_generator("borrowed masks", seed)).numpy()

@@ -44,7 +44,9 @@ def _shown(value: object) -> str:
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", show_lines=any("\n" in c for r in rows for c in r))
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_lines=any("\n" in c for r in rows for c in r)
+    )
     for i, column in enumerate(columns):
         table.add_column(column, no_wrap=i == 0, overflow="fold")
     for row in rows:

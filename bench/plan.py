@@ -73,7 +73,9 @@ def plan(options: Options) -> Plan:
     Raises ValueError or FileNotFoundError with a sentence that says what is wrong and what would be right.
     """
     if options.launcher not in get_args(Launcher):
-        raise ValueError(f"unknown launcher '{options.launcher}': {suggest(options.launcher, list(get_args(Launcher)))}")
+        raise ValueError(
+            f"unknown launcher '{options.launcher}': {suggest(options.launcher, list(get_args(Launcher)))}"
+        )
     for plugin in options.plugins:
         load_plugin(plugin)
     suite = load_suite(options.preset, options.spec, changes_of(options))
@@ -141,7 +143,9 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise ValueError(f"--seeds '{text}' can't be read: 3 means 0,1,2; 0,4,7 means those; '3,' means seed 3 alone.")
     if len(parts) == 1 and "," not in text:
         if int(parts[0]) == 0:
-            raise ValueError("--seeds 0 asks for no seed: write --seeds 1 for one seed, or --seeds 0, for seed 0 alone.")
+            raise ValueError(
+                "--seeds 0 asks for no seed: write --seeds 1 for one seed, or --seeds 0, for seed 0 alone."
+            )
         return tuple(range(int(parts[0])))
     return tuple(dict.fromkeys(int(part) for part in parts))
 
@@ -170,7 +174,7 @@ def _check(suite: Suite, data: Dataset) -> None:
             objective = build(method, suite.encoder, 0)
             if getattr(objective.encoder.strategy, "needs_lesions", False) and data.masks is None:
                 raise ValueError(
-                    f"{method.name} needs lesion masks, and data set '{data.name}' has none: leave it out, or use the phantom."
+                    f"{method.name} needs lesion masks, and data set '{data.name}' has none: leave it out."
                 )
     backend_core(suite.train.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
@@ -188,7 +192,9 @@ def _check_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PermissionError(f"{folder} can't be made ({error.strerror}): give another folder with {option}.") from None
+        raise PermissionError(
+            f"{folder} can't be made ({error.strerror}): give another folder with {option}."
+        ) from None
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} can't be written to: give another folder with {option}.")
 
@@ -216,7 +222,8 @@ def describe(planned: Plan, console: Console) -> None:
     size = sum(_weights_mib(run) for run in job.runs)
     console.print(f"Disk: about {size + 0.2 * len(job.runs):.0f} MiB in {job.results}", markup=False, highlight=False)
     console.print(
-        f"Time: about {left / 60 / planned.workers + 1.5:.0f} minutes with {planned.workers} worker(s) of {job.threads} thread(s)",
+        f"Time: about {left / 60 / planned.workers + 1.5:.0f} minutes with {planned.workers} worker(s) "
+        f"of {job.threads} thread(s)",
         markup=False,
         highlight=False,
     )
@@ -235,7 +242,9 @@ def fractions_table(suite: Suite, data: Dataset) -> Any:
         table.add_column(column, overflow="fold")
     for name, index in parts.items():
         positives = np.nansum(data.labels[index] == 1, axis=0)
-        table.add_row(name, str(len(np.unique(data.patients[index]))), str(len(index)), *(str(int(n)) for n in positives))
+        table.add_row(
+            name, str(len(np.unique(data.patients[index]))), str(len(index)), *(str(int(n)) for n in positives)
+        )
     return table
 
 
@@ -268,7 +277,6 @@ def estimate(planned: Plan) -> dict[str, float]:
 
 def _macs_per_second(suite: Suite) -> float:
     """How fast this machine trains the dense encoder, in MACs of its own step."""
-    import torch
 
     from bench.measure.macs import count, random_views
     from bench.pretrain import build
@@ -292,5 +300,3 @@ def _weights_mib(run: RunSpec) -> float:
     from bench.pretrain import build
 
     return sum(p.numel() for p in build(run.parsed, run.encoder, 0).encoder.parameters()) * 4 / 2**20
-
-

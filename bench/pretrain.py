@@ -24,8 +24,8 @@ from bench.spec import EncoderSpec, RunSpec, TrainSpec
 from datasets.dataset import Dataset
 from datasets.views import Views
 from methods import build_encoder, build_objective
-from methods.noise import Noise, keyed_generator
 from methods.names import Method
+from methods.noise import Noise, keyed_generator
 from methods.objectives.objective import Loss, Objective
 from methods.schedule import keep_at
 from methods.strategies.strategy import Call
@@ -84,7 +84,9 @@ def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> 
     )
 
 
-def train_step(objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric) -> Loss:
+def train_step(
+    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric
+) -> Loss:
     """Forward, backward, optimizer, teacher: all that a step does after its views are made."""
     optimizer.zero_grad(set_to_none=True)
     loss: Loss = objective(views, call)
@@ -112,7 +114,7 @@ def steps_of(images: int, train: TrainSpec) -> int:
 
 
 def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, report: Report) -> Trained:
-    """Pre-train on `images` (indices into `data`). Raises TrainingFailed with the reason, e.g. a loss that is not finite."""
+    """Pre-train on `images` (indices into `data`). Raises TrainingFailed, e.g. for a loss that is not finite."""
     train = spec.train
     total = steps_of(len(images), train)
     if total == 0:
@@ -138,7 +140,9 @@ def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, r
                 progress=progress,
                 noise=Noise(spec.seed, step, train.batch),
             )
-            pair, call = lesions.make_views(views, index, keyed_generator("views", spec.seed, step), call, fabric.device)
+            pair, call = lesions.make_views(
+                views, index, keyed_generator("views", spec.seed, step), call, fabric.device
+            )
             loss = train_step(model, optimizer, pair, call, fabric)
             value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
             if not math.isfinite(whole):

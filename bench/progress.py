@@ -23,7 +23,7 @@ PLAIN_EVERY = 30.0  # seconds between lines on runs at work, without a terminal
 
 
 class Watch:
-    """Shows the grid while it runs, in a thread of its own; calls `first_seed` once all runs of the first seed ended."""
+    """Shows the grid while it runs, in a thread of its own; calls `first_seed` once the first seed's runs ended."""
 
     def __init__(self, job: Work, console: Console, first_seed: Callable[[], None] | None = None) -> None:
         self.job, self.console, self.first_seed = job, console, first_seed
@@ -97,8 +97,10 @@ class Watch:
             self.console.print(f"{head}: FAILED: {record.reason}", markup=False, highlight=False)
             return
         took = "" if record.time is None else f" in {record.time.wall_seconds:.0f} s"
-        learnt = "" if record.learning is None or record.learning.verdict in ("learned", "not trained") else (
-            f", {record.learning.verdict.upper()}"
+        learnt = (
+            ""
+            if record.learning is None or record.learning.verdict in ("learned", "not trained")
+            else (f", {record.learning.verdict.upper()}")
         )
         self.console.print(f"{head}: done{took}{learnt} ({self._eta()})", markup=False, highlight=False)
 

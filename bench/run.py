@@ -19,27 +19,39 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    methods: Annotated[str | None, typer.Option(help="Comma list of objective/strategy[option=value,...]; 'all'.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma list of objective/strategy[option=value,...]; 'all'.")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Label fractions in per cent, e.g. 1,10,100.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set; see python -m bench.list.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data lie.")] = None,
     encoder: Annotated[str | None, typer.Option(help="A plain ViT of timm's, or a small one of ours.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels on a side.")] = None,
-    keep: Annotated[str | None, typer.Option(help="Keep ratios, e.g. 0.5,0.7, of strategies with an option 'keep'.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Keep ratios, e.g. 0.5,0.7, of strategies with an option 'keep'.")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="3 means 0,1,2; '0,4,7' those; '3,' seed 3 alone.")] = None,
     probes: Annotated[str | None, typer.Option(help="Of linear,knn,finetune.")] = None,
     preset: Annotated[str, typer.Option(help="Scale: a file in bench/presets/.")] = "quick",
     spec: Annotated[Path | None, typer.Option(help="TOML file that overrides the preset.")] = None,
-    change: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. train.epochs=5; repeatable.")] = None,
-    plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a method of your own; repeatable.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. train.epochs=5; repeatable.")
+    ] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="Python file with a method of your own; repeatable.")
+    ] = None,
     launcher: Annotated[str, typer.Option(help="inline: in this process; local: worker processes.")] = "local",
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one a core (one where a GPU is used).")] = 0,
     results: Annotated[Path, typer.Option(help="Where records go.")] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("reports"),
     cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
     measure: Annotated[bool, typer.Option(help="Measure cost, paired, before training.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with an estimate of time, and stop.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is done; the old is kept in results/.old/.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with an estimate of time, and stop.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run again what is done; the old is kept in results/.old/.")
+    ] = False,
 ) -> None:
     """Compare attention strategies in contrastive pre-training: run what of the grid is missing, then report."""
     from rich.console import Console
@@ -149,7 +161,7 @@ def _outcome(handle: Any) -> list[str]:
         handle.result()
     except KeyboardInterrupt:
         raise
-    except Exception as error:  # noqa: BLE001  submitit raises what the worker raised, and its own errors
+    except Exception as error:
         lines = str(error).strip().splitlines()
         return [f"a worker ended before its time: {lines[-1] if lines else type(error).__name__}"]
     return []

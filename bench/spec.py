@@ -202,7 +202,8 @@ class Suite(Frozen):
         return [run.model_copy(update={"fingerprint": fingerprint}) for run in runs]
 
     def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:
-        lr = self.tuned.get(f"{method.objective}/{method.strategy}", self.train.lr)
+        base = f"{method.objective}/{method.strategy}"
+        lr = self.tuned.get(method.name, self.tuned.get(base, self.train.lr))
         run = RunSpec(
             method=method.name,
             data=self.data,

@@ -62,7 +62,9 @@ class Store:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise ValueError(f"{path} is no record of this version: {error.errors()[0]['msg']}. Move it away.") from None
+            raise ValueError(
+                f"{path} is no record of this version: {error.errors()[0]['msg']}. Move it away."
+            ) from None
         if record.schema_version != SCHEMA_VERSION:
             raise ValueError(f"{path} has schema {record.schema_version}, and this code reads {SCHEMA_VERSION}.")
         return record

@@ -44,7 +44,9 @@ def main(
         typer.echo(f"Error: {mistake}", err=True)
         raise typer.Exit(2) from None
     runs = tuple(
-        run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})}) for run in suite.runs() for rate in tried
+        run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})})
+        for run in suite.runs()
+        for rate in tried
     )
     evaluation = suite.evaluation.model_copy(update={"labels": (LABELS,), "probes": ("linear",), "split": "val"})
     count = min(cores(), len(runs))
@@ -88,7 +90,8 @@ def _summary(suite: Suite, job: Any, tried: list[float], path: Path) -> dict[str
         "rows": rows,
         "chosen": chosen,
         "sentence": f"Every method had the same tuning budget: learning rates {shown}, one run each with seed {SEED}, "
-        f"compared by the linear probe's macro AUROC at {LABELS:g} % of the labels on the validation split.",
+        f"compared by the linear probe's macro AUROC at {LABELS:g} % of the labels "
+        f"on the validation split of '{suite.data.name}'.",
     }
 
 

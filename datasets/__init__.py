@@ -66,9 +66,7 @@ REGISTRY: dict[str, Entry] = {
 }
 
 
-def load(
-    name: str, image_size: int, root: Path | None = None, cache: Path | None = None, **options: Any
-) -> Dataset:
+def load(name: str, image_size: int, root: Path | None = None, cache: Path | None = None, **options: Any) -> Dataset:
     """Load a data set by its name, its images `image_size` pixels square.
 
     root: the folder with the data, for those that have one on disk (not looked at by the phantom).
@@ -85,9 +83,7 @@ def load(
             known = ", ".join(entry.options) or "none"
             raise ValueError(f"Data set '{name}' has no option '{option}'; its options are: {known}.")
     if isinstance(image_size, bool) or not isinstance(image_size, int) or not 8 <= image_size <= 4096:
-        raise ValueError(
-            f"An image size of {image_size!r} is not possible; give a whole number from 8 to 4096."
-        )
+        raise ValueError(f"An image size of {image_size!r} is not possible; give a whole number from 8 to 4096.")
     if entry.root == "required" and root is None:
         raise ValueError(f"Data set '{name}' is read from a folder; say which with --data-root.")
     module, function = entry.target.split(":")

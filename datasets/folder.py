@@ -59,12 +59,8 @@ def load(
     if fit not in FITS:
         raise ValueError(f"There is no fit={fit}; choose {', '.join(FITS)}.")
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"The folder {root} was looked for and is not there; give the one with manifest.csv."
-        )
-    named = (
-        [part.strip() for part in labels.split(",") if part.strip()] if isinstance(labels, str) else labels
-    )
+        raise FileNotFoundError(f"The folder {root} was looked for and is not there; give the one with manifest.csv.")
+    named = [part.strip() for part in labels.split(",") if part.strip()] if isinstance(labels, str) else labels
     manifest = read_manifest(root, named, uncertain)
     lesions, notes = _read_masks(root, manifest)
     tables = _digest(root / name for name in ("manifest.csv", "masks.csv"))
@@ -101,9 +97,7 @@ def _states(manifest: Manifest, lesions: list[list[Lesion]]) -> list[tuple[str, 
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
-def _build(
-    new: Allocate, manifest: Manifest, lesions: list[list[Lesion]], size: int, fit: Fit
-) -> dict[str, Array]:
+def _build(new: Allocate, manifest: Manifest, lesions: list[list[Lesion]], size: int, fit: Fit) -> dict[str, Array]:
     """images, sha256 over all files, and where there are lesions masks and has_mask."""
     n, findings = len(manifest.files), len(manifest.label_names)
     arrays = {"images": new("images", (n, size, size), np.uint8), "sha256": new("sha256", (32,), np.uint8)}
@@ -144,9 +138,7 @@ def _read_masks(root: Path, manifest: Manifest) -> tuple[list[list[Lesion]], lis
     needed = ("path", "finding", *(("mask",) if drawn else ("x", "y", "w", "h")))
     for column in needed:
         if column not in table:
-            raise ValueError(
-                f"{path} has no column '{column}'; it needs path, finding and either mask or x, y, w, h."
-            )
+            raise ValueError(f"{path} has no column '{column}'; it needs path, finding and either mask or x, y, w, h.")
     place = {file: i for i, file in enumerate(manifest.files)}
     finding = {name: i for i, name in enumerate(manifest.label_names)}
     strange: dict[str, None] = {}
@@ -166,9 +158,7 @@ def _read_masks(root: Path, manifest: Manifest) -> tuple[list[list[Lesion]], lis
     if strange:
         notes.append(f"Masks left out, as manifest.csv has no such finding: {', '.join(strange)}.")
     if elsewhere:
-        notes.append(
-            f"Masks left out, as manifest.csv does not list their image: {elsewhere:,} rows of masks.csv."
-        )
+        notes.append(f"Masks left out, as manifest.csv does not list their image: {elsewhere:,} rows of masks.csv.")
     return lesions, notes
 
 
@@ -185,9 +175,7 @@ def _box(cells: Sequence[str], where: str) -> tuple[float, float, float, float]:
     try:
         x, y, w, h = (float(cell) for cell in cells)
     except ValueError:
-        raise ValueError(
-            f"{where}: the box is '{', '.join(cells)}'; x, y, w and h must be numbers."
-        ) from None
+        raise ValueError(f"{where}: the box is '{', '.join(cells)}'; x, y, w and h must be numbers.") from None
     if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
         raise ValueError(f"{where}: the box is '{', '.join(cells)}'; its width and height must be above 0.")
     return x, y, w, h

@@ -123,9 +123,7 @@ class Allocate(Protocol):
     def __call__(self, part: str, shape: tuple[int, ...], dtype: Any) -> Array: ...
 
 
-def cached(
-    cache: Path | None, name: str, key: str, make: Callable[[Allocate], dict[str, Array]]
-) -> dict[str, Array]:
+def cached(cache: Path | None, name: str, key: str, make: Callable[[Allocate], dict[str, Array]]) -> dict[str, Array]:
     """The arrays that `make` gives, all allocated by the function that it is handed.
 
     Without a cache folder they are in memory. With one they are made once for this key, in a temporary folder
@@ -140,9 +138,7 @@ def cached(
         try:
             scratch.mkdir(parents=True)
         except OSError as error:
-            raise ValueError(
-                f"The cache {cache} can't be written: {error}; choose another folder."
-            ) from error
+            raise ValueError(f"The cache {cache} can't be written: {error}; choose another folder.") from error
         try:
             arrays = make(
                 lambda part, shape, dtype: np.lib.format.open_memmap(
@@ -154,15 +150,10 @@ def cached(
             scratch.rename(folder)
         except OSError as error:
             if not folder.is_dir():  # else another process was faster
-                raise ValueError(
-                    f"The cache {cache} can't be written: {error}; choose another folder."
-                ) from error
+                raise ValueError(f"The cache {cache} can't be written: {error}; choose another folder.") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     try:
-        return {
-            path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
-            for path in sorted(folder.glob("*.npy"))
-        }
+        return {path.stem: np.load(path, mmap_mode="r", allow_pickle=False) for path in sorted(folder.glob("*.npy"))}
     except (OSError, ValueError) as error:
         raise ValueError(f"The cache folder {folder} is damaged; delete it.") from error

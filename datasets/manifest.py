@@ -48,9 +48,7 @@ def read_manifest(root: Path, labels: Sequence[str] | None, uncertain: str) -> M
     table = read_table(path, "it lists the images, with the columns path, patient_id and one a finding")
     for column in ("path", "patient_id"):
         if column not in table:
-            raise ValueError(
-                f"{path} has no column '{column}'; its columns are: {', '.join(map(str, table))}."
-            )
+            raise ValueError(f"{path} has no column '{column}'; its columns are: {', '.join(map(str, table))}.")
         blank = np.flatnonzero(table[column].to_numpy() == "")
         if len(blank):
             raise ValueError(f"{path}, row {_row(table, blank[0])}: '{column}' is blank; fill it in.")
@@ -60,15 +58,11 @@ def read_manifest(root: Path, labels: Sequence[str] | None, uncertain: str) -> M
     levels = np.stack([_levels(table, column, path) for column in findings], axis=1)
     unsure = int((levels == -1).sum())
     if unsure:
-        notes.append(
-            f"{unsure:,} uncertain labels (-1) are taken as {_meaning(uncertain)} (uncertain={uncertain})."
-        )
+        notes.append(f"{unsure:,} uncertain labels (-1) are taken as {_meaning(uncertain)} (uncertain={uncertain}).")
     levels[levels == -1] = POLICIES[uncertain]
     unlabelled = int(np.isnan(levels).all(axis=1).sum())
     if unlabelled:
-        notes.append(
-            f"{unlabelled:,} of {len(table):,} images have no label and take part in pre-training only."
-        )
+        notes.append(f"{unlabelled:,} of {len(table):,} images have no label and take part in pre-training only.")
     return Manifest(
         names=names,
         files=files,
@@ -110,9 +104,7 @@ def read_table(path: Path, purpose: str) -> pd.DataFrame:
         UnicodeError,
         csv.Error,
     ) as error:
-        raise ValueError(
-            f"{path} can't be read as a CSV file in UTF-8: {str(error).strip().rstrip('.')}."
-        ) from error
+        raise ValueError(f"{path} can't be read as a CSV file in UTF-8: {str(error).strip().rstrip('.')}.") from error
     table.columns = pd.Index(header)
     table = table.fillna("").apply(lambda column: column.str.strip())
     table.index = pd.RangeIndex(2, len(table) + 2)
@@ -127,9 +119,7 @@ def inside(root: Path, name: str, where: str) -> Path:
     base = root.resolve()
     file = (base / name).resolve()
     if not file.is_relative_to(base):
-        raise ValueError(
-            f"{where}: the path '{name}' leads out of the folder {root}; keep all files inside it."
-        )
+        raise ValueError(f"{where}: the path '{name}' leads out of the folder {root}; keep all files inside it.")
     return file
 
 
@@ -143,17 +133,13 @@ def _files(root: Path, table: pd.DataFrame, path: Path) -> list[Path]:
     for row, name in table["path"].items():
         file = inside(root, name, f"{path}, row {row}")
         if file in seen:
-            raise ValueError(
-                f"{path}, row {row}: the path '{name}' is that of row {seen[file]} again; drop one."
-            )
+            raise ValueError(f"{path}, row {row}: the path '{name}' is that of row {seen[file]} again; drop one.")
         seen[file] = int(str(row))
         if not file.is_file():
             missing.append(file)
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        raise FileNotFoundError(
-            f"The image {missing[0]}{more} was looked for and is not there; {path} lists it."
-        )
+        raise FileNotFoundError(f"The image {missing[0]}{more} was looked for and is not there; {path} lists it.")
     return list(seen)
 
 
@@ -167,17 +153,11 @@ def _findings(table: pd.DataFrame, labels: Sequence[str] | None, path: Path) -> 
         findings = list(dict.fromkeys(labels))
         for column in findings:
             if column not in others:
-                raise ValueError(
-                    f"{path} has no finding column '{column}'; it has: {', '.join(others) or 'none'}."
-                )
+                raise ValueError(f"{path} has no finding column '{column}'; it has: {', '.join(others) or 'none'}.")
             if column in blank:
-                raise ValueError(
-                    f"{path}: the finding column '{column}' is blank in every row; leave it out."
-                )
+                raise ValueError(f"{path}: the finding column '{column}' is blank in every row; leave it out.")
     if not findings:
-        raise ValueError(
-            f"{path} has no finding: a column that holds only 1, 0, -1 and blanks, not all of them blank."
-        )
+        raise ValueError(f"{path} has no finding: a column that holds only 1, 0, -1 and blanks, not all of them blank.")
     notes = []
     empty = [column for column in blank if column not in findings]
     rest = [column for column in others if column not in findings and column not in blank]
@@ -195,8 +175,7 @@ def _levels(table: pd.DataFrame, column: str, path: Path) -> Array:
     if len(wrong):
         value = table[column].iloc[wrong[0]]
         raise ValueError(
-            f"{path}, row {_row(table, wrong[0])}: the finding '{column}' is '{value}'; "
-            "it must be 1, 0, -1 or blank."
+            f"{path}, row {_row(table, wrong[0])}: the finding '{column}' is '{value}'; it must be 1, 0, -1 or blank."
         )
     return levels.to_numpy(dtype=np.float64)
 
@@ -214,8 +193,7 @@ def _split(table: pd.DataFrame, path: Path) -> Array | None:
     if len(wrong):
         value = table["split"].iloc[wrong[0]]
         raise ValueError(
-            f"{path}, row {_row(table, wrong[0])}: the split is '{value}'; "
-            "it must be train, val or test in every row."
+            f"{path}, row {_row(table, wrong[0])}: the split is '{value}'; it must be train, val or test in every row."
         )
     first: dict[str, tuple[str, Any]] = {}
     for row, patient, split in zip(table.index, table["patient_id"], words, strict=True):

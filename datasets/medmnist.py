@@ -84,14 +84,10 @@ def _file(name: str, size: int) -> str:
     return f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
 
 
-def _find(
-    name: str, image_size: int, root: Path | None, cache: Path | None, size: int | None
-) -> tuple[Path, int]:
+def _find(name: str, image_size: int, root: Path | None, cache: Path | None, size: int | None) -> tuple[Path, int]:
     """The file to read and the size stored in it; downloads it when there is none."""
     if root is not None and not root.is_dir():
-        raise FileNotFoundError(
-            f"The folder {root} was looked for and is not there; --data-root says where {name} is."
-        )
+        raise FileNotFoundError(f"The folder {root} was looked for and is not there; --data-root says where {name} is.")
     places = [place for place in (root, cache and cache / "medmnist", Path.home() / ".medmnist") if place]
     for place in places:
         present = [s for s in SIZES if (place / _file(name, s)).is_file() and size in (None, s)]
@@ -129,9 +125,7 @@ def _read(new: Allocate, path: Path, name: str, stored: int, image_size: int) ->
             images = [np.asarray(file[f"{split}_images"]) for split in SPLIT_NAMES]
             labels = [np.asarray(file[f"{split}_labels"]) for split in SPLIT_NAMES]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise ValueError(
-            f"The file {path} is damaged or not of MedMNIST's format; fetch it again."
-        ) from error
+        raise ValueError(f"The file {path} is damaged or not of MedMNIST's format; fetch it again.") from error
     for x, y in zip(images, labels, strict=True):
         findings = len(LABELS[name])
         binary = y.shape == (len(x), findings) and bool(np.isin(y, (0, 1)).all())

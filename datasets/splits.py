@@ -201,9 +201,7 @@ def _order(classes: Array, rng: np.random.Generator) -> Iterator[int]:
         yield queues[best].pop()
 
 
-def _cover(
-    cost: Array, patterns: Array, left: Array, covered: Array, share: Array, rng: np.random.Generator
-) -> Array:
+def _cover(cost: Array, patterns: Array, left: Array, covered: Array, share: Array, rng: np.random.Generator) -> Array:
     """The costs of those patterns alone, of a random pool of patients, that cover most classes anew."""
     pool = np.unique(rng.choice(len(patterns), size=min(COVER_POOL, int(left.sum())), p=left / left.sum()))
     new = patterns[:, ~covered].sum(1)

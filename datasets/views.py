@@ -60,9 +60,7 @@ class Parameters:
 
     def to(self, device: torch.device) -> Parameters:
         """The same parameters on another device."""
-        return Parameters(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        )
+        return Parameters(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
 class Views:
@@ -153,9 +151,7 @@ class Views:
         if len(parameters) != len(images):
             raise ValueError(f"There are parameters for {len(parameters)} images, but {len(images)} images.")
         if masks is not None and masks.shape != images.shape:
-            raise ValueError(
-                f"Masks of shape {tuple(masks.shape)} don't fit images of {tuple(images.shape)}."
-            )
+            raise ValueError(f"Masks of shape {tuple(masks.shape)} don't fit images of {tuple(images.shape)}.")
         parameters = parameters.to(images.device)
         batch, side = len(images), self.image_size
         views = torch.empty((2, batch, side, side), device=images.device)
@@ -230,9 +226,7 @@ def _intensity(images: Tensor, parameters: Parameters, view: int) -> Tensor:
     contrast, brightness, gamma = (
         values[view][:, None] for values in (parameters.contrast, parameters.brightness, parameters.gamma)
     )
-    table = (
-        (contrast * (level - mean) + mean).clamp_(0, 1).mul_(brightness).clamp_(0, 1).pow_(gamma)
-    )  # (B, 256)
+    table = (contrast * (level - mean) + mean).clamp_(0, 1).mul_(brightness).clamp_(0, 1).pow_(gamma)  # (B, 256)
     return table.gather(1, images.flatten(1).long()).view(images.shape)
 
 
@@ -250,9 +244,7 @@ def _blur(images: Tensor, sigma: Tensor, radius: int) -> None:
     if radius == 0 or len(rows) == 0:
         return
     taps = torch.exp(-0.5 * (torch.arange(radius + 1, device=sigma.device) / sigma[rows, None]) ** 2)
-    taps = taps / (
-        taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdim=True)
-    )  # (b, radius + 1): the middle, then outwards
+    taps = taps / (taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdim=True))  # (b, radius + 1): the middle, then outwards
     side = images.shape[-1]
     some = images[rows]
     for dim in (1, 2):

@@ -1,7 +1,8 @@
 """The registry of methods: what there is, with options and sources. Importing it needs no torch.
 
 A method is an objective with a strategy: `simclr/sparsecontrast`, `moco/dense`. To add one, write a module with one
-class and add a line here; or, without touching this package, a plug-in file that does the same (README, "Your own method").
+class and add a line here; or, without touching this package, a plug-in file that does the same (README, "Your own
+method").
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ class Entry:
 
 
 KEEP = Option(0.5, "share of the patches kept once the ramp is over", low=0.02, high=1.0)
-EXECUTION = Option("gathered", "compute the kept tokens only, or all of them with the dropped ones hidden", ("gathered", "masked"))
+EXECUTION = Option(
+    "gathered", "compute the kept tokens only, or all of them with the dropped ones hidden", ("gathered", "masked")
+)
 EQUAL_MACS = Option(True, "keep as many more patches as SparseContrast's predictor costs MACs")
 SELECTION = {
-    "select": Option("topk", "exactly k an image; a budget of the batch; or what lies above 0", ("topk", "budget", "threshold")),
+    "select": Option(
+        "topk", "exactly k an image; a budget of the batch; or what lies above 0", ("topk", "budget", "threshold")
+    ),
     "noise": Option(1.0, "scale of the Gumbel noise on the logits in training, annealed to 0", low=0.0, high=10.0),
     "width": Option(0, "of the predictor; 0 for the relative cost it has at ViT-S/16 scale", low=0, high=4096),
     "fuse": Option(False, "add the dropped tokens as one weighted mean"),
@@ -67,7 +72,9 @@ OBJECTIVES: dict[str, Entry] = {
         "Chen et al., ICML 2020, arXiv 2002.05709",
         {
             "temperature": Option(0.2, "of the softmax", low=0.01, high=2.0),
-            "hidden": Option(0, "width of the projector; 0 for 2048, or 4x the features below ViT-S", low=0, high=16384),
+            "hidden": Option(
+                0, "width of the projector; 0 for 2048, or 4x the features below ViT-S", low=0, high=16384
+            ),
             "out": Option(128, "dimensions that are contrasted", low=8, high=4096),
         },
     ),
@@ -119,7 +126,7 @@ STRATEGIES: dict[str, Entry] = {
         "arXiv 2605.00887, our interpretation",
         {
             "keep": KEEP,
-            "gate": Option("key_bias", "how the loss reaches the predictor", ("token", "key_bias")),
+            "gate": Option("token", "how the loss reaches the predictor", ("token", "key_bias")),
             "lambda_sparsity": Option(0.1, "weight of the sparsity loss", low=0.0, high=100.0),
             **SELECTION,
             "execution": EXECUTION,
@@ -164,6 +171,7 @@ STRATEGIES: dict[str, Entry] = {
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
     ),
 }
+
 
 def inference_modes(strategy: str) -> tuple[Inference, ...]:
     """How a strategy (or a floor) is evaluated, its own way first."""
@@ -228,7 +236,7 @@ ENCODERS: dict[str, str] = {
     "vit_tiny_patch16_224": "timm, DeiT-Ti's shape",
     "vit_small_patch16_224": "timm, DeiT-S's shape: the scale of the papers",
     "vit_base_patch16_224": "timm, ViT-B/16",
-    "deit_small_distilled_patch16_224": "timm, with a distillation token; any other of timm's plain ViT names works too",
+    "deit_small_distilled_patch16_224": "timm, with a distillation token; any other plain ViT of timm's works too",
 }
 
 

@@ -44,7 +44,9 @@ class Method:
         """Of an option that both have, the strategy's wins."""
         if self.objective not in OBJECTIVES:
             return {}
-        mine = {k: o for k, o in OBJECTIVES[self.objective].options.items() if k not in STRATEGIES[self.strategy].options}
+        mine = {
+            k: o for k, o in OBJECTIVES[self.objective].options.items() if k not in STRATEGIES[self.strategy].options
+        }
         return self._among(mine)
 
 

@@ -283,12 +283,9 @@ def _flat(value: Any) -> str:
 
 def _tuning(tuning: dict[str, Any] | None) -> str:
     if not tuning:
-        return "no record of one (results/tuning.json); every method ran at its preset's settings"
+        return "none: every method ran at its preset's learning rate"
     text = str(tuning.get("sentence", "")).strip()
-    rates = tuning.get("learning_rates") or []
     chosen = tuning.get("chosen") or {}
-    if rates:
-        text += f" Learning rates tried for every method: {', '.join(f'{rate:g}' for rate in rates)}."
     if chosen:
         text += " Chosen: " + ", ".join(f"{method} {rate:g}" for method, rate in chosen.items()) + "."
     return text.strip()

@@ -3,12 +3,10 @@ measures."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -16,8 +14,9 @@ from bench.analysis import account, document, finding, frames, plots, saliency, 
 from bench.analysis.claims import Claim, all_claims
 from bench.analysis.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from bench.analysis.gather import group_runs, read_runs
-from bench.analysis.groups import Group, ReportRefused, Run
+from bench.analysis.groups import Group, Run
 from bench.analysis.scores import Scores
+from bench.spec import read_tuning
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,14 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
     """
     runs = read_runs(results)
     groups = group_runs(runs)
-    cost, tuning = frames.cost_frame(results), _tuning(results)
+    cost = frames.cost_frame(results)
     figures = reports / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [Heading(1, "Attention strategies in contrastive pre-training on chest X-rays")]
     summaries, kept = [], set()
     for number, group in enumerate(groups):
         name = f"{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', group.data).strip('-').lower() or 'data'}"
-        summary, part, drawn = _group(group, cost, tuning, figures, name, planned if len(groups) == 1 else 0)
+        summary, part, drawn = _group(group, cost, figures, name, planned if len(groups) == 1 else 0)
         summaries.append(summary)
         blocks += part
         kept |= drawn
@@ -78,7 +77,7 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
 
 
 def _group(
-    group: Group, cost: pd.DataFrame, tuning: dict[str, Any] | None, figures: Path, name: str, planned: int
+    group: Group, cost: pd.DataFrame, figures: Path, name: str, planned: int
 ) -> tuple[GroupSummary, list[Block], set[str]]:
     every = {probe: Scores(group, probe) for probe in group.probes}
     usable = {probe: scores for probe, scores in every.items() if scores.fractions}
@@ -134,7 +133,7 @@ def _group(
     if caption:
         drawn.add(f"{name}-selection")
         blocks.append(Figure(f"{name}-selection", caption))
-    blocks += [Heading(3, "Settings"), account.counts(group), account.settings(group, tuning)]
+    blocks += [Heading(3, "Settings"), account.counts(group), account.settings(group, read_tuning(group.preset))]
     notes = [
         *(record.data.notes if record.data else ()),
         *(note for scores in every.values() for note in scores.notes),
@@ -193,17 +192,6 @@ def _rest(runs: list[Run], groups: list[Group]) -> list[Block]:
         for r in lost
     )
     return [Heading(2, "Runs in no comparison"), Bullets(items)]
-
-
-def _tuning(results: Path) -> dict[str, Any] | None:
-    path = results / "tuning.json"
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ReportRefused(f"{path} is not JSON ({error}); move it away or run the tuning again.") from error
-    return found if isinstance(found, dict) else None
 
 
 def _cost_csv(cost: pd.DataFrame) -> str:

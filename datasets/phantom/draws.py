@@ -16,7 +16,7 @@ class Draws:
     """Uniform numbers in rows, one row a key; each call takes the next columns for all rows."""
 
     def __init__(self, keys: Sequence[tuple[int, ...]]) -> None:
-        unique = {key: None for key in keys}
+        unique = dict.fromkeys(keys)
         rows = {key: np.random.default_rng(key).random(COLUMNS) for key in unique}
         self._rows = np.stack([rows[key] for key in keys]) if len(keys) else np.empty((0, COLUMNS))
         self._next = 0

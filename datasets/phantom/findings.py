@@ -63,9 +63,7 @@ class Findings(Batch):
 def _normal_quantile(p: Array) -> Array:
     """Inverse of the normal distribution function (Abramowitz & Stegun 26.2.23, error below 4.5e-4)."""
     t = np.sqrt(-2 * np.log(np.minimum(p, 1 - p)))
-    value = t - (2.515517 + 0.802853 * t + 0.010328 * t**2) / (
-        1 + 1.432788 * t + 0.189269 * t**2 + 0.001308 * t**3
-    )
+    value = t - (2.515517 + 0.802853 * t + 0.010328 * t**2) / (1 + 1.432788 * t + 0.189269 * t**2 + 0.001308 * t**3)
     return np.asarray(np.where(p < 0.5, -value, value))
 
 
@@ -111,10 +109,7 @@ def _depth(point: Array, centre: Array, radii: Array, tilt: Array | float = 0.0)
     """How far in mm, roughly, points (..., 3) lie inside an ellipsoid; negative outside."""
     d = point - centre
     cos, sin = np.cos(tilt), np.sin(tilt)
-    w = (
-        np.stack([cos * d[..., 0] + sin * d[..., 1], cos * d[..., 1] - sin * d[..., 0], d[..., 2]], -1)
-        / radii
-    )
+    w = np.stack([cos * d[..., 0] + sin * d[..., 1], cos * d[..., 1] - sin * d[..., 0], d[..., 2]], -1) / radii
     norm = np.linalg.norm(w, axis=-1)
     return np.asarray((1 - norm) * norm / np.maximum(np.linalg.norm(w / radii, axis=-1), 1e-6))
 
@@ -165,17 +160,13 @@ def _place(
     return found
 
 
-def draw_findings(
-    disease: Draws, episode: Draws, a: Anatomy, breath: Array, prevalence: tuple[float, ...]
-) -> Findings:
+def draw_findings(disease: Draws, episode: Draws, a: Anatomy, breath: Array, prevalence: tuple[float, ...]) -> Findings:
     """Findings of one image each: ``disease`` numbers are the patient's, ``episode`` numbers the image's."""
     batch = len(breath)
     latent = disease.normal(0, 1, 5) @ np.linalg.cholesky(_CORRELATION).T
     share = np.asarray(prevalence) / STAYS
     if np.any(share >= 1):
-        raise ValueError(
-            "phantom: a prevalence is too high; nodule and cardiomegaly below 1, the others below 0.8"
-        )
+        raise ValueError("phantom: a prevalence is too high; nodule and cardiomegaly below 1, the others below 0.8")
     carrier = latent > -_normal_quantile(np.maximum(share, 1e-12))
     present = carrier & (episode.uniform(0, 1, 5) < STAYS) & (share > 0)
     grade = episode.uniform(0.8, 1.2, 5)
@@ -191,9 +182,7 @@ def draw_findings(
     both = disease.chance(0.3)
     first = np.where(disease.chance(0.55), RIGHT, LEFT)
     second = disease.uniform(0.3, 0.9)
-    fluid = np.where(
-        np.arange(2) == first[:, None], height[:, None], np.where(both, height * second, 0)[:, None]
-    )
+    fluid = np.where(np.arange(2) == first[:, None], height[:, None], np.where(both, height * second, 0)[:, None])
     fluid_most = np.where(carrier[:, EFFUSION, None], fluid * 1.2, 0)
     fluid_side = np.where(both, 0.0, -SIGN[first])
     fluid = np.where(present[:, EFFUSION, None], np.clip(fluid * grade[:, EFFUSION, None], 0, 150), 0)
@@ -213,9 +202,7 @@ def draw_findings(
     nodule_side = (disease.uniform(0, 1, NODULES) < 0.45).astype(int)
     nodule = _place(disease, NODULES, nodule_side, radius + 1, full, a, fluid_most, rim_most)
     nodule = breathe(nodule, a, breath, nodule_side)
-    radius = np.where(
-        present[:, NODULE, None], np.clip(radius * (0.5 + 0.5 * grade[:, NODULE, None]), 0, 15), 0
-    )
+    radius = np.where(present[:, NODULE, None], np.clip(radius * (0.5 + 0.5 * grade[:, NODULE, None]), 0, 15), 0)
     radius = np.where((radius > 0) & (radius < 2.5), 2.5, radius)
     used = radius > 0
     nodule_on = [(used & (nodule_side == s)).any(1) for s in (RIGHT, LEFT)]
@@ -230,9 +217,7 @@ def draw_findings(
     spread = disease.normal(0, 0.42, 2, BLOBS, 3) * patch[:, None, None, None]
     spread[:, :, 0] = 0
     extent = disease.uniform(0.4, 0.85, 2, BLOBS, 3) * patch[:, None, None, None]
-    blobs = breathe(
-        (focus[:, :, None] + spread).reshape(batch, 2 * BLOBS, 3), a, breath, np.repeat(sides, BLOBS, 1)
-    )
+    blobs = breathe((focus[:, :, None] + spread).reshape(batch, 2 * BLOBS, 3), a, breath, np.repeat(sides, BLOBS, 1))
     blobs = blobs.reshape(batch, 2, BLOBS, 3)
     shown = (hit & present[:, CONSOLIDATION, None])[..., None, None]
     extent = np.where(shown, extent * grade[:, CONSOLIDATION, None, None, None], 0)

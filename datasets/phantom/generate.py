@@ -68,10 +68,7 @@ def generate(
         light = expose(integrals, part.pose)
         mean = light.primary + light.scattered
         counts = np.stack(
-            [
-                np.random.default_rng((seed, d.NOISE, *keys[row])).poisson(mean[i])
-                for i, row in enumerate(rows.tolist())
-            ]
+            [np.random.default_rng((seed, d.NOISE, *keys[row])).poisson(mean[i]) for i, row in enumerate(rows.tolist())]
         )
         pixels[rows] = develop(counts, part.pose)
         for label in range(labels):

@@ -150,9 +150,7 @@ class Tubes:
     weight: Array  # (M,) 1/mm, what a mm of chord adds to the line integral
 
 
-def polyline(
-    points: Array, radius: Array | float, weight: Array | float, present: Array | None = None
-) -> Tubes:
+def polyline(points: Array, radius: Array | float, weight: Array | float, present: Array | None = None) -> Tubes:
     """Mitred tubes along ``points`` (B, K, n, 3): K curves an image, each of n - 1 pieces.
 
     ``radius`` mm and ``weight`` 1/mm broadcast to (B, K, n - 1); ``present`` (B, K) leaves curves out.

@@ -92,9 +92,7 @@ class Projector:
             return ellipsoid(rays, centre, np.stack(np.broadcast_arrays(rx, ry, rz), -1))
 
         outer = np.maximum(162 * k * g, a.thorax + 18)
-        body = solid(
-            zero, 110 * k, zero, outer * 1.03, 360 * k, np.maximum(114 * k * g, a.lung_depth * 1.2 + 8)
-        )
+        body = solid(zero, 110 * k, zero, outer * 1.03, 360 * k, np.maximum(114 * k * g, a.lung_depth * 1.2 + 8))
         body = body.hull(solid(zero, -205 * k, -10 + zero, 54 * k, 100 * k, 54 * k))
         for s in SIGN:
             body = body.hull(solid(s * 150 * k, -78 * k, -8 + zero, 104 * k * g, 80 * k, 62 * k))
@@ -157,9 +155,9 @@ class Projector:
         added = np.zeros_like(air)  # line integral above that of plain lung
         solid = np.zeros_like(air)  # mm of lung without air
         nodules = [
-            ellipsoid(
-                rays, x.nodule_centre[:, i], np.maximum(x.nodule_radius[:, i, None], 1e-3) + np.zeros(3)
-            ).where((x.nodule_radius[:, i] > 0)[:, None, None])
+            ellipsoid(rays, x.nodule_centre[:, i], np.maximum(x.nodule_radius[:, i, None], 1e-3) + np.zeros(3)).where(
+                (x.nodule_radius[:, i] > 0)[:, None, None]
+            )
             for i in range(f.NODULES)
             if np.any(x.nodule_radius[:, i] > 0)
         ]

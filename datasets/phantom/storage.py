@@ -68,9 +68,7 @@ class _Options:
         return [(patient, image) for patient, count in enumerate(self.counts) for image in range(count)]
 
 
-def disk_bytes(
-    image_size: int, *, patients: int = 4200, images_per_patient: float = 2.0, seed: int = 0
-) -> int:
+def disk_bytes(image_size: int, *, patients: int = 4200, images_per_patient: float = 2.0, seed: int = 0) -> int:
     """About how many bytes the cached data set takes: 3 a pixel and some for the table."""
     images = int(_Options(image_size, patients, images_per_patient, seed).counts.sum())
     return images * (3 * image_size**2 + 128) + 4096

@@ -7,4 +7,3 @@ from methods.strategies.strategy import Strategy
 
 class Dense(Strategy):
     """timm's encoder as it is; its tokens are bit-equal to timm's `forward_features`."""
-

@@ -48,7 +48,7 @@ class SparseContrast(Selection):
         geometry: Geometry,
         keep: float = 0.5,
         select: Select = "topk",
-        gate: Gate = "key_bias",
+        gate: Gate = "token",
         lambda_sparsity: float = 0.1,
         noise: float = 1.0,
         width: int = 0,
