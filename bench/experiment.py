@@ -217,7 +217,7 @@ def _memory(objective: Objective, spec: RunSpec, bench: Bench) -> Memory:
     images = torch.from_numpy(bench.data.images[index]).to(bench.fabric.device)
     views, _ = bench.views.apply(images, parameters)
     lesions = None
-    if getattr(objective.encoder.strategy, "needs_lesions", False):
+    if objective.encoder.strategy.needs_lesions:
         lesions = torch.zeros(2 * len(index), objective.encoder.geometry.patches, device=bench.fabric.device)
     call = Call(keep=keep_now(objective, 1.0, 0.0), noise=Noise(0, 0, len(index)), lesions=lesions)
     peak, of = peak_mib()

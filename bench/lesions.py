@@ -28,7 +28,7 @@ class Lesions:
     def __init__(self, data: Dataset, encoder: Encoder, seed: int) -> None:
         self.data = data
         self.patch = encoder.geometry.patch
-        self.wanted = getattr(encoder.strategy, "needs_lesions", False)
+        self.wanted = encoder.strategy.needs_lesions
         if not self.wanted:
             return
         if data.masks is None:

@@ -172,7 +172,7 @@ def _check(suite: Suite, data: Dataset) -> None:
     with torch.random.fork_rng(devices=[]):
         for method in suite.parsed_methods():
             objective = build(method, suite.encoder, 0)
-            if getattr(objective.encoder.strategy, "needs_lesions", False) and data.masks is None:
+            if objective.encoder.strategy.needs_lesions and data.masks is None:
                 raise ValueError(
                     f"{method.name} needs lesion masks, and data set '{data.name}' has none: leave it out."
                 )

@@ -18,6 +18,8 @@ from methods.strategies.subset import Random
 class Oracle(Random):
     """Lesion patches first. Raises ValueError where a call brings no lesions, or not one number a patch."""
 
+    needs_lesions = True
+
     def choose(self, images: Tensor, call: Call) -> Choice | None:
         if call.lesions is None:
             raise ValueError("strategy 'oracle' needs lesion masks: use data that have some, or leave it out.")

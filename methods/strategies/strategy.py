@@ -88,6 +88,7 @@ class Strategy(nn.Module):
     inference: tuple[Inference, ...] = ("pruned",)  # how it is evaluated, its own way first; set from the registry
     train_execution: ClassVar[Literal["gathered", "masked"]] = "gathered"
     ramps: ClassVar[bool] = False  # does its keep ratio follow the sparsity schedule?
+    needs_lesions: ClassVar[bool] = False  # must a call say where lesions are?
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
