@@ -16,7 +16,7 @@ from methods.encoders.vit import Encoder
 Floats = npt.NDArray[np.floating]
 IMAGES = 1024  # test images that diagnostics look at
 PLATEAU = 0.95  # a final loss above this share of the plateau's has not left it
-COLLAPSED_STD = 0.1  # of normalised features; 1 is spread evenly over all directions
+COLLAPSED_STD = 0.05  # of normalised features; 1 is spread evenly over all directions, 0.2 and more where a run learnt
 COLLAPSED_RANK = 2.0
 STATIC = 0.95  # a position kept, or dropped, in this share of the images is static
 SHOWN = 6  # images in the selection figure
@@ -48,10 +48,10 @@ def learning(trained: Trained | None, features: Features, bench: Bench, batch: i
         )
     plateau = trained.objective.plateau(batch)
     verdict: Literal["learned", "plateaued", "collapsed"] = "learned"
-    if std < COLLAPSED_STD or rank < COLLAPSED_RANK:
-        verdict = "collapsed"
-    elif trained.final_loss > PLATEAU * plateau:
+    if trained.final_loss > PLATEAU * plateau:
         verdict = "plateaued"
+    elif std < COLLAPSED_STD or rank < COLLAPSED_RANK:
+        verdict = "collapsed"
     return Learning(
         final_loss=trained.final_loss,
         plateau_loss=plateau,
