@@ -21,13 +21,12 @@ from bench.evaluate import Bench, Features, classify, evaluate, summarise
 from bench.finetune import Classifier, finetune
 from bench.measure.macs import count
 from bench.measure.memory import peak_mib, saved_bytes
-from bench.pretrain import Report, Trained, TrainingFailed, build, keep_now, pretrain
+from bench.pretrain import Report, Trained, TrainingFailed, build, keep_now, pretrain, views_of
 from bench.record import DataRecord, Memory, Record, SplitRecord, Timing
 from bench.spec import SCIENCE_VERSION, DataSpec, EvaluationSpec, FinetuneSpec, RunSpec
 from bench.store import Store, evaluation_name, missing_evaluations, write_atomically
 from datasets import load
 from datasets.splits import make_splits
-from datasets.views import Views
 from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call
@@ -72,8 +71,7 @@ def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
     if spec.fingerprint not in ("", data.fingerprint):
         raise ValueError(f"data set '{data.name}' has changed since the grid was planned: give the command again")
     splits = make_splits(data, spec.data.split_seed, spec.data.val, spec.data.test)
-    views = Views(spec.encoder.image_size, channels=spec.encoder.channels, **spec.views.model_dump())
-    return Bench(data, splits, views, fabric, spec.seed)
+    return Bench(data, splits, views_of(spec), fabric, spec.seed)
 
 
 @functools.lru_cache(maxsize=2)

@@ -75,8 +75,8 @@ def finetune(
             if step == total:
                 break
             scheduler.step_update(step)
-            generator = keyed_generator("finetune views", seed, step)
-            pair, call = lesions.make_views(views, index, generator, Call(inference=inference), fabric.device)
+            parameters = views.draw(keyed_generator("finetune views", seed, step), len(index))
+            pair, call = lesions.make_views(views, index, parameters, Call(inference=inference), fabric.device)
             loss = _known_bce(model(pair[0], _first_view(call, len(index))), data.labels[index])
             if not math.isfinite(float(loss.detach())):
                 raise TrainingFailed(

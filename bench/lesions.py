@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.dataset import Dataset
-from datasets.views import Views
+from datasets.views import Parameters, Views
 from methods.encoders.vit import Encoder
 from methods.noise import keyed_generator
 from methods.strategies.strategy import Call
@@ -54,11 +54,10 @@ class Lesions:
         return replace(call, lesions=self.coverage(self.masks_of(index)).to(device)) if self.wanted else call
 
     def make_views(
-        self, views: Views, index: Indices, generator: torch.Generator, call: Call, device: torch.device
+        self, views: Views, index: Indices, parameters: Parameters, call: Call, device: torch.device
     ) -> tuple[Tensor, Call]:
         """Two views (2, B, channels, H, W) of the images, and the call with the lesions as the views show them."""
         images = torch.from_numpy(self.data.images[index]).to(device)
-        parameters = views.draw(generator, len(index))
         if not self.wanted:
             pair, _ = views.apply(images, parameters)
             return pair, call

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 from bench.lesions import Lesions
 from bench.spec import EncoderSpec, RunSpec, TrainSpec
 from datasets.dataset import Dataset
-from datasets.views import Views
+from datasets.views import Parameters, Views
 from methods import build_encoder, build_objective
 from methods.names import Method
 from methods.noise import Noise, keyed_generator
@@ -109,6 +109,24 @@ def epoch_order(images: np.ndarray, seed: int, epoch: int, batch: int) -> Iterat
         yield images[permutation[start : start + batch]]
 
 
+def views_of(spec: RunSpec, **changes: float) -> Views:
+    """The distribution of views that a run draws from."""
+    ranges: dict[str, Any] = {**spec.views.model_dump(), **changes}
+    return Views(spec.encoder.image_size, channels=spec.encoder.channels, **ranges)
+
+
+def draw_views(spec: RunSpec, blur: tuple[float, float] | None, step: int, batch: int) -> Parameters:
+    """The views' parameters of a step, keyed by (seed, step); `blur`: each view's own probability of being blurred."""
+
+    def drawn(views: Views) -> Parameters:
+        return views.draw(keyed_generator("views", spec.seed, step), batch)
+
+    if blur is None:
+        return drawn(views_of(spec))
+    both = [drawn(views_of(spec, blur_probability=probability)) for probability in blur]
+    return replace(both[0], sigma=torch.stack([one.sigma[view] for view, one in enumerate(both)]))
+
+
 def steps_of(images: int, train: TrainSpec) -> int:
     return train.epochs * (images // train.batch)
 
@@ -124,13 +142,13 @@ def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, r
     optimizer = optimizer_of(objective, train.lr, train.weight_decay)
     model, optimizer = fabric.setup(objective, optimizer)
     scheduler = schedule_of(optimizer, total, train.warmup)
-    views = Views(spec.encoder.image_size, channels=spec.encoder.channels, **spec.views.model_dump())
+    views = views_of(spec)
     lesions = Lesions(data, objective.encoder, spec.seed)
     history: list[dict[str, Any]] = []
     step, started = 0, time.perf_counter()
     model.train()
     for epoch in range(train.epochs):
-        sums: dict[str, float] = {}
+        seen: dict[str, list[float]] = {}
         epoch_started, first = time.perf_counter(), step
         for index in epoch_order(images, spec.seed, epoch, train.batch):
             progress = step / total
@@ -140,14 +158,13 @@ def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, r
                 progress=progress,
                 noise=Noise(spec.seed, step, train.batch),
             )
-            pair, call = lesions.make_views(
-                views, index, keyed_generator("views", spec.seed, step), call, fabric.device
-            )
+            parameters = draw_views(spec, objective.blur_probabilities, step, len(index))
+            pair, call = lesions.make_views(views, index, parameters, call, fabric.device)
             loss = train_step(model, optimizer, pair, call, fabric)
             value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
             if not math.isfinite(whole):
                 raise TrainingFailed(f"the loss became {whole} at step {step} of {total} (learning rate {train.lr:g})")
-            _add(sums, loss, value)
+            _note(seen, loss, value)
             step += 1
             if step % 10 == 0 or step == total:
                 speed = (step - first) * train.batch / (time.perf_counter() - epoch_started)
@@ -157,18 +174,18 @@ def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, r
             {
                 "epoch": epoch + 1,
                 "step": step,
-                "loss": sums.pop("loss") / (step - first),
+                "loss": float(np.mean(seen.pop("loss"))),
                 "keep": call.keep,
                 "lr": optimizer.param_groups[0]["lr"],
                 "images_per_second": (step - first) * train.batch / seconds,
-                "selection": {name: value / (step - first) for name, value in sums.items()},
+                "selection": {name: float(np.mean(values)) for name, values in seen.items()},
             }
         )
     return Trained(objective, history, step, time.perf_counter() - started)
 
 
-def _add(sums: dict[str, float], loss: Loss, value: float) -> None:
-    """Running sums of the epoch: the contrastive loss, the strategy's losses and its statistics."""
-    sums["loss"] = sums.get("loss", 0.0) + value
+def _note(seen: dict[str, list[float]], loss: Loss, value: float) -> None:
+    """A step's contrastive loss, and the strategy's losses and statistics where the step had some."""
+    seen.setdefault("loss", []).append(value)
     for name, part in {**loss.parts, **loss.encoding.stats}.items():
-        sums[name] = sums.get(name, 0.0) + float(part.detach())
+        seen.setdefault(name, []).append(float(part.detach()))

@@ -88,6 +88,9 @@ OBJECTIVES: dict[str, Entry] = {
             "hidden": Option(0, "width of the heads; 0 for 4096, or 4x the features below ViT-S", low=0, high=16384),
             "out": Option(256, "dimensions that are contrasted", low=8, high=4096),
             "teacher": Option("same", "the momentum encoder runs the same strategy, or all tokens", ("same", "dense")),
+            "views": Option(
+                "symmetric", "one distribution, or each view its own", ("symmetric", "asymmetric")
+            ),
         },
     ),
 }

@@ -3,7 +3,9 @@
 Projector of three layers and predictor of two, without biases, both ending in batch norm without affine; symmetric
 loss 2T x cross-entropy; momentum along half a cosine to 1. A patchify embedding is frozen at random, a convolutional
 stem is not (section 4.2: the instability is that of the patchify convolution). The momentum encoder runs the same
-strategy with its own momentum copy of the predictor (`teacher=dense`: all tokens).
+strategy with its own momentum copy of the predictor (`teacher=dense`: all tokens). By default both views come from
+one distribution, as all methods' here do; `views=asymmetric` blurs the first always and the second in one case of ten,
+as the paper does (its solarisation of the second view has no counterpart for radiographs and is left out).
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ class MoCo(Objective):
         hidden: int = 0,
         out: int = 256,
         teacher: Literal["same", "dense"] = "same",
+        views: Literal["symmetric", "asymmetric"] = "symmetric",
     ) -> None:
         super().__init__(encoder)
+        self.blur_probabilities = (1.0, 0.1) if views == "asymmetric" else None
         self.temperature, self.momentum, self.teacher = temperature, momentum, teacher
         dim = encoder.geometry.dim
         hidden = hidden or head_width(dim, 4096)

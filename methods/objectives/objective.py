@@ -23,7 +23,12 @@ class Loss:
 
 
 class Objective(nn.Module):
-    """Base: holds the encoder that is kept; heads and teachers go with the training."""
+    """Base: holds the encoder that is kept; heads and teachers go with the training.
+
+    `blur_probabilities`: of each view, where the objective wants its own; None for what the run says.
+    """
+
+    blur_probabilities: tuple[float, float] | None = None
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
