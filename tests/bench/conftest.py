@@ -1,0 +1,56 @@
+"""What the tests of the harness share. Every process of pytest has a cache and a phantom of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bench import small
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def phantom(cache):
+    from datasets import load
+
+    return load("phantom", 32, cache=cache, patients=60, images_per_patient=2.0)
+
+
+@pytest.fixture(scope="session")
+def fabric():
+    from lightning_fabric import Fabric
+
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture
+def world(tmp_path: Path, cache: Path) -> small.World:
+    return small.World(tmp_path, cache)
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No MACs counted and no report drawn, for tests that are about neither: both take longer than the small runs."""
+    from bench.record import Macs
+
+    macs = Macs(inference=1.0, train_step=3.0, whole_run=6.0, inference_parts={}, counters={})
+    monkeypatch.setattr("bench.experiment.count", lambda *args, **kwargs: macs)
+    monkeypatch.setattr("bench.report.write_report", small.light_report)
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Plug-ins that a test loads are forgotten after it."""
+    from methods import OBJECTIVES, STRATEGIES
+
+    before = [(registry, dict(registry)) for registry in (OBJECTIVES, STRATEGIES)]
+    yield
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)

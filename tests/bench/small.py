@@ -1,0 +1,67 @@
+"""A world small enough to run in a test: a phantom of 60 patients at 32 px, four steps of the smallest encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from bench.spec import RunSpec, Suite, load_suite
+
+TOML = """
+seeds = [0]
+floors = []
+data.options = { patients = 60, images_per_patient = 2.0 }
+encoder = { name = "vit_stem_d64_l4_patch8", image_size = 32 }
+train = { epochs = 1, batch = 16 }
+evaluation = { labels = [50, 100], probes = ["linear"], draws = 2, resamples = 50, c = [0.01] }
+finetune = { epochs = 1, min_steps = 2, max_steps = 3, batch = 16 }
+"""
+
+
+class World:
+    """A folder with results and reports, and `bench.run` in this process on them."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder, self.cache = folder, cache
+        self.results, self.reports = folder / "results", folder / "reports"
+        self.toml = folder / "small.toml"
+        self.toml.write_text(TOML, encoding="utf-8")
+
+    def run(self, *options: str, measure: bool = False) -> Result:
+        from bench.run import app
+
+        where = ["--results", str(self.results), "--reports", str(self.reports), "--cache", str(self.cache)]
+        fixed = ["--preset", "smoke", "--spec", str(self.toml), *([] if measure else ["--no-measure"])]
+        launcher = [] if "--launcher" in options else ["--launcher", "inline"]
+        return CliRunner().invoke(app, [*fixed, *where, *launcher, *options])
+
+    def runs(self) -> dict[str, Path]:
+        """Folders of runs by `<method without its objective>-s<seed>`, the objective left in for others than SimCLR."""
+        found = {}
+        for path in sorted(self.results.glob("*/record.json")):
+            head, _, tail = path.parent.name.partition("-phantom-")
+            found[f"{head.removeprefix('simclr-')}-{tail.split('-')[-2]}"] = path.parent
+        return found
+
+
+def suite(folder: Path, **changes: Any) -> Suite:
+    path = folder / "small.toml"
+    path.write_text(TOML, encoding="utf-8")
+    return load_suite("smoke", path, {key.replace("__", "."): value for key, value in changes.items()})
+
+
+def run_spec(folder: Path, method: str, **changes: Any) -> RunSpec:
+    """The spec of one run of the small world."""
+    (run,) = suite(folder, methods=method, **changes).runs()
+    return run
+
+
+def light_report(results: Path, reports: Path, planned: int = 0) -> Any:
+    """Stands for `write_report` in tests that are not about it: it writes which runs there are."""
+    names = sorted(path.parent.name for path in results.glob("*/record.json"))
+    reports.mkdir(parents=True, exist_ok=True)
+    (reports / "report.md").write_text("\n".join(names), encoding="utf-8")
+    return SimpleNamespace(path=reports / "report.md", groups=())

@@ -1,0 +1,284 @@
+"""Specs: what names a run and what does not, how a grid expands, how presets, files and options are merged."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import spec as spec_module
+from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec, Suite, load_suite, read_change
+from tests.bench import small
+
+OUTSIDE_IDENTITY = {"preset", "evidence", "data.root", "data.publish"}
+
+
+def leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and key != "options":
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def other(value: Any) -> Any:
+    """A value unlike the one given, of its kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, dict):
+        return {**value, "another": 1}
+    return 7.0 if value is None else (*value[:-1], value[-1] + 1)
+
+
+def changed(run: RunSpec, path: str) -> RunSpec:
+    head, _, rest = path.partition(".")
+    old = getattr(run, head)
+    new = other(old) if not rest else old.model_copy(update={rest: other(getattr(old, rest))})
+    return run.model_copy(update={head: new})
+
+
+@pytest.fixture
+def full() -> RunSpec:
+    """A spec with every optional part."""
+    (run,) = Suite(methods="supervised", floors=(), seeds=(0,), evaluation=EvaluationSpec(labels=(10,))).runs("f" * 64)
+    return run
+
+
+def test_everything_but_where_it_came_from_names_a_run(full: RunSpec) -> None:
+    paths = [path for path, _ in leaves(full.model_dump())]
+    assert len(paths) > 40
+    assert set(paths) >= OUTSIDE_IDENTITY
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic's, of values that a literal does not allow
+        ids = {path: changed(full, path).run_id for path in paths}
+    same = {path for path, run_id in ids.items() if run_id == full.run_id}
+    assert same == OUTSIDE_IDENTITY
+    told_apart = [run_id for path, run_id in ids.items() if path not in same]
+    assert len(set(told_apart)) == len(told_apart)
+
+
+def test_the_science_version_names_a_run(full: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = full.run_id
+    monkeypatch.setattr(spec_module, "SCIENCE_VERSION", spec_module.SCIENCE_VERSION + 1)
+    assert full.run_id != before
+
+
+def test_how_runs_are_evaluated_and_measured_names_none(tmp_path: Path) -> None:
+    base = small.suite(tmp_path, floors=["untrained", "supervised"])
+    changes = {"evaluation__draws": 9, "evaluation__probes": ["knn"], "measure__rounds": 99, "evidence": True}
+    assert [run.run_id for run in small.suite(tmp_path, floors=["untrained", "supervised"], **changes).runs()] == [
+        run.run_id for run in base.runs()
+    ]
+    tuned = small.suite(tmp_path, floors=["untrained", "supervised"], finetune__epochs=77)
+    differ = {a.method for a, b in zip(base.runs(), tuned.runs(), strict=True) if a.run_id != b.run_id}
+    assert differ == {"supervised"}  # its weights are made by fine-tuning
+
+
+def test_options_in_any_order_name_the_same_run(tmp_path: Path) -> None:
+    a = small.run_spec(tmp_path, "dense", data__options={"patients": 60, "seed": 1})
+    b = small.run_spec(tmp_path, "dense", data__options={"seed": 1, "patients": 60})
+    assert a.run_id == b.run_id
+    assert small.run_spec(tmp_path, "sparsecontrast[noise=2,keep=0.7]").run_id == (
+        small.run_spec(tmp_path, "simclr/sparsecontrast[keep=0.7,noise=2.0]").run_id
+    )
+
+
+def test_run_ids_are_names_of_folders(full: RunSpec) -> None:
+    run = full.model_copy(update={"method": "moco/sparsecontrast[keep=0.7,select=budget]" * 4, "labels": None})
+    assert all(c.isalnum() or c in ".-" for c in run.run_id)
+    assert len(run.run_id) <= 101
+    assert full.run_id.startswith("supervised-10pct-phantom-vit")
+
+
+def test_runs_of_one_comparison_share_their_settings(tmp_path: Path) -> None:
+    grid = small.suite(
+        tmp_path,
+        methods="all",
+        floors=["untrained", "supervised"],
+        seeds=[0, 5],
+        keep=[0.3, 0.7],
+        tuned={"simclr/dense": 0.5},
+    ).runs()
+    assert len(grid) > 20
+    assert len({run.settings for run in grid}) == 1
+    for key, value in {
+        "train__epochs": 3,
+        "data__split_seed": 1,
+        "encoder__channels": 3,
+        "views__flip": 0.1,
+        "data__options": {"patients": 61},
+    }.items():
+        assert small.run_spec(tmp_path, "dense", **{key: value}).settings != grid[0].settings, key
+    assert small.suite(tmp_path).runs("a" * 64)[0].settings != grid[0].settings
+
+
+def test_settings_of_evaluations() -> None:
+    base, tuning = EvaluationSpec(), FinetuneSpec()
+    more = EvaluationSpec(labels=(3, 7), probes=("finetune",))
+    other_tuning = FinetuneSpec(lr=1.0)
+    for probe in ("linear", "knn", "finetune"):
+        assert base.settings_of(probe, tuning) == more.settings_of(probe, tuning)
+        for change in ({"draws": 2}, {"c": (1.0,)}, {"neighbours": 3}, {"resamples": 7}, {"split": "val"}):
+            assert base.settings_of(probe, tuning) != EvaluationSpec(**change).settings_of(probe, tuning), change
+    assert base.settings_of("linear", tuning) == base.settings_of("linear", other_tuning)
+    assert base.settings_of("finetune", tuning) != base.settings_of("finetune", other_tuning)
+
+
+def test_a_grid_goes_seed_by_seed() -> None:
+    suite = Suite(methods="moco/dense,dense", seeds=(3, 1), evaluation=EvaluationSpec(labels=(10, 100)))
+    one_seed = [
+        ("moco/dense", None),
+        ("simclr/dense", None),
+        ("untrained", None),
+        ("supervised", 10.0),
+        ("supervised", 100.0),
+    ]
+    expected = [(method, labels, seed) for seed in (3, 1) for method, labels in one_seed]
+    assert [(run.method, run.labels, run.seed) for run in suite.runs()] == expected
+    assert {run.fingerprint for run in suite.runs("ab")} == {"ab"}
+    assert len({run.run_id for run in suite.runs()}) == len(expected)
+
+
+def test_floors_named_among_the_methods_come_once() -> None:
+    named = Suite(methods="untrained,dense", seeds=(0,), floors=("untrained",)).runs()
+    assert [run.method for run in named] == ["untrained", "simclr/dense"]
+
+
+def test_keep_ratios_go_to_those_that_have_one_and_name_none() -> None:
+    suite = Suite(
+        methods="dense,sparsecontrast,fixed[keep=0.3],dynamicvit,moco/random[execution=masked]",
+        floors=(),
+        keep=(0.5, 0.7),
+    )
+    assert [method.name for method in suite.parsed_methods()] == [
+        "simclr/dense",
+        "simclr/sparsecontrast",
+        "simclr/sparsecontrast[keep=0.7]",
+        "simclr/fixed[keep=0.3]",
+        "simclr/dynamicvit",
+        "moco/random[execution=masked]",
+        "moco/random[keep=0.7,execution=masked]",
+    ]
+
+
+def test_learning_rates_from_tuning() -> None:
+    suite = Suite(
+        methods="dense,sparsecontrast[keep=0.7],moco/dense",
+        floors=("untrained",),
+        seeds=(0,),
+        tuned={"simclr/dense": 0.25, "simclr/sparsecontrast": 0.5},
+    )
+    assert {run.method: run.train.lr for run in suite.runs()} == {
+        "simclr/dense": 0.25,
+        "simclr/sparsecontrast[keep=0.7]": 0.5,
+        "moco/dense": suite.train.lr,
+        "untrained": suite.train.lr,
+    }
+
+
+def test_what_was_tuned_of_a_preset_is_used_and_can_be_overridden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.toml").write_text("seeds = [0]\n", encoding="utf-8")
+    (tmp_path / "mine.tuning.json").write_text(json.dumps({"chosen": {"simclr/dense": 0.125}}), encoding="utf-8")
+    monkeypatch.setattr(spec_module, "PRESETS", tmp_path)
+    assert load_suite("mine").tuned == {"simclr/dense": 0.125}
+    assert load_suite("mine", changes={"tuned": {"simclr/dense": 0.5}}).tuned == {"simclr/dense": 0.5}
+
+
+def test_options_beat_the_file_and_the_file_beats_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("seeds = [7]\n[train]\nepochs = 5\nlr = 0.5\n[data.options]\nseed = 3\n", encoding="utf-8")
+    plain, mixed = load_suite("smoke"), load_suite("smoke", path, {"train.epochs": 6, "data.options.patients": 50})
+    assert (mixed.seeds, mixed.train.epochs, mixed.train.lr) == ((7,), 6, 0.5)
+    assert mixed.data.options == {**plain.data.options, "seed": 3, "patients": 50}
+    assert mixed.train.batch == plain.train.batch
+    assert mixed.encoder == plain.encoder
+    assert mixed.preset == "smoke"
+    assert mixed.evidence is plain.evidence is False
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("train.epochs=5", "train.epochs", 5),
+        (" train.lr = 1e-3 ", "train.lr", 1e-3),
+        ("data.publish=false", "data.publish", False),
+        ("evaluation.c=[0.1, 1.0]", "evaluation.c", [0.1, 1.0]),
+        ("data.options.labels=A,B", "data.options.labels", "A,B"),
+        ("encoder.name=vit_tiny_patch16_224", "encoder.name", "vit_tiny_patch16_224"),
+        ('data.options.labels="A=1"', "data.options.labels", "A=1"),
+    ],
+)
+def test_changes_are_read_as_toml_or_as_text(text: str, key: str, value: Any) -> None:
+    read = read_change(text)
+    assert read == (key, value)
+    assert type(read[1]) is type(value)
+
+
+@pytest.mark.parametrize("text", ["train.epochs", "=5", "", " = 5"])
+def test_changes_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ValueError, match="write key=value, e.g. train.epochs=5"):
+        read_change(text)
+
+
+MISTAKES = [
+    ("[train]\nepoch = 3", r"unknown key 'train.epoch': did you mean epochs\?"),
+    ("sedes = [1]", r"unknown key 'sedes': did you mean seeds"),
+    ("[data]\nnam = 'x'", r"unknown key 'data.nam': did you mean name\?"),
+    ("qqq = 1", r"unknown key 'qqq': known are .*methods"),
+    ("[train]\nepochs = 0", r"train.epochs: Input should be greater than or equal to 1 \(given: 0\)"),
+    ("[train]\nepochs = 'many'", r"train.epochs: Input should be a valid integer.*\(given: 'many'\)"),
+    ("[train]\nbatch = 1", r"train.batch: .*greater than or equal to 2"),
+    ("train = 5", r"train: .*\(given: 5\)"),
+    ("[train]\nprecision = '16'", r"train.precision: .*'32-true' or 'bf16-mixed'"),
+    ("[encoder]\nchannels = 2", r"encoder.channels: .*1 or 3"),
+    ("[encoder]\nimage_size = 8", r"encoder.image_size: .*16"),
+    ("keep = [1.5]", r"keep.0: .*less than or equal to 1"),
+    ("floors = ['untraind']", r"floors.0: .*'untrained' or 'supervised'"),
+    ("[evaluation]\nprobes = ['knnn']", r"evaluation.probes.0: .*'linear', 'knn' or 'finetune'"),
+    ("[evaluation]\nlabels = [0]", r"labels are per cent, above 0 and up to 100, and 0 is not"),
+    ("[evaluation]\nlabels = [10, 101]", r"labels are per cent, above 0 and up to 100, and 101 is not"),
+    ("[evaluation]\nlabels = [nan]", r"labels are per cent, above 0 and up to 100, and nan is not"),
+    ("[evaluation]\nc = [0.0]", r"evaluation.c.0: .*greater than 0"),
+    ("[views]\nflip = 2.0", r"views.flip: .*less than or equal to 1"),
+    ("[tuned]\n'simclr/dense' = -1.0", r"tuned.simclr/dense: .*greater than 0"),
+    ("[train]\nepoch = 3\nbatch = 0", r"train.batch.*; unknown key 'train.epoch'|unknown key 'train.epoch'.*; train.ba"),
+    ("seeds = [", r"mine.toml is not TOML: Invalid value \(at end of document\)"),
+    ("seeds = [1]\nseeds = [2]", r"mine.toml is not TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES, ids=[text for text, _ in MISTAKES])
+def test_mistakes_are_told_in_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_suite("smoke", path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_presets_and_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown preset 'smok': did you mean smoke\?"):
+        load_suite("smok")
+    with pytest.raises(FileNotFoundError, match="no spec at .*absent.toml"):
+        load_suite("smoke", tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="binary.toml is not TOML"):
+        load_suite("smoke", tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in spec_module.PRESETS.glob("*.toml")))
+def test_presets_hold(preset: str) -> None:
+    runs = load_suite(preset).runs()
+    assert len({run.run_id for run in runs}) == len(runs) > 0
+    assert {run.preset for run in runs} == {preset}

@@ -1,0 +1,258 @@
+"""Records on disk: whole or not there, refused when not JSON, claimed by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.record import Draw, Evaluation, Record, Subset
+from bench.spec import EvaluationSpec, FinetuneSpec
+from bench.store import Store, as_json, evaluation_name, missing_evaluations, write_atomically
+from tests.bench import small
+
+
+def record(run_id: str = "a-run", **changes: Any) -> Record:
+    values: dict[str, Any] = {
+        "science_version": 1,
+        "run_id": run_id,
+        "status": "done",
+        "method": "simclr/dense",
+        "objective": "simclr",
+        "strategy": "dense",
+        "spec": {},
+        "environment": {},
+        "started": "2024-01-01T00:00:00+00:00",
+        "finished": "2024-01-01T00:00:01+00:00",
+    }
+    return Record(**{**values, **changes})
+
+
+def evaluation(run_id: str, settings: str, probe: str = "linear", labels: float = 10.0, value: float = 0.5) -> Evaluation:
+    subset = Subset(hash="h", patients=1, images=1, positives={})
+    return Evaluation(
+        run_id=run_id,
+        probe=probe,
+        labels=labels,
+        inference="dense",
+        split="test",
+        macro_auroc=value,
+        macro_auprc=0.5,
+        interval=(0.4, 0.6),
+        per_label={},
+        undefined={},
+        draws=(Draw(draw=0, subset=subset, macro_auroc=0.5, macro_auprc=0.5, chosen={}),),
+        draw_std=0.0,
+        subgroups={},
+        n_patients=1,
+        n_images=1,
+        settings=settings,
+    )
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_crash_while_writing_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+) -> None:
+    path = tmp_path / "record.json"
+    write_atomically(path, b"old")
+
+    def crash(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(f"bench.store.os.{call}", crash)
+    with pytest.raises(type(error)):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_whole_and_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, events = tmp_path / "deep" / "record.json", []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        events.append(("fsync", os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        events.append(("replace", Path(source).stat().st_size))
+        assert Path(source).parent == path.parent  # a rename is atomic within a file system only
+        assert Path(target) == path
+        replace(source, target)
+
+    monkeypatch.setattr("bench.store.os.fsync", synced)
+    monkeypatch.setattr("bench.store.os.replace", renamed)
+    write_atomically(path, b"12345")
+    assert events == [("fsync", 5), ("replace", 5)]
+    assert path.read_bytes() == b"12345"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_json_has_not_are_refused_and_the_old_stays(tmp_path: Path, bad: float) -> None:
+    store = Store(tmp_path)
+    store.write_history("a", [{"loss": 1.0}])
+    with pytest.raises(ValueError, match="JSON"):
+        store.write_history("a", [{"loss": bad}])
+    assert (tmp_path / "a" / "history.jsonl").read_text() == '{"loss": 1.0}\n'
+    with pytest.raises(ValueError, match="JSON"):
+        as_json({"a": {"b": [bad]}})
+    store.write_evaluation("linear-10-dense", evaluation("a", "s"), {"scores": np.zeros(1)})
+    with pytest.raises(ValueError, match="JSON"):
+        store.write_evaluation("linear-10-dense", evaluation("a", "s", value=bad), {"scores": np.zeros(1)})
+    assert store.has_evaluation("a", "linear-10-dense", "s")
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.record("a-run") is None
+    assert not store.done("a-run")
+    store.write_record(record())
+    assert store.record("a-run") == record()
+    assert store.done("a-run")
+    store.write_record(record(status="failed", reason="no"))
+    assert not store.done("a-run")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", as_json(record())[:-30], b"\xff\xfe", b"[]", as_json({"run_id": "a-run"})]
+)
+def test_an_unreadable_record_is_named(tmp_path: Path, content: bytes) -> None:
+    write_atomically(tmp_path / "a-run" / "record.json", content)
+    with pytest.raises(ValueError, match=r"a-run/record.json is no record of this version: .*Move it away"):
+        Store(tmp_path).record("a-run")
+
+
+def test_a_record_of_another_schema_is_named(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a-run" / "record.json", as_json(record(schema_version=99)))
+    with pytest.raises(ValueError, match="a-run/record.json has schema 99"):
+        Store(tmp_path).record("a-run")
+
+
+def test_an_evaluation_counts_when_it_is_whole_and_made_the_same_way(tmp_path: Path) -> None:
+    store, name = Store(tmp_path), evaluation_name("linear", 10.0, "dense")
+    assert name == "linear-10-dense"
+    assert not store.has_evaluation("a", name, "s")
+    store.write_evaluation(name, evaluation("a", "s"), {"scores": np.ones((1, 2))})
+    assert store.has_evaluation("a", name, "s")
+    assert not store.has_evaluation("a", name, "other")
+    assert not store.has_evaluation("b", name, "s")
+    path = tmp_path / "a" / "evaluations" / f"{name}.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert not store.has_evaluation("a", name, "s")
+
+
+def test_predictions_are_there_before_their_evaluation_and_hold_no_pickle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, order = Store(tmp_path), []
+    replace = os.replace
+    monkeypatch.setattr("bench.store.os.replace", lambda a, b: (order.append(Path(b).name), replace(a, b)))
+    arrays = {"scores": np.ones((1, 2), np.float32), "patients": np.array(["a", "b"])}
+    store.write_evaluation("knn-1-dense", evaluation("a", "s"), arrays)
+    assert order == ["knn-1-dense.npz", "knn-1-dense.json"]
+    with np.load(tmp_path / "a" / "predictions" / "knn-1-dense.npz", allow_pickle=False) as stored:
+        assert {key: stored[key].tolist() for key in stored} == {k: v.tolist() for k, v in arrays.items()}
+    with pytest.raises(ValueError, match="[Oo]bject"):
+        store.write_arrays(tmp_path / "x.npz", {"objects": np.array([{}], dtype=object)})
+
+
+def test_what_is_missing_of_a_run(tmp_path: Path) -> None:
+    run, tuning = small.run_spec(tmp_path, "random"), FinetuneSpec()
+    wanted = EvaluationSpec(labels=(10, 100), probes=("linear", "finetune"))
+    store = Store(tmp_path / "results")
+    every = [
+        (probe, labels, inference)
+        for inference in ("pruned", "dense")
+        for probe in ("linear", "finetune")
+        for labels in (10.0, 100.0)
+    ]
+    assert missing_evaluations(store, run, wanted, tuning) == every
+    for probe, labels, inference in every[:3]:
+        done = evaluation(run.run_id, wanted.settings_of(probe, tuning), probe, labels)
+        store.write_evaluation(evaluation_name(probe, labels, inference), done, {})
+    assert missing_evaluations(store, run, wanted, tuning) == every[3:]
+    other = FinetuneSpec(lr=0.5)
+    assert missing_evaluations(store, run, wanted, other) == [every[2], *every[3:]]
+    assert missing_evaluations(store, run, EvaluationSpec(labels=(10,), probes=("linear",), draws=9), tuning) == [
+        every[0],
+        every[4],
+    ]
+
+
+def test_a_supervised_run_has_one_evaluation(tmp_path: Path) -> None:
+    (run,) = small.suite(tmp_path, methods="supervised", evaluation__labels=[50]).runs()
+    missing = missing_evaluations(Store(tmp_path), run, EvaluationSpec(labels=(1, 50)), FinetuneSpec())
+    assert missing == [("finetune", 50.0, "dense")]
+
+
+def write_claim(root: Path, run_id: str, text: str) -> Path:
+    path = root / ".claims" / run_id
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dead() -> int:
+    """The number of a process that has ended and been reaped."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_a_claim_is_exclusive_and_given_back(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert not store.claimed("a")
+    with store.claim("a") as mine:
+        assert mine
+        assert store.claimed("a")
+        with store.claim("a") as again, store.claim("b") as other:
+            assert not again
+            assert other
+        assert store.claimed("a")  # who did not get it does not give it back
+    assert not store.claimed("a")
+
+    def interrupted() -> None:
+        with store.claim("a"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list((tmp_path / ".claims").iterdir())
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path, dead: int) -> None:
+    path = write_claim(tmp_path, "a", f"{socket.gethostname()} {dead}")
+    store = Store(tmp_path)
+    assert not store.claimed("a")
+    with store.claim("a") as mine:
+        assert mine
+        assert path.read_text() == f"{socket.gethostname()} {os.getpid()}"
+
+
+@pytest.mark.parametrize("owner", ["living", "another host", "just being written"])
+def test_the_claims_of_others_are_respected(tmp_path: Path, owner: str, dead: int) -> None:
+    text = {
+        "living": f"{socket.gethostname()} {os.getppid()}",
+        "another host": f"far-away {dead}",
+        "just being written": "",
+    }[owner]
+    path = write_claim(tmp_path, "a", text)
+    store = Store(tmp_path)
+    assert store.claimed("a")
+    with store.claim("a") as mine:
+        assert not mine
+    assert path.read_text() == text
+
+
+def test_json_is_plain(tmp_path: Path) -> None:
+    assert json.loads(as_json(record())) == record().model_dump(mode="json")
+    assert as_json({"a": 1}).endswith(b"\n")
