@@ -83,7 +83,7 @@ class Learning(Frozen):
     final_loss: float
     plateau_loss: float
     feature_std: float
-    rankme: float
+    rankme: float  # of centred features
     verdict: Literal["learned", "plateaued", "collapsed", "not trained"]
     selection: dict[str, float]
 

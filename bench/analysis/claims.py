@@ -60,12 +60,17 @@ def span(estimate: Estimate) -> str:
 
 
 def cost_of(arm: Arm, group: Group, cost: pd.DataFrame) -> pd.Series | None:
-    """The newest paired measurement of this arm at the scale it was trained at."""
+    """The newest paired measurement of this arm as it was trained: scale, channels, precision, ramp."""
     if cost.empty:
         return None
     rows = cost[(cost["method"] == arm.method) & (cost["encoder"] == group.encoder)]
     rows = rows[rows["image_size"] == group.image_size]
     rows = rows[rows["keep"].isna()] if arm.keep is None else rows[(rows["keep"] - arm.keep).abs() < 1e-6]
+    spec = arm.runs[0].record.spec
+    train, channels = spec.get("train") or {}, (spec.get("encoder") or {}).get("channels")
+    for column, wanted in (("channels", channels), ("precision", train.get("precision")), ("ramp", train.get("ramp"))):
+        if wanted is not None:  # a strategy that does not ramp has none
+            rows = rows[(rows[column] == wanted) | rows[column].isna()]
     return None if rows.empty else rows.iloc[-1]
 
 

@@ -78,7 +78,8 @@ def _discriminates(scores: Scores, fraction: float) -> list[str]:
         return []
     text = f"{dense.label} against the untrained encoder at {fraction:g} % of the labels: {span(found)} macro AUROC"
     if found.low > 0:
-        return [f"{text}; pre-training teaches something here, so methods can differ."]
+        share = f"the margin of {MARGIN} for comparable accuracy is {MARGIN / found.value:.0%} of that gain"
+        return [f"{text}; pre-training teaches something here, so methods can differ; {share.replace('%', ' %')}."]
     return [f"{text}; the interval does not exclude 0, so this set-up can't tell good methods from bad ones."]
 
 

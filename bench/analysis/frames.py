@@ -70,11 +70,11 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "device", "threads", "batch", "precision"]
+COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", "device", "threads", "batch", "precision"]
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
-    """The newest row a method, encoder, size, channels, keep and device, with the noise floor (`aa_...`) of the
+    """The newest row a method, encoder, size, channels, keep, ramp and device, with the noise floor (`aa_...`) of the
     table it was measured in. Empty, with no columns, where nothing was measured."""
     tables = [parse(CostTable, path) for path in sorted(results.glob("cost/*.json"))]
     rows = []

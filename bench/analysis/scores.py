@@ -85,16 +85,17 @@ class Scores:
             )
         return out
 
-    def _run_values(self, run: Run, one: Evaluation, names: tuple[str, ...]) -> Array | None:
-        """Pseudo-values of one run over the test patients, or None where the record keeps no predictions."""
-        key = (run.record.run_id, one.probe, one.labels, one.inference, names)
+    def _run_values(self, run: Run, one: Evaluation, names: tuple[str, ...], draws: int | None) -> Array | None:
+        """Pseudo-values of one run over the test patients, of its first `draws` or all; None where the record keeps no
+        predictions."""
+        key = (run.record.run_id, one.probe, one.labels, one.inference, names, draws)
         if key not in self._values:
             path, values = run.predictions(one), None
             if path.is_file():
                 mask = np.array([name in names for name in self.names])
                 with np.load(path, allow_pickle=False) as saved:
                     scores, labels, patients = saved["scores"], saved["labels"], saved["patients"]
-                values, who = statistics.pseudo_values(scores, labels, patients, mask)
+                values, who = statistics.pseudo_values(scores[:draws], labels, patients, mask)
                 if self._patients is None:
                     self._patients = who
                 if not np.array_equal(self._patients, who):
@@ -105,12 +106,14 @@ class Scores:
             self._values[key] = values
         return self._values[key]
 
-    def _of(self, arm: Arm, fraction: float, names: tuple[str, ...]) -> dict[int, tuple[Array | None, float]]:
+    def _of(
+        self, arm: Arm, fraction: float, names: tuple[str, ...], draws: int | None = None
+    ) -> dict[int, tuple[Array | None, float]]:
         """By seed: pseudo-values (or None) and the plain mean of the findings' AUROC."""
         out = {}
         for seed, (run, one) in arm.evaluations(self.probe, fraction).items():
             mean = float(np.mean([one.per_label[name].auroc for name in names]))
-            out[seed] = (self._run_values(run, one, names), mean)
+            out[seed] = (self._run_values(run, one, names, draws), mean)
         return out
 
     def estimate(self, arm: Arm, fraction: float, finding: str | None = None) -> Estimate | None:
@@ -121,14 +124,23 @@ class Scores:
         return _interval(list(self._of(arm, fraction, names).values()))
 
     def difference(self, arm: Arm, reference: Arm, fraction: float) -> Estimate | None:
-        """Macro AUROC of `arm` minus that of `reference`, paired by seed and patient; None without a common seed."""
+        """Macro AUROC of `arm` minus that of `reference`, paired by seed, patient and draw; None without a common seed.
+
+        Of an arm with more draws of the labelled patients than the other the first ones count.
+        """
         names = self.findings(fraction)
-        mine, theirs = self._of(arm, fraction, names), self._of(reference, fraction, names)
+        counts = {self.draws(one, fraction) for one in (arm, reference)} - {0}
+        draws = min(counts) if len(counts) > 1 else None
+        mine, theirs = self._of(arm, fraction, names, draws), self._of(reference, fraction, names, draws)
         pairs: list[tuple[Array | None, float]] = []
         for seed in sorted(set(mine) & set(theirs)):
             (a, mean_a), (b, mean_b) = mine[seed], theirs[seed]
             pairs.append((None if a is None or b is None else a - b, mean_a - mean_b))
         return _interval(pairs)
+
+    def draws(self, arm: Arm, fraction: float) -> int:
+        """Draws of the fraction that all seeds of the arm were scored on; 0 where it was not scored."""
+        return min((len(one.draws) for _, one in arm.evaluations(self.probe, fraction).values()), default=0)
 
     def seed_means(self, arm: Arm, fraction: float, what: str = "auroc") -> list[float]:
         """One macro value a seed, in seed order; `what` is "auroc" or "auprc"."""

@@ -47,7 +47,18 @@ def _note(scores: Scores, estimates: list[Estimate | None]) -> str:
     patients = max((estimate.patients for estimate in estimates if estimate), default=0)
     text = f"{len(scores.group.seeds)} seed{'s' if len(scores.group.seeds) > 1 else ''}"
     text += f", {patients:,} test patients. " if patients else ". "
-    return text + " ".join(INTERVAL[basis] for basis in bases)
+    text += " ".join(INTERVAL[basis] for basis in bases)
+    if any(scores.draws(arm, f) for arm in scores.group.arms for f in scores.fractions if f < 100):
+        text += " They hold for the draws of labelled patients that were made: other draws are not covered."
+    return text
+
+
+def _fewer_draws(scores: Scores, arm: Arm) -> bool:
+    """Whether some other arm was scored on more draws of a fraction."""
+    return any(
+        0 < scores.draws(arm, fraction) < max(scores.draws(one, fraction) for one in scores.group.arms)
+        for fraction in scores.fractions
+    )
 
 
 def accuracy(scores: Scores) -> Table:
@@ -69,6 +80,9 @@ def accuracy(scores: Scores) -> Table:
     same = {scores.findings(fraction) for fraction in scores.fractions}
     over = ", ".join(next(iter(same))) if len(same) == 1 else "the findings defined at each fraction"
     note = f"Mean ± standard deviation over seeds [95 % interval]; macro over {over}. {_note(scores, seen)}"
+    few = [arm.label for arm in scores.group.arms if _fewer_draws(scores, arm)]
+    if few:
+        note += f" {', '.join(few)}: the first draw of a fraction alone; the others: the mean over its draws."
     if starred:
         note += " * provisional: seeds are missing (number of seeds in brackets)."
     heads = tuple(f"{fraction:g} % labels" for fraction in scores.fractions)
@@ -154,7 +168,8 @@ def differences(scores: Scores, strategy: str) -> Table | None:
             f"{claim}, at {scores.primary:g} %",
         ),
         tuple(rows),
-        f"Paired: the same seeds, initial weights, views, labelled and test patients. {_note(scores, seen)} "
+        "Paired: the same seeds, initial weights, views, draws of labelled patients and test patients. "
+        f"{_note(scores, seen)} "
         "Intervals stand alone: none is corrected for the number of comparisons.",
     )
 

@@ -160,7 +160,7 @@ def write_run(results: Path, world: World, method: Method, seed: int, **changes:
             "feature_std": 0.002 if method.verdict == "plateaued" else 0.09,
             "rankme": 21.0 + seed,
             "verdict": method.verdict,
-            "selection": {"logit_spread": 0.9, "noise_spread": 1.28, "overlap": 0.71, "static_share": 0.4}
+            "selection": {"logit_spread": 0.9, "noise_spread": 0.06, "spread_over_noise": 0.7, "static_share": 0.4}
             if method.strategy == "sparsecontrast"
             else {},
         },

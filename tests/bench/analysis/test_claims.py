@@ -201,3 +201,15 @@ def test_a_table_of_claims_for_each_arm(judged):
     assert len(table.rows) == 6 + 3
     assert table.rows[1][1:] == ("1.67×", "1.82 [1.80, 1.84]", "supported")
     assert table.rows[6][1] == "−0.030"
+
+
+def test_a_cost_that_was_measured_with_another_ramp_or_precision_is_not_this_runs(judged, tmp_path, synthetic):
+    group, _, _, cost = judged(seeds=1)
+    arm = next(one for one in group.arms if one.strategy == "sparsecontrast")
+    own = speed_up(arm, group, cost, "run")
+    method = synthetic.Method("simclr/sparsecontrast", 0.8, 0.5, speed=(9.0, 9.0, 9.0))
+    for other in ({"ramp": 0.0}, {"channels": 3}):
+        synthetic.write_cost(tmp_path, [method], finished="2026-05-01T00:00:00Z", **other)
+    assert speed_up(arm, group, cost_frame(tmp_path), "run") == own
+    synthetic.write_cost(tmp_path, [method], finished="2026-06-01T00:00:00Z")
+    assert speed_up(arm, group, cost_frame(tmp_path), "run")[0] == pytest.approx(9.0)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from bench.analysis import tables
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.groups import ReportRefused
 from bench.analysis.scores import Scores
+
+SAVED = (("evaluations", "json"), ("predictions", "npz"))
 
 
 def scores_of(folder, probe="linear"):
@@ -143,3 +146,29 @@ def test_the_reference_is_of_the_same_objective_and_keep(tmp_path, synthetic):
     assert reference("moco/dense", "dense") == "simclr/dense"
     assert reference("untrained", "dense") == "simclr/dense"
     assert reference("simclr/dense", "dense") is None
+
+
+def test_a_difference_is_on_the_draws_that_both_have(tmp_path, synthetic):
+    """`supervised` is trained on the first draw alone, and one draw can be luckier than another."""
+    world = synthetic.World(patients=80, seeds=(0, 1), draws=3, probes=("linear",))
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
+    for folder in results.glob("simclr-fixed*"):
+        file, predictions = (folder / f"{kind}/linear-10-pruned.{end}" for kind, end in SAVED)
+        one = json.loads(file.read_text())
+        file.write_text(json.dumps(one | {"draws": one["draws"][:1]}))
+        saved = dict(np.load(predictions))
+        np.savez(predictions, **(saved | {"scores": saved["scores"][:1]}))
+    scores = scores_of(results)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    assert (scores.draws(dense, 10.0), scores.draws(fixed, 10.0), scores.draws(fixed, 100.0)) == (3, 1, 1)
+    expected = []
+    for run in dense.runs:
+        with np.load(run.folder / "predictions" / f"linear-10-{dense.inference}.npz") as saved:
+            first, truth = saved["scores"][0], saved["labels"]
+        expected.append(np.mean([roc_auc_score(truth[:, i], first[:, i]) for i in range(truth.shape[1])]))
+    gap = scores.difference(dense, fixed, 10.0)
+    assert gap.value == pytest.approx(np.mean(expected) - scores.estimate(fixed, 10.0).value, abs=1e-9)
+    assert scores.difference(fixed, dense, 10.0).value == pytest.approx(-gap.value, abs=1e-12)
+    note = tables.accuracy(scores).note
+    assert "simclr/fixed: the first draw of a fraction alone; the others: the mean over its draws." in note
+    assert "other draws are not covered" in note
