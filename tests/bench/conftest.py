@@ -30,7 +30,8 @@ def fabric():
 
 
 @pytest.fixture
-def world(tmp_path: Path, cache: Path) -> small.World:
+def world(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> small.World:
+    monkeypatch.setattr("bench.plan.cores", lambda: 1)  # one thread, as everywhere in the tests
     return small.World(tmp_path, cache)
 
 

@@ -26,7 +26,7 @@ from methods import OBJECTIVES, STRATEGIES
 FILE = Path(__file__).with_name("golden_losses.json")
 TOLERANCE = 1e-4  # relative: rounding differs from machine to machine
 BATCH = 8
-OURS = [f"{objective}/{strategy}" for objective in ("simclr", "moco") for strategy in STRATEGIES]
+OURS = [f"{objective}/{strategy}" for objective in OBJECTIVES for strategy in STRATEGIES]
 VARIANTS = [  # not select=threshold: whether a logit near 0 is above it is a matter of rounding
     "simclr/sparsecontrast[gate=token]",
     "simclr/sparsecontrast[select=budget]",
@@ -98,7 +98,6 @@ def test_every_method_has_values() -> None:
     assert set(golden()["losses"]) == {f"{encoder}: {method}" for encoder, method in CASES}, (
         "write the golden losses anew (see the top of this file)"
     )
-    assert {objective for objective in OBJECTIVES} == {"simclr", "moco"}, "give the new objective golden losses"
 
 
 @pytest.mark.parametrize(("encoder", "method"), CASES)
