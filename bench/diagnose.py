@@ -36,7 +36,7 @@ def rankme(features: Floats) -> float:
     """
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     singular = np.linalg.svd(centred, compute_uv=False)
-    p = singular / singular.sum() + 1e-7
+    p = singular / max(singular.sum(), 1e-12) + 1e-7  # constant features have rank 1, not NaN
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
