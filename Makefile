@@ -14,7 +14,7 @@ bench: $(STAMP)
 	$(RUN) bench.run $(BENCH_ARGS)
 
 test: $(STAMP)
-	$(RUN) pytest $(ARGS)
+	$(RUN) pytest -n auto --dist loadfile $(ARGS)
 
 setup: $(STAMP)
 
