@@ -225,8 +225,8 @@ class Suite(Frozen):
 def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | None = None) -> Suite:
     """A preset by name, overridden by a TOML file of the same form, then by dotted keys (`train.epochs`: 5).
 
-    Raises ValueError, which says where and what would be right, for unknown presets, keys and values, and
-    FileNotFoundError for a missing file.
+    Options of a data set go with it: who names another one does not inherit them. Raises ValueError, which says where
+    and what would be right, for unknown presets, keys and values, and FileNotFoundError for a missing file.
     """
     known = sorted(path.stem for path in PRESETS.glob("*.toml"))
     if preset not in known:
@@ -235,12 +235,14 @@ def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | 
     tuned = {"tuned": tuning["chosen"]} if tuning else {}
     values = {"preset": preset, **tuned, **_read_toml(PRESETS / f"{preset}.toml")}
     if spec is not None:
-        values = _merge(values, _read_toml(spec))
+        values = _override(values, _read_toml(spec))
+    given: dict[str, Any] = {}
     for key, value in (changes or {}).items():
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        values = _merge(values, nested)
+        given = _merge(given, nested)
+    values = _override(values, given)
     suite: Suite = validated(Suite, values, where=str(spec) if spec else "options")
     return suite
 
@@ -294,6 +296,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}.") from None
+
+
+def _override(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`_merge`, without the options of a data set that is not used any more."""
+    old, new = base.get("data"), over.get("data")
+    if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
+        base = {**base, "data": {key: value for key, value in old.items() if key != "options"}}
+    return _merge(base, over)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
