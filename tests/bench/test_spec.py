@@ -206,6 +206,19 @@ def test_options_beat_the_file_and_the_file_beats_the_preset(tmp_path: Path) -> 
     assert mixed.evidence is plain.evidence is False
 
 
+def test_options_of_a_data_set_go_with_it(tmp_path: Path) -> None:
+    assert load_suite("smoke").data.options
+    assert load_suite("smoke", changes={"data.name": "pneumoniamnist"}).data.options == {}
+    named = {"data.options.labels": "A", "data.name": "folder"}  # in either order
+    assert load_suite("smoke", changes=named).data.options == {"labels": "A"}
+    path = tmp_path / "mine.toml"
+    path.write_text("[data]\nname = 'chestmnist'\noptions = { size = 28 }\n", encoding="utf-8")
+    assert load_suite("smoke", path).data.options == {"size": 28}
+    assert load_suite("smoke", path, {"data.options.size": 64}).data.options == {"size": 64}
+    again = load_suite("smoke", changes={"data.name": "phantom", "data.options.seed": 3})
+    assert again.data.options == {**load_suite("smoke").data.options, "seed": 3}
+
+
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
