@@ -21,8 +21,9 @@ Indices = npt.NDArray[np.int64]
 class Lesions:
     """Carries lesion masks through the views for a strategy that asks for them (`oracle`), else does nothing.
 
-    Masks exist in positives only, so their presence would tell the label: an image without one borrows the mask of
-    another image, drawn at random by the seed, at the place where it lies there.
+    Masks exist in positives only, so their presence would tell the label, and where they lie would tell which: a
+    heart's outline says cardiomegaly. So every image shows every finding: where it has no mask of one, it borrows that
+    of another image, drawn at random by the seed, at the place where it lies there.
     """
 
     def __init__(self, data: Dataset, encoder: Encoder, seed: int) -> None:
@@ -35,15 +36,29 @@ class Lesions:
             raise ValueError(
                 f"strategy 'oracle' needs lesion masks, and data set '{data.name}' has none: leave it out."
             )
-        own = (data.masks != 0).any(axis=(1, 2))
-        donors = np.flatnonzero(own)
-        drawn = torch.randint(len(donors), (len(own),), generator=keyed_generator("borrowed masks", seed)).numpy()
-        self.source = np.where(own, np.arange(len(own)), donors[drawn])
+        self.bits = [bit for bit in range(len(data.label_names)) if self._has(bit).any()]
+        everyone = np.arange(len(data))
+        self.sources = []  # by finding: whose mask of it each image shows
+        for bit in self.bits:
+            own = self._has(bit)
+            donors = np.flatnonzero(own)
+            generator = keyed_generator("borrowed masks", seed, bit)
+            drawn = torch.randint(len(donors), (len(own),), generator=generator).numpy()
+            self.sources.append(np.where(own, everyone, donors[drawn]))
+
+    def _has(self, bit: int) -> np.ndarray:
+        """(N,) bool: the image has a mask of this finding."""
+        assert self.data.masks is not None
+        return np.asarray(((self.data.masks >> np.uint16(bit)) & 1).any(axis=(1, 2)))
 
     def masks_of(self, index: Indices) -> Tensor:
         """(B, H, W) bool: inside a lesion, own or borrowed."""
-        assert self.data.masks is not None
-        return torch.from_numpy(self.data.masks[self.source[index]] != 0)
+        masks = self.data.masks
+        assert masks is not None
+        shown = np.zeros((len(index), *masks.shape[1:]), dtype=bool)
+        for bit, source in zip(self.bits, self.sources, strict=True):
+            shown |= (masks[source[index]] >> np.uint16(bit)) & 1 == 1
+        return torch.from_numpy(shown)
 
     def coverage(self, masks: Tensor) -> Tensor:
         """Share of each patch that is inside a lesion, (B, patches)."""

@@ -69,7 +69,7 @@ def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
 
 
 def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """timm's AdamW with its rule for weight decay: none on biases, norms and positions."""
+    """timm's AdamW with its rule for weight decay: none on parameters of one dimension (biases, norms)."""
     opt: torch.optim.Optimizer = create_optimizer_v2(
         model, opt="adamw", lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95), foreach=True
     )

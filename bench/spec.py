@@ -201,9 +201,16 @@ class Suite(Frozen):
         runs = [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
         return [run.model_copy(update={"fingerprint": fingerprint}) for run in runs]
 
+    def _learning_rate(self, method: Method) -> float:
+        """The method's own tuned rate; else that of the strategy it is a control or a variant of; else the preset's."""
+        entry = STRATEGIES.get(method.strategy)
+        names = [method.name, f"{method.objective}/{method.strategy}"]
+        if entry is not None:
+            names += [f"{method.objective}/{entry.tuned_as}", f"{method.objective}/dense", f"simclr/{method.strategy}"]
+        return next((self.tuned[name] for name in names if name in self.tuned), self.train.lr)
+
     def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:
-        base = f"{method.objective}/{method.strategy}"
-        lr = self.tuned.get(method.name, self.tuned.get(base, self.train.lr))
+        lr = self._learning_rate(method)
         run = RunSpec(
             method=method.name,
             data=self.data,

@@ -43,6 +43,7 @@ class Entry:
     source: str
     options: dict[str, Option] = field(default_factory=dict)
     inference: tuple[Inference, ...] = ("pruned",)  # how a strategy is evaluated, its own way first
+    tuned_as: str = "dense"  # the strategy whose tuned learning rate it takes, where it has none of its own
     code: str = ""  # hash of the plug-in file that it came from: part of what determines the weights
 
     def load(self) -> Any:
@@ -88,9 +89,7 @@ OBJECTIVES: dict[str, Entry] = {
             "hidden": Option(0, "width of the heads; 0 for 4096, or 4x the features below ViT-S", low=0, high=16384),
             "out": Option(256, "dimensions that are contrasted", low=8, high=4096),
             "teacher": Option("same", "the momentum encoder runs the same strategy, or all tokens", ("same", "dense")),
-            "views": Option(
-                "symmetric", "one distribution, or each view its own", ("symmetric", "asymmetric")
-            ),
+            "views": Option("symmetric", "one distribution, or each view its own", ("symmetric", "asymmetric")),
         },
     ),
 }
@@ -140,6 +139,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: SparseContrast with an untrained predictor",
         "control: what does learning the selection add?",
         {"keep": KEEP, **SELECTION, "execution": EXECUTION},
+        tuned_as="sparsecontrast",
     ),
     "fixed": Entry(
         "methods.strategies.subset:Fixed",
@@ -152,6 +152,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: the patches nearest the image's centre",
         "control: is the selection more than a crop?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        tuned_as="fixed",
     ),
     "random": Entry(
         "methods.strategies.subset:Random",
@@ -159,6 +160,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: does the choice matter?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
         inference=("pruned", "dense"),
+        tuned_as="patchdropout",
     ),
     "patchdropout": Entry(
         "methods.strategies.subset:PatchDropout",
@@ -172,6 +174,7 @@ STRATEGIES: dict[str, Entry] = {
         "diagnostic: lesion patches first, where masks exist",
         "control: a selection that knows where lesions are",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        tuned_as="sparsecontrast",
     ),
 }
 

@@ -11,6 +11,9 @@ trained from scratch, and the teacher is the same encoder without pruning, at it
 gradient. The KL between logits becomes 1 - cosine between pooled features, for there are no logits; tokens
 are compared by MSE, as in the paper. Pooling is the mean of the kept patch tokens. An image that would lose
 all its tokens, as random decisions can do to a small grid, keeps the one with the best margin.
+
+To know when reading its results: in a short training from scratch the decisions keep more than their target, while
+inference keeps the exact counts; and as teacher and student share their weights, the distillation is small throughout.
 """
 
 from __future__ import annotations

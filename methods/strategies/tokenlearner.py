@@ -10,6 +10,9 @@ Departures. Pooling is the mean of the learnt tokens (of all patches with the fu
 The published configurations have no class token: where an encoder has prefix tokens, they pass by the learner
 and go through the later blocks beside the learnt tokens. GELU is exact instead of its tanh approximation. No
 dropout.
+
+To know when reading its results: the mean of learnt, weighted averages is in effect a learnt attention pooling, which
+other strategies do not have.
 """
 
 from __future__ import annotations
