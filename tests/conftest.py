@@ -1,4 +1,4 @@
-"""One thread a process: xdist runs several side by side, and threads that wait for each other take many times as long."""
+"""One thread a process: xdist runs several side by side, and threads that wait for each other take far longer."""
 
 from __future__ import annotations
 

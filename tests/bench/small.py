@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from typer.testing import CliRunner, Result
 
+from bench.record import Draw, Evaluation, Record, Subset
 from bench.spec import RunSpec, Suite, load_suite
 
 TOML = """
@@ -65,3 +69,58 @@ def light_report(results: Path, reports: Path, planned: int = 0) -> Any:
     reports.mkdir(parents=True, exist_ok=True)
     (reports / "report.md").write_text("\n".join(names), encoding="utf-8")
     return SimpleNamespace(path=reports / "report.md", groups=())
+
+
+def record(run_id: str = "a-run", **changes: Any) -> Record:
+    values: dict[str, Any] = {
+        "science_version": 1,
+        "run_id": run_id,
+        "status": "done",
+        "method": "simclr/dense",
+        "objective": "simclr",
+        "strategy": "dense",
+        "spec": {},
+        "environment": {},
+        "started": "2024-01-01T00:00:00+00:00",
+        "finished": "2024-01-01T00:00:01+00:00",
+    }
+    return Record(**{**values, **changes})
+
+
+def evaluation(
+    run_id: str, settings: str, probe: str = "linear", labels: float = 10.0, value: float = 0.5
+) -> Evaluation:
+    subset = Subset(hash="h", patients=1, images=1, positives={})
+    return Evaluation(
+        run_id=run_id,
+        probe=probe,
+        labels=labels,
+        inference="dense",
+        split="test",
+        macro_auroc=value,
+        macro_auprc=0.5,
+        interval=(0.4, 0.6),
+        per_label={},
+        undefined={},
+        draws=(Draw(draw=0, subset=subset, macro_auroc=0.5, macro_auprc=0.5, chosen={}),),
+        draw_std=0.0,
+        subgroups={},
+        n_patients=1,
+        n_images=1,
+        settings=settings,
+    )
+
+
+def make_folder(root: Path, patients: int = 40, image: int = 0) -> Path:
+    """A data set on disk: a bright square where the finding is."""
+    (root / "images").mkdir(parents=True)
+    generator = np.random.default_rng(image)
+    with open(root / "manifest.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "patient_id", "opacity"])
+        for i in range(patients):
+            pixels = generator.integers(40, 120, (32, 32), dtype=np.uint8)
+            pixels[10:20, 10:20] += 100 * (i % 2)
+            Image.fromarray(pixels).save(root / "images" / f"{i}.png")
+            table.writerow([f"images/{i}.png", f"p{i}", i % 2])
+    return root

@@ -41,7 +41,9 @@ def evaluated(features: Features, probe: str = "linear", labels: float = 30, **c
 def relabelled(features: Features, labels: np.ndarray) -> Features:
     """The same features of the same splits with other labels."""
     bench = features.bench
-    other = Features(features.encoder, Bench(bench.data.replace(labels=labels), bench.splits, bench.views, bench.fabric, 0))
+    other = Features(
+        features.encoder, Bench(bench.data.replace(labels=labels), bench.splits, bench.views, bench.fabric, 0)
+    )
     other._known = features._known
     return other
 

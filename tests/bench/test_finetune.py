@@ -58,9 +58,7 @@ def tuned(easy, fabric):
         values = {"epochs": 1, "batch": 16, "lr": 1e-3, "min_steps": 1, "max_steps": 1000, **changes}
         spec = FinetuneSpec(**values)
         index = np.arange(images)
-        return finetune(
-            one, data, index, spec, Views(32), seed=seed, inference=inference, fabric=fabric, report=report
-        )
+        return finetune(one, data, index, spec, Views(32), seed=seed, inference=inference, fabric=fabric, report=report)
 
     return run
 
@@ -70,7 +68,9 @@ def bench_of(data: Dataset, fabric: Any) -> Bench:
     return Bench(data, Splits(part[:64], part[:0], part[64:], ""), Views(32), fabric, 0)
 
 
-@pytest.mark.parametrize(("strategy", "inference"), [("dense", "dense"), ("sparsecontrast", "pruned"), ("oracle", "pruned")])
+@pytest.mark.parametrize(
+    ("strategy", "inference"), [("dense", "dense"), ("sparsecontrast", "pruned"), ("oracle", "pruned")]
+)
 def test_an_easy_task_is_learnt(easy, fabric, tuned, strategy: str, inference: str) -> None:
     test = np.arange(64, N)
     scores = {}
@@ -111,9 +111,7 @@ def test_an_untrained_predictor_stays_untrained(tuned) -> None:
 
 
 def test_learned_positions_are_tuned(tuned) -> None:
-    one = build_encoder(
-        "vit_stem_d64_l4_patch8", "dense", {}, image_size=32, channels=1, seed=0, positions="learned"
-    )
+    one = build_encoder("vit_stem_d64_l4_patch8", "dense", {}, image_size=32, channels=1, seed=0, positions="learned")
     classifier = tuned(one)
     assert not torch.equal(classifier.encoder.vit.pos_embed, one.vit.pos_embed)
 

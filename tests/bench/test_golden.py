@@ -149,7 +149,9 @@ def write() -> None:
         for name in now.keys() & old["losses"].keys():
             changed = differences(now[name], old["losses"][name])
             if changed:
-                sys.exit(f"{name}: {'; '.join(changed)}. If that is meant, raise SCIENCE_VERSION in bench/spec.py first.")
+                sys.exit(
+                    f"{name}: {'; '.join(changed)}. If that is meant, raise SCIENCE_VERSION in bench/spec.py first."
+                )
             now[name] = old["losses"][name]
     FILE.write_text(json.dumps({"science_version": SCIENCE_VERSION, "losses": now}, indent=1) + "\n", encoding="utf-8")
 

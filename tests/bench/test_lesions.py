@@ -41,12 +41,12 @@ def oracle():
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    """Twelve of sixty images have a lesion, each of a size of its own; every label of one says so."""
+    """Twelve of sixty images have a lesion of one of three findings, each finding in a band of rows of its own."""
     generator = np.random.default_rng(5)
     masks = np.zeros((N, 32, 32), np.uint16)
     for i in range(DONORS):
-        row, column = generator.integers(0, 16, 2)
-        masks[5 * i, row : row + i + 2, column : column + 5] = 1 << (i % 3)
+        row, column = 11 * (i % 3), int(generator.integers(0, 25))
+        masks[5 * i, row : row + 2 + 2 * (i // 3), column : column + 7] = 1 << (i % 3)
     labels = np.stack([((masks >> bit) & 1).any((1, 2)) for bit in range(3)], 1).astype(np.float32)
     return Dataset(
         name="made",
@@ -60,39 +60,41 @@ def data() -> Dataset:
     )
 
 
+def shown(data: Dataset, oracle, seed: int) -> np.ndarray:
+    """(3, N): whose lesion of each finding each image shows; every one has to be the whole lesion of a donor."""
+    masks = Lesions(data, oracle, seed).masks_of(np.arange(N)).numpy()
+    sources = np.zeros((3, N), int)
+    for finding in range(3):
+        band = slice(11 * finding, 11 * finding + 11)
+        donors = {(data.masks[i, band] != 0).tobytes(): i for i in np.flatnonzero(data.labels[:, finding])}
+        assert len(donors) == 4
+        sources[finding] = [donors[mask[band].tobytes()] for mask in masks]
+    return sources
+
+
 def test_lesions_of_ones_own_are_kept_and_others_are_borrowed_whole(data: Dataset, oracle) -> None:
-    lesions = Lesions(data, oracle, seed=0)
-    masks = lesions.masks_of(np.arange(N)).numpy()
-    own = data.masks != 0
-    donors = {mask.tobytes() for mask in own if mask.any()}
-    assert len(donors) == DONORS
-    for i in range(N):
-        if own[i].any():
-            assert (masks[i] == own[i]).all()
-        else:
-            assert masks[i].tobytes() in donors
+    sources = shown(data, oracle, 0)
+    for finding in range(3):
+        own = np.flatnonzero(data.labels[:, finding])
+        assert (sources[finding, own] == own).all()
 
 
-def test_borrowed_masks_come_from_all_donors_alike(data: Dataset, oracle) -> None:
-    """Over seeds, so that the size or place of a mask tells nothing about the label."""
-    own = (data.masks != 0).sum((1, 2))
-    negatives = np.flatnonzero(own == 0)
-    seeds = 150
-    drawn = np.stack([Lesions(data, oracle, seed).source[negatives] for seed in range(seeds)])
-    counts = np.array([(drawn == donor).sum() for donor in np.flatnonzero(own)])
-    expected = seeds * len(negatives) / DONORS
-    chi_squared = ((counts - expected) ** 2 / expected).sum()
-    assert chi_squared < 31.3  # 11 degrees of freedom, p = 0.001
-    areas = own[drawn]
-    error = own[own > 0].std() / np.sqrt(areas.size)
-    assert abs(areas.mean() - own[own > 0].mean()) < 4 * error
-    assert len({tuple(row) for row in drawn}) == seeds  # every seed draws its own
-    assert (np.array([len(set(column)) for column in drawn.T]) > 6).all()  # no image has always the same donor
+def test_nothing_about_a_mask_tells_the_label(data: Dataset, oracle) -> None:
+    """Every image shows every finding, and over images and seeds all lesions of a finding are shown alike."""
+    seeds = 100
+    drawn = np.stack([shown(data, oracle, seed) for seed in range(seeds)])  # (seeds, 3, N)
+    for finding in range(3):
+        borrowed = drawn[:, finding, data.labels[:, finding] == 0]
+        counts = np.array([(borrowed == donor).sum() for donor in np.flatnonzero(data.labels[:, finding])])
+        expected = borrowed.size / 4
+        assert ((counts - expected) ** 2 / expected).sum() < 16.3  # 3 degrees of freedom, p = 0.001
+        assert (np.array([len(set(column)) for column in borrowed.T]) == 4).all()  # nobody has always the same
+    assert len({(a, b) for a, b in drawn[:, :2].transpose(0, 2, 1).reshape(-1, 2).tolist()}) == 16  # independently
+    assert len({sources.tobytes() for sources in drawn}) == seeds
 
 
 def test_the_same_seed_borrows_the_same(data: Dataset, oracle) -> None:
-    a, b = Lesions(data, oracle, 3).source, Lesions(data, oracle, 3).source
-    assert (a == b).all()
+    assert (shown(data, oracle, 3) == shown(data, oracle, 3)).all()
 
 
 def test_coverage_against_a_loop(data: Dataset, oracle) -> None:

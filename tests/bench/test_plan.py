@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from bench.plan import _seeds
 from bench.spec import load_suite
@@ -17,21 +14,6 @@ from bench.store import as_json, write_atomically
 from datasets import load
 from datasets.splits import fraction, make_splits
 from tests.bench import small
-
-
-def make_folder(root: Path, patients: int = 40, image: int = 0) -> Path:
-    """A data set on disk: a bright square where the finding is."""
-    (root / "images").mkdir(parents=True)
-    generator = np.random.default_rng(image)
-    with open(root / "manifest.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["path", "patient_id", "opacity"])
-        for i in range(patients):
-            pixels = generator.integers(40, 120, (32, 32), dtype=np.uint8)
-            pixels[10:20, 10:20] += 100 * (i % 2)
-            Image.fromarray(pixels).save(root / "images" / f"{i}.png")
-            table.writerow([f"images/{i}.png", f"p{i}", i % 2])
-    return root
 
 
 def told(world: small.World, *options: str) -> str:
@@ -123,7 +105,7 @@ def test_a_missing_data_root_names_the_file_looked_for(world: small.World, tmp_p
 
 
 def test_the_oracle_needs_masks(world: small.World, tmp_path: Path) -> None:
-    root = make_folder(tmp_path / "data")
+    root = small.make_folder(tmp_path / "data")
     said = told(world, "--methods", "dense,oracle", "--data", "folder", "--data-root", str(root))
     assert "simclr/oracle needs lesion masks, and data set 'folder' has none: leave it out" in said
 
@@ -179,14 +161,18 @@ def test_a_number_of_workers_below_none(world: small.World) -> None:
     assert "Traceback" not in result.output
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(world: small.World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    world: small.World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("something was run")
 
     monkeypatch.setattr("bench.launch.work", refuse)
     monkeypatch.setattr("bench.report.write_report", refuse)
     monkeypatch.setenv("COLUMNS", "200")
-    result = world.run("--dry-run", "--methods", "dense,sparsecontrast", "--seeds", "2", "--labels", "50,100", measure=True)
+    result = world.run(
+        "--dry-run", "--methods", "dense,sparsecontrast", "--seeds", "2", "--labels", "50,100", measure=True
+    )
     assert result.exit_code == 0, result.output
     assert not list(world.results.rglob("*"))
     text = " ".join(result.output.split())

@@ -130,9 +130,7 @@ def test_only_the_images_asked_for_are_trained_on(train, watched, phantom) -> No
 def test_the_keep_ratio_falls_along_half_a_cosine_and_is_in_the_history(train, watched) -> None:
     trained = train("sparsecontrast[keep=0.25]", train__epochs=3, train__ramp=0.5)
     keeps = [step.call.keep for step in watched]
-    expected = [
-        0.25 if step >= 6 else 0.25 + 0.75 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(12)
-    ]
+    expected = [0.25 if step >= 6 else 0.25 + 0.75 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(12)]
     assert keeps == pytest.approx(expected)
     assert keeps[0] == 1.0
     assert [line["keep"] for line in trained.history] == [keeps[3], keeps[7], keeps[11]]

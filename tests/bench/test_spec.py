@@ -12,6 +12,7 @@ import pytest
 
 from bench import spec as spec_module
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec, Suite, load_suite, read_change
+from methods import STRATEGIES
 from tests.bench import small
 
 OUTSIDE_IDENTITY = {"preset", "evidence", "data.root", "data.publish"}
@@ -170,16 +171,25 @@ def test_keep_ratios_go_to_those_that_have_one_and_name_none() -> None:
 
 
 def test_learning_rates_from_tuning() -> None:
-    suite = Suite(
-        methods="dense,sparsecontrast[keep=0.7],moco/dense",
-        floors=("untrained",),
-        seeds=(0,),
-        tuned={"simclr/dense": 0.25, "simclr/sparsecontrast": 0.5},
-    )
+    """A method's own, else that of what it is a control of, else the dense one of its objective, else the preset's."""
+    methods = "dense,sparsecontrast[keep=0.7],sparsecontrast[gate=key_bias],frozen,centre,oracle,moco/random"
+    tuned = {
+        "simclr/dense": 0.25,
+        "simclr/sparsecontrast": 0.5,
+        "simclr/sparsecontrast[gate=key_bias]": 0.75,
+        "simclr/fixed": 0.125,
+    }
+    suite = Suite(methods=methods, floors=("untrained",), seeds=(0,), tuned=tuned)
+    default = STRATEGIES["sparsecontrast"].options["gate"].default
+    assert default == "token"  # else the names below are others
     assert {run.method: run.train.lr for run in suite.runs()} == {
         "simclr/dense": 0.25,
         "simclr/sparsecontrast[keep=0.7]": 0.5,
-        "moco/dense": suite.train.lr,
+        "simclr/sparsecontrast[gate=key_bias]": 0.75,
+        "simclr/frozen": 0.5,
+        "simclr/centre": 0.125,
+        "simclr/oracle": tuned["simclr/" + STRATEGIES["oracle"].tuned_as],
+        "moco/random": suite.train.lr,
         "untrained": suite.train.lr,
     }
 

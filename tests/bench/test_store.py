@@ -12,48 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.record import Draw, Evaluation, Record, Subset
 from bench.spec import EvaluationSpec, FinetuneSpec
 from bench.store import Store, as_json, evaluation_name, missing_evaluations, write_atomically
 from tests.bench import small
-
-
-def record(run_id: str = "a-run", **changes: Any) -> Record:
-    values: dict[str, Any] = {
-        "science_version": 1,
-        "run_id": run_id,
-        "status": "done",
-        "method": "simclr/dense",
-        "objective": "simclr",
-        "strategy": "dense",
-        "spec": {},
-        "environment": {},
-        "started": "2024-01-01T00:00:00+00:00",
-        "finished": "2024-01-01T00:00:01+00:00",
-    }
-    return Record(**{**values, **changes})
-
-
-def evaluation(run_id: str, settings: str, probe: str = "linear", labels: float = 10.0, value: float = 0.5) -> Evaluation:
-    subset = Subset(hash="h", patients=1, images=1, positives={})
-    return Evaluation(
-        run_id=run_id,
-        probe=probe,
-        labels=labels,
-        inference="dense",
-        split="test",
-        macro_auroc=value,
-        macro_auprc=0.5,
-        interval=(0.4, 0.6),
-        per_label={},
-        undefined={},
-        draws=(Draw(draw=0, subset=subset, macro_auroc=0.5, macro_auprc=0.5, chosen={}),),
-        draw_std=0.0,
-        subgroups={},
-        n_patients=1,
-        n_images=1,
-        settings=settings,
-    )
+from tests.bench.small import evaluation, record
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

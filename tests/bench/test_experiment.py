@@ -1,0 +1,234 @@
+"""One spec -> one record: what stands in it, what is made once, and what a failure leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load
+
+from bench.experiment import run_experiment
+from bench.pretrain import TrainingFailed, build
+from bench.record import Record
+from bench.store import Store
+from datasets.splits import make_splits
+from tests.bench import small
+
+METHODS = ["dense", "moco/sparsecontrast", "untrained", "oracle"]
+
+
+class Bench:
+    """Runs specs of the small world into a folder of their own."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder, self.cache, self.store = folder, cache, Store(folder / "results")
+
+    def run(self, method: str, **changes: Any) -> tuple[Record, Path]:
+        suite = small.suite(self.folder, methods=method, **changes)
+        run = suite.runs()[0]
+        record = run_experiment(
+            run, suite.evaluation, suite.finetune, self.store, self.cache, 1, changes.get("report", lambda state: None)
+        )
+        return record, self.store.folder(run.run_id)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, cache: Path, light: None) -> Bench:
+    return Bench(tmp_path, cache)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, tuple[Record, Path]]:
+    """Runs of several methods, with nothing left out."""
+    made = Bench(tmp_path_factory.mktemp("finished"), cache)
+    found = {method: made.run(method) for method in METHODS}
+    return {**found, "supervised": made.run("supervised", evaluation__labels=[50])}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "supervised"])
+def test_a_record_tells_what_was_run_on_what(finished, phantom, method: str) -> None:
+    record, folder = finished[method]
+    assert record.status == "done", record.reason
+    assert record.run_id == folder.name
+    assert Record.model_validate_json((folder / "record.json").read_bytes()) == record
+    splits = make_splits(phantom)
+    assert record.data is not None
+    assert record.splits is not None
+    assert record.data.fingerprint == phantom.fingerprint
+    assert record.data.notes == phantom.notes
+    assert record.splits.hash == splits.hash
+    for part in ("train", "val", "test"):
+        index, said = getattr(splits, part), getattr(record.splits, part)
+        assert said.images == len(index)
+        assert said.patients == len(set(phantom.patients[index]))
+        assert said.positives == {n: int(phantom.labels[index, i].sum()) for i, n in enumerate(phantom.label_names)}
+    assert record.spec["train"]["batch"] == 16
+    assert record.evidence is False
+    assert record.environment["threads"] == 1
+    assert record.environment["versions"]["torch"]
+    assert record.started <= record.finished
+
+
+@pytest.mark.parametrize("method", [*METHODS, "supervised"])
+def test_the_checkpoint_is_what_the_record_says(finished, method: str) -> None:
+    record, folder = finished[method]
+    content = (folder / "checkpoint.safetensors").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == record.weights_sha256
+    names = set(load(content))
+    assert all(
+        name.startswith(("encoder.", "head.") if method == "supervised" else ("vit.", "strategy.")) for name in names
+    )
+    assert len(names) > 40
+
+
+def test_what_a_pretraining_leaves(finished) -> None:
+    record, folder = finished["moco/sparsecontrast"]
+    assert (record.objective, record.strategy, record.method) == ("moco", "sparsecontrast", "moco/sparsecontrast")
+    assert record.keep == record.keep_effective == 0.5
+    assert record.time is not None
+    assert record.memory is not None
+    assert record.learning is not None
+    assert record.macs is not None
+    assert record.time.steps == 4
+    assert record.memory.saved_bytes_per_image > 1e4
+    assert record.macs.train_step > 2 * record.macs.inference > 0
+    assert record.macs.whole_run > record.macs.train_step
+    assert record.learning.verdict in ("learned", "plateaued", "collapsed")
+    assert {"overlap", "static_share", "kept_inference", "lesion_kept"} <= set(record.learning.selection)
+    (line,) = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert (line["epoch"], line["step"], line["loss"]) == (1, 4, record.learning.final_loss)
+    with np.load(folder / "selection.npz", allow_pickle=False) as shown:
+        assert shown["kept"].shape[1:] == (4, 4)
+        assert shown["images"].shape[0] == shown["kept"].shape[0] > 0
+
+
+def test_pruned_methods_cost_less_than_dense_ones(finished) -> None:
+    macs = {method: finished[method][0].macs for method in ("dense", "oracle", "untrained")}
+    assert macs["oracle"].inference < macs["dense"].inference == macs["untrained"].inference
+    assert macs["untrained"].whole_run == 0
+
+
+def test_floors_are_not_pretrained(finished, tmp_path: Path) -> None:
+    record, folder = finished["untrained"]
+    assert (record.objective, record.strategy, record.train_execution) == ("none", "untrained", "none")
+    assert record.time is record.memory is record.keep is None
+    assert record.learning.verdict == "not trained"
+    run = small.run_spec(tmp_path, "untrained")
+    fresh = build(run.parsed, run.encoder, 0).encoder.state_dict()
+    stored = load((folder / "checkpoint.safetensors").read_bytes())
+    assert stored.keys() == fresh.keys()
+    assert all((stored[name] == fresh[name]).all() for name in fresh)
+    record, folder = finished["supervised"]
+    assert record.spec["labels"] == 50
+    assert record.spec["finetune"]["max_steps"] == 3
+    assert record.time.steps == 2  # 35 images make two batches of 16, and one epoch
+    assert [path.name for path in (folder / "evaluations").iterdir()] == ["finetune-50-dense.json"]
+
+
+def test_controls_say_what_they_keep(finished) -> None:
+    record, _ = finished["oracle"]
+    assert record.keep == 0.5
+    assert 0.5 < record.keep_effective < 0.7  # as many more as the predictor costs
+
+
+def test_the_weights_do_not_depend_on_what_ran_before(finished, bench: Bench) -> None:
+    assert bench.run("moco/sparsecontrast")[0].weights_sha256 == finished["moco/sparsecontrast"][0].weights_sha256
+    assert (
+        bench.run("supervised", evaluation__labels=[50])[0].weights_sha256 == finished["supervised"][0].weights_sha256
+    )
+
+
+@pytest.mark.parametrize("method", ["moco/sparsecontrast", "supervised"])
+def test_evaluations_are_made_from_the_checkpoint_and_come_out_the_same(bench: Bench, monkeypatch, method: str) -> None:
+    changes = {"evaluation__labels": [50]}
+    _, folder = bench.run(method, **changes)
+    (path,) = (folder / "evaluations").iterdir()
+    before, record = json.loads(path.read_bytes()), (folder / "record.json").read_bytes()
+    path.unlink()
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("trained anew")
+
+    monkeypatch.setattr("bench.experiment._train", refuse)
+    again, _ = bench.run(method, **changes)
+    assert again.status == "done"
+    assert json.loads(path.read_bytes()) == before
+    assert (folder / "record.json").read_bytes() == record
+
+
+def test_pixels_stay_away_from_records_when_they_may_not_be_published(bench: Bench) -> None:
+    _, folder = bench.run("fixed", data__publish=False)
+    assert (folder / "record.json").exists()
+    assert not (folder / "selection.npz").exists()
+
+
+def test_a_failed_training_is_recorded_with_its_reason_and_can_be_tried_again(bench: Bench, monkeypatch) -> None:
+    def fail(*args: Any) -> None:
+        raise TrainingFailed("the loss became nan at step 1 of 4")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.experiment.pretrain", fail)
+        record, folder = bench.run("dense")
+    assert (record.status, record.reason) == ("failed", "the loss became nan at step 1 of 4")
+    assert bench.store.record(record.run_id) == record
+    assert "TrainingFailed" in (folder / "log.txt").read_text()
+    assert record.weights_sha256 == ""
+    assert not (folder / "checkpoint.safetensors").exists()
+    record, _ = bench.run("dense")
+    assert record.status == "done"
+    assert bench.store.done(record.run_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "out of memory at batch 16: use a smaller one with --set train.batch=N"),
+        (RuntimeError("a tensor is odd"), "RuntimeError: a tensor is odd"),
+    ],
+)
+def test_reasons(bench: Bench, monkeypatch, error: Exception, reason: str) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("bench.experiment.pretrain", fail)
+    assert bench.run("dense")[0].reason == reason
+
+
+def test_a_failing_evaluation_does_not_lose_the_training(bench: Bench, monkeypatch) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("a probe is odd")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.experiment.evaluate", fail)
+        record, folder = bench.run("dense")
+    assert (record.status, record.reason) == ("failed", "RuntimeError: a probe is odd")  # for whoever counts
+    assert bench.store.done(record.run_id)
+    assert "a probe is odd" in (folder / "log.txt").read_text()
+    weights = (folder / "checkpoint.safetensors").read_bytes()
+    monkeypatch.setattr("bench.experiment.pretrain", fail)
+    record, _ = bench.run("dense")
+    assert record.status == "done"
+    assert len(list((folder / "evaluations").iterdir())) == 2
+    assert (folder / "checkpoint.safetensors").read_bytes() == weights
+
+
+def test_an_interruption_is_no_failure(bench: Bench, monkeypatch) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.experiment.pretrain", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run("dense")
+    assert not list((bench.folder / "results").glob("*/record.json"))
+
+
+def test_data_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
+    suite = small.suite(bench.folder, methods="dense")
+    (run,) = suite.runs("a" * 64)
+    record = run_experiment(run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None)
+    assert record.status == "failed"
+    assert "has changed since the grid was planned: give the command again" in record.reason
