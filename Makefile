@@ -6,12 +6,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/.done
 ARGS ?=
-BENCH_ARGS := $(or $(ARGS),--methods all --labels 1,10,100)
+DEFAULT_ARGS := --methods all --labels 1,10,100
 
 .PHONY: bench test setup lint tune lock clean clean-cache
 
 bench: $(STAMP)
-	$(RUN) bench.run $(BENCH_ARGS)
+	$(RUN) bench.run $(if $(ARGS),$(ARGS),$(DEFAULT_ARGS))
 
 test: $(STAMP)
 	$(RUN) pytest -n auto --dist loadfile $(ARGS)
