@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load
 
 from bench.experiment import run_experiment
+from bench.lesions import Lesions
 from bench.pretrain import TrainingFailed, build
+from bench.probes import linear_probe
 from bench.record import Record
 from bench.store import Store
-from datasets.splits import make_splits
+from datasets.splits import fraction, make_splits
+from methods.strategies.strategy import Call
 from tests.bench import small
 
 METHODS = ["dense", "moco/sparsecontrast", "untrained", "oracle"]
@@ -140,6 +144,31 @@ def test_the_weights_do_not_depend_on_what_ran_before(finished, bench: Bench) ->
     assert (
         bench.run("supervised", evaluation__labels=[50])[0].weights_sha256 == finished["supervised"][0].weights_sha256
     )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_evaluated_is_what_was_trained(finished, phantom, tmp_path: Path, method: str) -> None:
+    """The stored scores come from the checkpoint's own features, and not from other weights."""
+    _, folder = finished[method]
+    run = small.run_spec(tmp_path, method)
+    encoder = build(run.parsed, run.encoder, 0).encoder.eval()
+    index, test = fraction(phantom, make_splits(phantom), 100, 0), make_splits(phantom).test
+    way = encoder.strategy.inference[0]
+    with np.load(folder / "predictions" / f"linear-100-{way}.npz") as stored:
+        scores = stored["scores"][0]
+
+    def probed() -> np.ndarray:
+        parts = []
+        for rows in (index, test):
+            images = torch.from_numpy(phantom.images[rows]).float()[:, None] / 255
+            call = Lesions(phantom, encoder, 0).call_for(rows, Call(inference=way), torch.device("cpu"))
+            parts.append(encoder((images - 0.5) / 0.25, call).features.detach().numpy())
+        return linear_probe(parts[0], phantom.labels[index], phantom.patients[index], parts[1], [0.01])[0]
+
+    trained, fresh = load((folder / "checkpoint.safetensors").read_bytes()), probed()
+    encoder.load_state_dict(trained)
+    np.testing.assert_allclose(scores, probed(), atol=1e-3)
+    assert (np.abs(scores - fresh).max() < 1e-3) == (method == "untrained")
 
 
 @pytest.mark.parametrize("method", ["moco/sparsecontrast", "supervised"])
