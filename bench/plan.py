@@ -106,7 +106,7 @@ def changes_of(options: Options) -> dict[str, Any]:
     if options.methods is not None:
         changes["methods"] = options.methods
     if options.labels is not None:
-        changes["evaluation.labels"] = _numbers("--labels", options.labels, "1,10,100")
+        changes["evaluation.labels"] = numbers("--labels", options.labels, "1,10,100")
     if options.data is not None:
         changes["data.name"] = options.data
     if options.data_root is not None:
@@ -116,7 +116,7 @@ def changes_of(options: Options) -> dict[str, Any]:
     if options.image_size is not None:
         changes["encoder.image_size"] = options.image_size
     if options.keep is not None:
-        changes["keep"] = _numbers("--keep", options.keep, "0.5,0.7")
+        changes["keep"] = numbers("--keep", options.keep, "0.5,0.7")
     if options.seeds is not None:
         changes["seeds"] = _seeds(options.seeds)
     if options.probes is not None:
@@ -127,14 +127,15 @@ def changes_of(options: Options) -> dict[str, Any]:
     return changes
 
 
-def _numbers(option: str, text: str, example: str) -> tuple[float, ...]:
+def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
+    """The numbers of a comma list, each once. Raises ValueError, which shows the `example`, for anything else."""
     try:
-        numbers = tuple(float(part) for part in text.split(",") if part.strip())
+        found = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
-        numbers = ()
-    if not numbers:
+        found = ()
+    if not found:
         raise ValueError(f"{option} '{text}' is no comma list of numbers: write e.g. {option} {example}.")
-    return tuple(dict.fromkeys(numbers))
+    return tuple(dict.fromkeys(found))
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -24,7 +24,9 @@ SEED = 1000  # not one that results are reported for
 def main(
     preset: Annotated[str, typer.Option(help="The preset to tune.")] = "quick",
     methods: Annotated[str, typer.Option(help="As for bench.run; others' earlier results are kept.")] = "all",
-    rates: Annotated[str, typer.Option(help="Learning rates to try, for every method the same.")] = "1e-3,2e-3,4e-3,8e-3",
+    rates: Annotated[
+        str, typer.Option(help="Learning rates to try, for every method the same.")
+    ] = "1e-3,2e-3,4e-3,8e-3",
     results: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("results/tuning"),
     cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
 ) -> None:
@@ -32,21 +34,22 @@ def main(
     from rich.console import Console
 
     from bench.launch import Work, cores, workers
-    from bench.plan import default_cache
+    from bench.plan import default_cache, numbers
     from bench.progress import Watch
     from bench.spec import PRESETS, load_suite
     from bench.store import as_json, write_atomically
 
     try:
-        tried = [float(rate) for rate in rates.split(",") if rate.strip()]
+        tried = list(numbers("--rates", rates, "1e-3,2e-3"))
+        if not all(rate > 0 for rate in tried):
+            raise ValueError(f"--rates '{rates}': a learning rate is above 0.")
         suite = load_suite(preset, changes={"methods": methods, "floors": [], "seeds": [SEED], "tuned": {}})
+        grid = suite.runs()
     except (ValueError, FileNotFoundError) as mistake:
         typer.echo(f"Error: {mistake}", err=True)
         raise typer.Exit(2) from None
     runs = tuple(
-        run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})})
-        for run in suite.runs()
-        for rate in tried
+        run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})}) for run in grid for rate in tried
     )
     evaluation = suite.evaluation.model_copy(update={"labels": (LABELS,), "probes": ("linear",), "split": "val"})
     count = min(cores(), len(runs))
