@@ -1,0 +1,56 @@
+"""What a record says about the machine, against what the system says."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from bench import environment as module
+from bench.environment import environment, raise_allocator_thresholds
+
+
+def test_versions_threads_and_commit() -> None:
+    found = environment(3)
+    assert found["threads"] == 3
+    assert found["python"] == platform.python_version()
+    for package in ("torch", "timm", "numpy"):
+        assert found["versions"][package] == version(package)
+    if hasattr(os, "sched_getaffinity"):
+        assert f"{len(os.sched_getaffinity(0))} cores" in found["machine"]
+    root = Path(module.__file__).parent
+    git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert found["commit"] == git.stdout.strip()
+    assert found["dirty"] in ((True, False) if git.returncode == 0 else (None,))
+
+
+def test_packages_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package"))
+    assert environment(1)["versions"]["no-such-package"] == "not installed"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresholds are glibc's")
+def test_freed_memory_stays_in_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both thresholds are raised by mallopt with malloc.h's numbers, and that stands in the record."""
+    calls = []
+
+    class Library:
+        def __init__(self, name: str) -> None:
+            assert name == "libc.so.6"
+
+        def mallopt(self, option: int, value: int) -> int:
+            calls.append((option, value))
+            return 1
+
+    raise_allocator_thresholds.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(module.ctypes, "CDLL", Library)
+        said = raise_allocator_thresholds()
+    assert sorted(calls) == [(-3, 1 << 30), (-1, 1 << 30)]  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    assert "raised to 1 GiB" in said
+    raise_allocator_thresholds.cache_clear()
+    assert environment(1)["allocator"] == raise_allocator_thresholds()
