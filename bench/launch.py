@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Work:
     cache: Path | None
     threads: int
     plugins: tuple[Path, ...] = ()
+    parent: int | None = None  # process that local workers belong to, and do not outlive by more than a run
 
     def unfinished(self, run: RunSpec) -> bool:
         store = Store(self.results)
@@ -54,6 +55,8 @@ def work(job: Work) -> int:
 
     store, failed = Store(job.results), 0
     for run in job.runs:
+        if job.parent is not None and os.getppid() != job.parent:
+            break  # whoever asked for the grid is gone: finish nothing more on its behalf
         with store.claim(run.run_id) as mine:
             if not mine or not job.unfinished(run):
                 continue
@@ -112,7 +115,8 @@ def workers(job: Work, launcher: Launcher, count: int) -> Iterator[Sequence[Any]
     folder.chmod(0o700)
     executor = submitit.LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=60 * 24 * 7, gpus_per_node=0)
-    jobs = [executor.submit(work, job) for _ in range(count)]
+    owned = replace(job, parent=os.getpid())
+    jobs = [executor.submit(work, owned) for _ in range(count)]
     try:
         yield jobs
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,6 +61,7 @@ def main(
     from bench.launch import cores
     from bench.plan import Options, plan
 
+    signal.signal(signal.SIGTERM, _interrupt)
     console = Console(soft_wrap=True)
     started = time.monotonic()
     try:
@@ -101,6 +104,11 @@ def main(
         raise typer.Exit(130) from None
     typer.echo(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
     raise typer.Exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """A SIGTERM ends the command as Ctrl-C does: workers are stopped, what is done is kept."""
+    raise KeyboardInterrupt
 
 
 def _run(
