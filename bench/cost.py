@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.record import Macs
-    from bench.spec import EncoderSpec, Suite, TrainSpec
+    from bench.spec import EncoderSpec, TrainSpec
+    from bench.suite import Suite
 
 app = typer.Typer(add_completion=False)
 
@@ -69,7 +70,7 @@ def main(
 
 def _suite(preset: str, methods: str, keep: str, batch: int | None, rounds: int | None) -> Suite:
     """The preset with what the options change."""
-    from bench.spec import load_suite
+    from bench.suite import load_suite
 
     measure = {name: value for name, value in (("batch", batch), ("rounds", rounds)) if value is not None}
     changes: dict[str, Any] = {"methods": methods, "floors": []}
@@ -82,7 +83,8 @@ def _suite(preset: str, methods: str, keep: str, batch: int | None, rounds: int 
 
 def _encoder(suite: Suite, name: str, size: int | None, channels: int | None) -> EncoderSpec:
     """The preset's encoder, or another one: then at the size in its name (timm's custom), 224 where there is none."""
-    from bench.spec import EncoderSpec, validated
+    from bench.spec import EncoderSpec
+    from bench.suite import validated
 
     values = suite.encoder.model_dump()
     if name and name != suite.encoder.name:

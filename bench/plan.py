@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from bench.launch import Launcher, Work, cores
-from bench.spec import RunSpec, Suite, load_suite, read_change
-from bench.store import Store
+from bench.suite import Suite, load_suite, read_change
 from datasets import load
 from datasets.splits import fraction, make_splits
 from methods import load_plugin
 from methods.names import suggest
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from datasets.dataset import Dataset
 
 
@@ -198,106 +195,3 @@ def _check_folder(folder: Path, option: str) -> None:
         ) from None
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder} can't be written to: give another folder with {option}.")
-
-
-def describe(planned: Plan, console: Console) -> None:
-    """Print what would be done: runs, data, disk, time."""
-    from rich.table import Table
-
-    suite, job, data = planned.suite, planned.job, planned.data
-    store = Store(job.results)
-    seconds = estimate(planned)
-    table = Table(title=f"{len(job.runs)} runs", title_justify="left")
-    for column in ("run", "state", "about"):
-        table.add_column(column, overflow="fold")
-    left = 0.0
-    for run in job.runs:
-        done = store.done(run.run_id)
-        state = "done" if done and not job.unfinished(run) else "to evaluate" if done else "to do"
-        left += 0.0 if done else seconds[run.run_id]
-        table.add_row(run.run_id, state, "" if done else f"{seconds[run.run_id]:.0f} s")
-    console.print(table)
-    console.print(fractions_table(suite, data))
-    for note in data.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
-    size = sum(_weights_mib(run) for run in job.runs)
-    console.print(f"Disk: about {size + 0.2 * len(job.runs):.0f} MiB in {job.results}", markup=False, highlight=False)
-    console.print(
-        f"Time: about {left / 60 / planned.workers + 1.5:.0f} minutes with {planned.workers} worker(s) "
-        f"of {job.threads} thread(s)",
-        markup=False,
-        highlight=False,
-    )
-
-
-def fractions_table(suite: Suite, data: Dataset) -> Any:
-    """Patients, images and positives of each finding in every label fraction and in the test split."""
-    import numpy as np
-    from rich.table import Table
-
-    splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
-    parts = {f"{p:g} % (draw 0)": fraction(data, splits, p, 0) for p in suite.evaluation.labels}
-    parts = {"pre-training": splits.train, **parts, "validation": splits.val, "test": splits.test}
-    table = Table(title=f"{data.name}: patients, images, positives by finding", title_justify="left")
-    for column in ("part", "patients", "images", *data.label_names):
-        table.add_column(column, overflow="fold")
-    for name, index in parts.items():
-        positives = np.nansum(data.labels[index] == 1, axis=0)
-        table.add_row(
-            name, str(len(np.unique(data.patients[index]))), str(len(index)), *(str(int(n)) for n in positives)
-        )
-    return table
-
-
-def estimate(planned: Plan) -> dict[str, float]:
-    """Seconds a run: one timed dense step of this encoder, scaled by each method's MACs and number of steps."""
-    import torch
-
-    from bench.measure.macs import count
-    from bench.pretrain import build, steps_of
-
-    suite, job = planned.suite, planned.job
-    torch.set_num_threads(job.threads)
-    splits = make_splits(planned.data, suite.data.split_seed, suite.data.val, suite.data.test)
-    steps = steps_of(len(splits.train), suite.train)
-    macs = {
-        m: count(build(m, suite.encoder, 0), suite.encoder, suite.train, steps)
-        for m in dict.fromkeys(run.parsed for run in job.runs)
-    }
-    rate = _macs_per_second(suite)
-    labelled = len(splits.test) + len(splits.train)
-    seconds = {}
-    for run in job.runs:
-        of = macs[run.parsed]
-        train = of.whole_run if run.parsed.objective != "none" else 0.0
-        if run.finetune is not None:
-            train = run.finetune.max_steps * run.finetune.batch * 3 * of.inference
-        seconds[run.run_id] = train / rate + labelled * of.inference / (3 * rate) + 5.0
-    return seconds
-
-
-def _macs_per_second(suite: Suite) -> float:
-    """How fast this machine trains the dense encoder, in MACs of its own step."""
-
-    from bench.measure.macs import count, random_views
-    from bench.pretrain import build
-    from methods.names import parse_methods
-    from methods.noise import Noise
-    from methods.strategies.strategy import Call
-
-    batch = min(16, suite.train.batch)
-    objective = build(parse_methods("simclr/dense")[0], suite.encoder, 0)
-    views = random_views(suite.encoder, batch)
-    took = []
-    for step in range(3):
-        began = time.perf_counter()
-        objective(views, Call(noise=Noise(0, step, batch))).total.backward()
-        took.append(time.perf_counter() - began)
-    step_macs = count(objective, suite.encoder, suite.train, 1).train_step
-    return batch * step_macs / min(took)
-
-
-def _weights_mib(run: RunSpec) -> float:
-    from bench.pretrain import build
-
-    return sum(p.numel() for p in build(run.parsed, run.encoder, 0).encoder.parameters()) * 4 / 2**20

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.launch import Launcher, Work
-    from bench.spec import Suite
+    from bench.suite import Suite
 
 app = typer.Typer(add_completion=False)
 
@@ -87,7 +87,7 @@ def main(
         )
         planned = plan(options)
         if dry_run:
-            from bench.plan import describe
+            from bench.estimate import describe
 
             describe(planned, console)
             return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from bench.spec import Suite
+    from bench.suite import Suite
 
 app = typer.Typer(add_completion=False)
 LABELS = 10.0  # per cent at which learning rates are compared
@@ -36,8 +36,8 @@ def main(
     from bench.launch import Work, cores, workers
     from bench.plan import default_cache, numbers
     from bench.progress import Watch
-    from bench.spec import PRESETS, load_suite
     from bench.store import as_json, write_atomically
+    from bench.suite import PRESETS, load_suite
 
     try:
         tried = list(numbers("--rates", rates, "1e-3,2e-3"))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.spec import load_suite
 from bench.store import Store
+from bench.suite import load_suite
 
 
 def main(results: Path, reports: Path) -> None:

@@ -16,7 +16,7 @@ from bench.analysis.document import Block, Bullets, Figure, Heading, Paragraph, 
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.groups import Group, Run
 from bench.analysis.scores import Scores
-from bench.spec import read_tuning
+from bench.suite import read_tuning
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from bench.record import Draw, Evaluation, Record, Subset
-from bench.spec import RunSpec, Suite, load_suite
+from bench.spec import RunSpec
+from bench.suite import Suite, load_suite
 
 TOML = """
 seeds = [0]

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.spec import SCIENCE_VERSION, EncoderSpec, Suite, TrainSpec
+from bench.spec import SCIENCE_VERSION, EncoderSpec, TrainSpec
+from bench.suite import Suite
 from datasets.dataset import Dataset
 from methods import OBJECTIVES, STRATEGIES
 

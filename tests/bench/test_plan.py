@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.plan import _seeds
-from bench.spec import load_suite
 from bench.store import as_json, write_atomically
+from bench.suite import load_suite
 from datasets import load
 from datasets.splits import fraction, make_splits
 from tests.bench import small

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from bench import spec as spec_module
-from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec, Suite, load_suite, read_change
+from bench import suite as suite_module
+from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.suite import Suite, load_suite, read_change
 from methods import STRATEGIES
 from tests.bench import small
 
@@ -68,7 +69,7 @@ def test_everything_but_where_it_came_from_names_a_run(full: RunSpec) -> None:
 
 def test_the_science_version_names_a_run(full: RunSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     before = full.run_id
-    monkeypatch.setattr(spec_module, "SCIENCE_VERSION", spec_module.SCIENCE_VERSION + 1)
+    monkeypatch.setattr(suite_module, "SCIENCE_VERSION", suite_module.SCIENCE_VERSION + 1)
     assert full.run_id != before
 
 
@@ -199,7 +200,7 @@ def test_what_was_tuned_of_a_preset_is_used_and_can_be_overridden(
 ) -> None:
     (tmp_path / "mine.toml").write_text("seeds = [0]\n", encoding="utf-8")
     (tmp_path / "mine.tuning.json").write_text(json.dumps({"chosen": {"simclr/dense": 0.125}}), encoding="utf-8")
-    monkeypatch.setattr(spec_module, "PRESETS", tmp_path)
+    monkeypatch.setattr(suite_module, "PRESETS", tmp_path)
     assert load_suite("mine").tuned == {"simclr/dense": 0.125}
     assert load_suite("mine", changes={"tuned": {"simclr/dense": 0.5}}).tuned == {"simclr/dense": 0.5}
 
@@ -300,7 +301,7 @@ def test_presets_and_files_that_are_not_there(tmp_path: Path) -> None:
         load_suite("smoke", tmp_path / "binary.toml")
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in spec_module.PRESETS.glob("*.toml")))
+@pytest.mark.parametrize("preset", sorted(path.stem for path in suite_module.PRESETS.glob("*.toml")))
 def test_presets_hold(preset: str) -> None:
     runs = load_suite(preset).runs()
     assert len({run.run_id for run in runs}) == len(runs) > 0

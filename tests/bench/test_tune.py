@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bench import launch, spec
+from bench import launch, suite
 from bench.record import Evaluation
 from bench.tune import LABELS, SEED, app
 from tests.bench import small
@@ -21,7 +21,7 @@ def tune(world: small.World, light: None, monkeypatch: pytest.MonkeyPatch) -> An
     presets.mkdir()
     (presets / "mine.toml").write_text(small.TOML, encoding="utf-8")
     workers = launch.workers
-    monkeypatch.setattr(spec, "PRESETS", presets)
+    monkeypatch.setattr(suite, "PRESETS", presets)
     monkeypatch.setattr(launch, "workers", lambda job, launcher, count: workers(job, "inline", 1))
     monkeypatch.setattr(launch, "cores", lambda: 1)
 
@@ -51,7 +51,7 @@ def test_the_best_rate_on_validation_images_is_chosen(tune, world: small.World) 
     }
     assert "the same tuning budget: learning rates 0.001, 0.03" in written["sentence"]
     assert "validation split of 'phantom'" in written["sentence"]
-    runs = spec.load_suite("mine", changes={"methods": "dense,fixed"}).runs()
+    runs = suite.load_suite("mine", changes={"methods": "dense,fixed"}).runs()
     assert {run.method: run.train.lr for run in runs} == written["chosen"]
     assert SEED not in {run.seed for run in runs}
 

@@ -202,7 +202,7 @@ def test_parameters_have_the_distributions_asked_for():
     )  # near the whole image an aspect other than 1 does not fit and is cut
     area, aspect = (p.width * p.height)[free], (p.width / p.height)[free]
     assert area.min() >= 0.45 - 1e-6 and p.width.max() <= 1 and p.height.max() <= 1
-    assert 0.9 - 1e-5 <= aspect.min() and aspect.max() <= 1.1 + 1e-5
+    assert aspect.min() >= 0.9 - 1e-5 and aspect.max() <= 1.1 + 1e-5
     small = area[area < 0.8]
     assert stats.kstest(small.numpy(), "uniform", (0.45, 0.35)).pvalue > 1e-3
     assert bool((p.x.abs() <= 1 - p.width + 1e-6).all() and (p.y.abs() <= 1 - p.height + 1e-6).all())

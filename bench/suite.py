@@ -1,0 +1,186 @@
+"""A whole comparison: the grid of methods, keep ratios and seeds, from presets, TOML files and options."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from bench.record import Frozen
+from bench.spec import (
+    DataSpec,
+    EncoderSpec,
+    EvaluationSpec,
+    FinetuneSpec,
+    MeasureSpec,
+    Positive,
+    RunSpec,
+    Share,
+    TrainSpec,
+    ViewSpec,
+)
+from methods import STRATEGIES, code_of
+from methods.names import Method, parse_methods, suggest
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+class Suite(Frozen):
+    """A whole comparison: methods x keep ratios x seeds on one data set with one encoder."""
+
+    preset: str = ""
+    evidence: bool = True  # False: a test of the machinery, whose numbers say nothing
+    methods: str = "all"
+    floors: tuple[Literal["untrained", "supervised"], ...] = ("untrained", "supervised")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    keep: tuple[Share, ...] = ()
+    data: DataSpec = DataSpec()
+    encoder: EncoderSpec = EncoderSpec()
+    views: ViewSpec = ViewSpec()
+    train: TrainSpec = TrainSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    finetune: FinetuneSpec = FinetuneSpec()
+    measure: MeasureSpec = MeasureSpec()
+    tuned: dict[str, Positive] = {}  # learning rate by `objective/strategy`, from `make tune`
+
+    def parsed_methods(self) -> list[Method]:
+        """Methods of the grid, in order: a keep ratio asked for goes to those that have one and don't name it."""
+        methods: list[Method] = []
+        for method in parse_methods(self.methods):
+            named = dict(method.options)
+            option = STRATEGIES[method.strategy].options.get("keep") if method.strategy in STRATEGIES else None
+            if option is None or "keep" in named or not self.keep:
+                methods.append(method)
+                continue
+            for keep in self.keep:
+                inside = ",".join(f"{k}={v}" for k, v in {"keep": keep, **named}.items())
+                methods += parse_methods(f"{method.objective}/{method.strategy}[{inside}]")
+        floors = [Method("none", floor) for floor in self.floors]
+        return list(dict.fromkeys([*methods, *floors]))
+
+    def runs(self, fingerprint: str = "") -> list[RunSpec]:
+        """The grid on data of this fingerprint, seed by seed: the first is whole before the second begins."""
+        runs = [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
+        return [run.model_copy(update={"fingerprint": fingerprint}) for run in runs]
+
+    def _learning_rate(self, method: Method) -> float:
+        """The method's own tuned rate; else that of the strategy it is a control or a variant of; else the preset's."""
+        entry = STRATEGIES.get(method.strategy)
+        names = [method.name, f"{method.objective}/{method.strategy}"]
+        if entry is not None:
+            names += [f"{method.objective}/{entry.tuned_as}", f"{method.objective}/dense", f"simclr/{method.strategy}"]
+        return next((self.tuned[name] for name in names if name in self.tuned), self.train.lr)
+
+    def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:
+        lr = self._learning_rate(method)
+        run = RunSpec(
+            method=method.name,
+            data=self.data,
+            encoder=self.encoder,
+            views=self.views,
+            train=self.train.model_copy(update={"lr": lr}),
+            seed=seed,
+            code=code_of(method.objective, method.strategy),
+            preset=self.preset,
+            evidence=self.evidence,
+        )
+        if method.strategy != "supervised":
+            return [run]
+        return [
+            run.model_copy(update={"labels": percent, "finetune": self.finetune}) for percent in self.evaluation.labels
+        ]
+
+
+def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | None = None) -> Suite:
+    """A preset by name, overridden by a TOML file of the same form, then by dotted keys (`train.epochs`: 5).
+
+    Options of a data set go with it: who names another one does not inherit them. Raises ValueError, which says where
+    and what would be right, for unknown presets, keys and values, and FileNotFoundError for a missing file.
+    """
+    known = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    if preset not in known:
+        raise ValueError(f"unknown preset '{preset}': {suggest(preset, known)}")
+    tuning = read_tuning(preset)
+    tuned = {"tuned": tuning["chosen"]} if tuning else {}
+    values = {"preset": preset, **tuned, **_read_toml(PRESETS / f"{preset}.toml")}
+    if spec is not None:
+        values = _override(values, _read_toml(spec))
+    given: dict[str, Any] = {}
+    for key, value in (changes or {}).items():
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        given = _merge(given, nested)
+    values = _override(values, given)
+    suite: Suite = validated(Suite, values, where=str(spec) if spec else "options")
+    return suite
+
+
+def read_tuning(preset: str) -> dict[str, Any] | None:
+    """What `bench.tune` wrote of a preset: the learning rates tried and chosen, and the account of it."""
+    path = PRESETS / f"{preset}.tuning.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def validated(model: type[Any], values: dict[str, Any], where: str) -> Any:
+    """`model` from plain values; pydantic's errors become one sentence a mistake."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for e in error.errors(include_url=False):
+            key = ".".join(str(part) for part in e["loc"])
+            if e["type"] == "extra_forbidden":
+                lines.append(f"unknown key '{key}': {suggest(str(e['loc'][-1]), _keys(model, e['loc'][:-1]))}")
+            else:
+                given = "" if isinstance(e["input"], dict) else f" (given: {e['input']!r})"
+                lines.append(f"{key or 'spec'}: {e['msg'].removeprefix('Value error, ')}{given}")
+        raise ValueError(f"{where}: " + "; ".join(lines)) from None
+
+
+def read_change(text: str) -> tuple[str, Any]:
+    """`key=value` of `--set`, the value read as TOML where it can be, else as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set '{text}' can't be read: write key=value, e.g. train.epochs=5.")
+    try:
+        return key.strip(), tomllib.loads(f"x = {value.strip()}")["x"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _keys(model: type[Any], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type):
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no spec at {path}: --spec takes a TOML file of the form of bench/presets/quick.toml.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}.") from None
+
+
+def _override(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`_merge`, without the options of a data set that is not used any more."""
+    old, new = base.get("data"), over.get("data")
+    if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
+        base = {**base, "data": {key: value for key, value in old.items() if key != "options"}}
+    return _merge(base, over)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        mine = merged.get(key)
+        merged[key] = _merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return merged
