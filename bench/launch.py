@@ -20,6 +20,7 @@ from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.store import Store, missing_evaluations
 from methods import load_plugin
 
+PATIENCE = 2.0  # seconds between looks at runs that others are doing
 Launcher = Literal["inline", "local"]
 
 
@@ -54,18 +55,28 @@ def work(job: Work) -> int:
     from bench.experiment import run_experiment
 
     store, failed = Store(job.results), 0
-    for run in job.runs:
-        if job.parent is not None and os.getppid() != job.parent:
-            break  # whoever asked for the grid is gone: finish nothing more on its behalf
-        with store.claim(run.run_id) as mine:
-            if not mine or not job.unfinished(run):
-                continue
-            progress = ProgressFile(job.results, run.run_id)
-            try:
-                record = run_experiment(run, job.evaluation, job.finetune, store, job.cache, job.threads, progress)
-            finally:
-                progress.remove()
-            failed += record.status == "failed"
+    left = list(job.runs)
+    while left:
+        others: list[RunSpec] = []
+        for run in left:
+            if job.parent is not None and os.getppid() != job.parent:
+                return failed  # whoever asked for the grid is gone: begin nothing more on its behalf
+            with store.claim(run.run_id) as mine:
+                if not mine:
+                    others.append(run)
+                elif job.unfinished(run):
+                    progress = ProgressFile(job.results, run.run_id)
+                    try:
+                        record = run_experiment(
+                            run, job.evaluation, job.finetune, store, job.cache, job.threads, progress
+                        )
+                    finally:
+                        progress.remove()
+                    failed += record.status == "failed"
+        # what others had begun: they may have died, or have trained a run that lacks evaluations of ours
+        left = [run for run in others if job.unfinished(run) and not store.failed(run.run_id)]
+        if left:
+            time.sleep(PATIENCE)
     return failed
 
 

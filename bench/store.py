@@ -73,6 +73,10 @@ class Store:
         record = self.record(run_id)
         return record is not None and record.status == "done"
 
+    def failed(self, run_id: str) -> bool:
+        record = self.record(run_id)
+        return record is not None and record.status == "failed"
+
     def has_evaluation(self, run_id: str, name: str, settings: str) -> bool:
         """Is this evaluation there, whole, and made with these settings?"""
         path = self.folder(run_id) / "evaluations" / f"{name}.json"
@@ -143,8 +147,13 @@ def _owner_lives(path: Path) -> bool:
         return True  # its owner is just writing it
     if host != socket.gethostname():
         return True
+    return process_lives(int(pid))
+
+
+def process_lives(pid: int) -> bool:
+    """Is there a process of this number on this machine?"""
     try:
-        os.kill(int(pid), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
