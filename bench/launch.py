@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
-from bench.store import Store, missing_evaluations
+from bench.store import Store, missing_evaluations, process_lives
 from methods import load_plugin
 
-PATIENCE = 2.0  # seconds between looks at runs that others are doing
 Launcher = Literal["inline", "local"]
 
 
@@ -35,7 +34,7 @@ class Work:
     cache: Path | None
     threads: int
     plugins: tuple[Path, ...] = ()
-    parent: int | None = None  # process that local workers belong to, and do not outlive by more than a run
+    parent: int | None = None  # process that asked for local workers; they do not outlive it by more than a run
 
     def unfinished(self, run: RunSpec) -> bool:
         store = Store(self.results)
@@ -59,7 +58,7 @@ def work(job: Work) -> int:
     while left:
         others: list[RunSpec] = []
         for run in left:
-            if job.parent is not None and os.getppid() != job.parent:
+            if job.parent is not None and not process_lives(job.parent):
                 return failed  # whoever asked for the grid is gone: begin nothing more on its behalf
             with store.claim(run.run_id) as mine:
                 if not mine:
@@ -73,10 +72,9 @@ def work(job: Work) -> int:
                     finally:
                         progress.remove()
                     failed += record.status == "failed"
-        # what others had begun: they may have died, or have trained a run that lacks evaluations of ours
-        left = [run for run in others if job.unfinished(run) and not store.failed(run.run_id)]
-        if left:
-            time.sleep(PATIENCE)
+        # what others had begun and left: they may have died, or have trained a run that lacks evaluations of ours
+        free = [run for run in others if not store.claimed(run.run_id) and not store.failed(run.run_id)]
+        left = [run for run in free if job.unfinished(run)]
     return failed
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +66,15 @@ def test_what_another_has_begun_is_left_to_it(job: Work, done: list[str]) -> Non
     assert done == ["simclr/dense", "simclr/fixed"]
 
 
+def test_workers_do_not_outlive_who_asked_for_them(job: Work, done: list[str]) -> None:
+    asked = subprocess.Popen(["true"])
+    asked.wait()
+    work(replace(job, parent=asked.pid))
+    assert done == []
+    work(replace(job, parent=os.getppid()))  # who is no more than a living process: submitit puts another between
+    assert len(done) == 3
+
+
 def test_an_interruption_gives_the_claim_back(job: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(run, evaluation, tuning, store, cache, threads, report) -> Record:
         report({"doing": "as if"})
@@ -97,7 +109,7 @@ def test_leaving_early_ends_the_workers(job: Work, monkeypatch: pytest.MonkeyPat
             pass
 
         def submit(self, function: Any, *args: Any) -> Any:
-            assert (function, args) == (work, (job,))
+            assert (function, args) == (work, (replace(job, parent=os.getpid()),))
             self.jobs += 1
             name = self.jobs
             return SimpleNamespace(done=lambda: name == 1, cancel=lambda check: cancelled.append(name))
