@@ -66,6 +66,23 @@ def test_what_another_has_begun_is_left_to_it(job: Work, done: list[str]) -> Non
     assert done == ["simclr/dense", "simclr/fixed"]
 
 
+def test_what_another_has_begun_and_left_is_done_after_all(job: Work, done: list[str], monkeypatch: Any) -> None:
+    """Its worker ends while the last run is at work here."""
+    store = Store(job.results)
+    theirs = store.claim(job.runs[0].run_id)
+    theirs.__enter__()
+    unfinished = Work.unfinished
+
+    def ends(self: Work, run: Any) -> bool:
+        if run == job.runs[-1] and store.claimed(job.runs[0].run_id):
+            theirs.__exit__(None, None, None)
+        return unfinished(self, run)
+
+    monkeypatch.setattr(Work, "unfinished", ends)
+    work(job)
+    assert done == ["simclr/fixed", "simclr/centre", "simclr/dense"]
+
+
 def test_workers_do_not_outlive_who_asked_for_them(job: Work, done: list[str]) -> None:
     asked = subprocess.Popen(["true"])
     asked.wait()
