@@ -63,6 +63,8 @@ def main(
 
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(width=160)  # tables shall not fold where there is no terminal to fit
     started = time.monotonic()
     try:
         options = Options(
@@ -125,7 +127,11 @@ def _run(
     if left:
 
         def provisional() -> None:
-            summary = _report(suite, job, reports, trouble=[])
+            try:
+                summary = _report(suite, job, reports, trouble=[])
+            except Exception as error:  # the runs go on; the report at the end says what is wrong
+                console.print(f"The provisional report failed: {error}", markup=False, highlight=False)
+                return
             if summary is not None:
                 console.print(f"The first seed is done: a provisional report is in {summary.path}", highlight=False)
 

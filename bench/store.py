@@ -124,15 +124,17 @@ class Store:
 
 def _make_exclusively(path: Path) -> bool:
     for _ in range(2):
+        mine = path.with_name(f".{path.name}.{os.getpid()}")
+        mine.write_text(f"{socket.gethostname()} {os.getpid()}")
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            os.link(mine, path)  # there with its content, or not at all
         except FileExistsError:
             if _owner_lives(path):
                 return False
             path.unlink(missing_ok=True)
             continue
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{socket.gethostname()} {os.getpid()}")
+        finally:
+            mine.unlink()
         return True
     return False
 
@@ -144,7 +146,7 @@ def _owner_lives(path: Path) -> bool:
     except FileNotFoundError:
         return False
     if not pid.isdigit():
-        return True  # its owner is just writing it
+        return False  # no claim of ours: those come with their content
     if host != socket.gethostname():
         return True
     return process_lives(int(pid))

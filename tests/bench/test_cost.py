@@ -19,17 +19,17 @@ def cost(folder: Path, *options: str) -> Result:
 
 
 def test_measures_prints_and_writes(tmp_path: Path) -> None:
-    options = ("--methods", "sparsecontrast[gate=token]", "--rounds", "2", "--batch", "4", "--threads", "1")
+    options = ("--methods", "sparsecontrast[gate=key_bias]", "--rounds", "2", "--batch", "4", "--threads", "1")
     done = cost(tmp_path, *options)
     assert done.exit_code == 0, done.output
-    assert "simclr/sparsecontrast[gate=token]" in done.output
+    assert "simclr/sparsecontrast[gate=key_bias]" in done.output
     assert "simclr/dense#2" in done.output
     assert "dense against itself" in done.output
     (path,) = (tmp_path / "results" / "cost").glob("*.json")
     table = CostTable.model_validate_json(path.read_bytes())
     assert [row.method for row in table.rows] == [
         "simclr/dense",
-        "simclr/sparsecontrast[gate=token]",
+        "simclr/sparsecontrast[gate=key_bias]",
         "simclr/dense#2",
     ]
     assert {(row.rounds, row.batch, row.threads, row.image_size) for row in table.rows} == {(2, 4, 1, 32)}

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from bench.record import CostRow
 from bench.report import app, write_report
+from bench.suite import read_tuning
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,6 @@ def written(tmp_path_factory, synthetic):
         record = json.loads(path.read_text())
         record["splits"]["hash"] = "0dd" * 20
         path.write_text(json.dumps(record))
-    (root / "results" / "tuning.json").write_text(
-        json.dumps({"sentence": "Three rates, one seed, on validation data."})
-    )
     return write_report(root / "results", root / "reports"), root / "reports"
 
 
@@ -75,7 +73,7 @@ def test_the_page_begins_with_the_finding_and_is_whole(written):
         "by subgroup",
     ):
         assert words in page
-    assert "Three rates, one seed, on validation data." in page
+    assert read_tuning("quick")["sentence"] in page  # the preset's that the synthetic runs name
     assert "nan" not in page.lower().replace("finance", "")
 
 

@@ -147,7 +147,7 @@ def test_step_of_a_larger_batch_is_counted_without_running_it() -> None:
         assert few(0.5) == pytest.approx(many(0.5), rel=1e-12)
 
 
-@pytest.mark.parametrize("options", ["", "[gate=token]", "[fuse=true]", "[trim=keys]", "[execution=masked]"])
+@pytest.mark.parametrize("options", ["", "[gate=key_bias]", "[fuse=true]", "[trim=keys]", "[execution=masked]"])
 def test_a_step_is_quadratic_in_the_tokens(options: str) -> None:
     step = macs.StepMacs(built(f"simclr/sparsecontrast{options}"), 4, macs.random_views(SMALL))
     at = macs.nodes(20, 64)
