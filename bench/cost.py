@@ -172,7 +172,7 @@ def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) 
     from rich.table import Table
 
     from bench.measure.macs import CountersDisagree, count
-    from bench.measure.table import GRID, asked_keep, contestants, execution
+    from bench.measure.table import GRID, contestants, execution
     from bench.pretrain import build
     from bench.store import write_atomically
 
@@ -189,7 +189,7 @@ def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) 
         strategy = objective.encoder.strategy
         rows.append(_macs_row(name, encoder, suite.train, macs, dense))
         rows[-1] |= {
-            "keep": asked_keep(method),
+            "keep": method.keep,
             "keep_effective": strategy.target,
             "train_execution": execution(objective),
             "ramp": suite.train.ramp if strategy.ramps else None,

@@ -33,7 +33,7 @@ from bench.measure.paired import Array, Estimate, PairedTimes, estimate, paired_
 from bench.pretrain import build, optimizer_of, train_step
 from bench.record import CostRow, CostTable, Macs
 from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
-from methods import FLOORS, STRATEGIES
+from methods import FLOORS
 from methods.names import Method
 from methods.noise import Noise
 from methods.objectives.objective import Objective
@@ -102,15 +102,6 @@ def table_path(
         "machine": machine(),
     }
     return results / "cost" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}.json"
-
-
-def asked_keep(method: Method) -> float | None:
-    """The keep ratio (`keep`, or DynamicViT's `rho`) that a method's name asks for; None where it has none."""
-    known = STRATEGIES[method.strategy].options
-    for option in ("keep", "rho"):
-        if option in known:
-            return float(method.strategy_options.get(option, known[option].default))
-    return None
 
 
 @dataclass
@@ -194,7 +185,7 @@ class Arm:
             encoder=self.encoder.name,
             image_size=self.encoder.image_size,
             channels=self.encoder.channels,
-            keep=asked_keep(self.method),
+            keep=self.method.keep,
             keep_effective=strategy.target,
             train_execution=execution(self.objective),
             infer_gmacs=self.macs.inference / 1e9,

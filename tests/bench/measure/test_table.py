@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from bench.measure import table
 from bench.measure.macs import random_views
 from bench.measure.paired import PairedTimes
-from bench.measure.table import AGAIN, Arm, asked_keep, contestants, measure, table_path
+from bench.measure.table import AGAIN, Arm, contestants, measure, table_path
 from bench.record import CostRow, CostTable
 from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods.names import parse_methods
@@ -143,7 +143,7 @@ def test_what_is_timed_is_a_training_step_at_that_keep(monkeypatch: pytest.Monke
 
 
 def test_keep_as_asked() -> None:
-    assert [asked_keep(parse_methods(m)[0]) for m in ("dense", "fixed[keep=0.3]", "dynamicvit", "tokenlearner")] == [
+    assert [parse_methods(m)[0].keep for m in ("dense", "fixed[keep=0.3]", "dynamicvit", "tokenlearner")] == [
         None,
         0.3,
         0.7,
