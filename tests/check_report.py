@@ -1,4 +1,4 @@
-"""Is the smoke grid's report there and whole? Used by .ci/run: `python tests/check_report.py RESULTS REPORTS`."""
+"""Is the smoke grid's report there and whole? Used by .ci/run: `python -m tests.check_report RESULTS REPORTS`."""
 
 from __future__ import annotations
 
