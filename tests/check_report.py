@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.plan import default_cache
 from bench.store import Store
 from bench.suite import load_suite
+from datasets import load
 
 
 def main(results: Path, reports: Path) -> None:
     suite = load_suite("smoke")
     store = Store(results)
-    runs = suite.runs()
+    data = load(suite.data.name, suite.encoder.image_size, cache=default_cache(), **suite.data.options)
+    runs = suite.runs(data.fingerprint)
     missing = [run.run_id for run in runs if not store.done(run.run_id)]
     assert not missing, f"runs not done: {missing}"
     page = (reports / "report.md").read_text(encoding="utf-8")
