@@ -54,6 +54,15 @@ class Plan:
     launcher: Launcher
     workers: int
 
+    def data_sentence(self) -> str:
+        """What was loaded, and what the cache of data sets holds on disk now."""
+        data, cache = self.data, self.job.cache
+        loaded = f"Data: {data.name}, {len(data)} images of {len(set(data.patients))} patients."
+        if cache is None:
+            return loaded
+        files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()]
+        return f"{loaded} The cache {cache} holds {sum(files) / 1e6:.0f} MB (make clean-cache)."
+
     def put_aside(self) -> None:
         """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost."""
         for run in self.job.runs:

@@ -93,6 +93,7 @@ def main(
 
             describe(planned, console)
             return
+        console.print(planned.data_sentence(), markup=False, highlight=False)
         if fresh:
             planned.put_aside()
         left = sum(planned.job.unfinished(run) for run in planned.job.runs)
