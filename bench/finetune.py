@@ -80,7 +80,7 @@ def finetune(
             loss = _known_bce(model(pair[0], _first_view(call, len(index))), data.labels[index])
             if not math.isfinite(float(loss.detach())):
                 raise TrainingFailed(
-                    f"the loss became {float(loss)} at step {step} of {total} on labels (lr {spec.lr:g})"
+                    f"the loss became {float(loss.detach())} at step {step} of {total} on labels (lr {spec.lr:g})"
                 )
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(loss)

@@ -37,7 +37,7 @@ def test_what_is_understood(text: str, expected: list[str]) -> None:
     assert names(text) == expected
 
 
-@pytest.mark.parametrize("text", ["sparsecontrast[keep=0.7,gate=token]", "moco/dense[momentum=0.9]", "untrained"])
+@pytest.mark.parametrize("text", ["sparsecontrast[keep=0.7,gate=key_bias]", "moco/dense[momentum=0.9]", "untrained"])
 def test_a_canonical_name_reads_back_as_itself(text: str) -> None:
     (method,) = parse_methods(text)
     assert parse_methods(method.name) == [method]
@@ -74,8 +74,8 @@ def test_what_is_refused_and_how(text: str, message: str) -> None:
 
 
 def test_options_go_to_the_strategy_or_the_objective() -> None:
-    (method,) = parse_methods("moco/sparsecontrast[keep=0.7,momentum=0.9,gate=token]")
-    assert method.strategy_options == {"keep": 0.7, "gate": "token"}
+    (method,) = parse_methods("moco/sparsecontrast[keep=0.7,momentum=0.9,gate=key_bias]")
+    assert method.strategy_options == {"keep": 0.7, "gate": "key_bias"}
     assert method.objective_options == {"momentum": 0.9}
     assert Method("none", "untrained").strategy_options == {}
 
