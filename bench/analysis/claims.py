@@ -50,6 +50,28 @@ def judge(low: float, high: float, threshold: float) -> Verdict:
     return "refuted" if high < threshold else "undecided"
 
 
+def comparable(found: Estimate, sensitive: bool) -> Verdict:
+    """Is an accuracy no more than MARGIN below dense's? A comparison that can't tell dense from an untrained encoder
+    can't support that two methods are alike: there only being better than dense counts as support."""
+    verdict = judge(found.low, found.high, -MARGIN)
+    return "undecided" if verdict == "supported" and not sensitive and found.low <= 0 else verdict
+
+
+def sensitivity(scores: Scores, fraction: float) -> Estimate | None:
+    """Dense minus the untrained encoder: what pre-training gave; None where there is no such pair. By the paired
+    interval of it a comparison is sensitive or not (assay sensitivity of a non-inferiority trial, ICH E10)."""
+    arms = scores.group.arms
+    dense = next((one for one in arms if (one.objective, one.strategy) == ("simclr", "dense")), None)
+    dense = dense or next((one for one in arms if one.strategy == "dense"), None)
+    floor = next((one for one in arms if one.strategy == "untrained"), None)
+    return scores.difference(dense, floor, fraction) if dense and floor else None
+
+
+def is_sensitive(scores: Scores, fraction: float) -> bool:
+    found = sensitivity(scores, fraction)
+    return found is None or found.low > 0
+
+
 def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
@@ -142,7 +164,10 @@ def accuracy_claims(arm: Arm, scores: Scores, fraction: float) -> list[Claim]:
         if found is None:
             out.append(Claim(kind, arm.label, text, threshold, NAN, NAN, NAN, "not measured", fraction=fraction))
         else:
-            verdict = judge(found.low, found.high, threshold)
+            alike = kind == "accuracy"
+            verdict = (
+                comparable(found, is_sensitive(scores, fraction)) if alike else judge(found.low, found.high, threshold)
+            )
             out.append(
                 Claim(
                     kind,

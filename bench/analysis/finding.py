@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.analysis.claims import MARGIN, MEASURES, Claim, signed, span
+from bench.analysis.claims import MARGIN, MEASURES, Claim, sensitivity, signed, span
 from bench.analysis.groups import Arm, Group
 from bench.analysis.scores import Scores
 
@@ -72,9 +72,8 @@ def unlearned(group: Group) -> list[str]:
 def _discriminates(scores: Scores, fraction: float) -> list[str]:
     dense = next((a for a in scores.group.arms if a.strategy == "dense" and a.objective == "simclr"), None)
     dense = dense or next((a for a in scores.group.arms if a.strategy == "dense"), None)
-    floor = next((a for a in scores.group.arms if a.strategy == "untrained"), None)
-    found = scores.difference(dense, floor, fraction) if dense and floor else None
-    if dense is None or floor is None or found is None:
+    found = sensitivity(scores, fraction)
+    if dense is None or found is None:
         return []
     text = f"{dense.label} against the untrained encoder at {fraction:g} % of the labels: {span(found)} macro AUROC"
     if found.low > 0:
@@ -91,6 +90,11 @@ def _accuracy(claim: Claim, scores: Scores, fraction: float) -> str:
         return f"{text}: {better}; the claim of comparable accuracy is supported."
     if claim.verdict == "refuted":
         return f"{text}: worse than dense by more than {MARGIN}; the claim of comparable accuracy is refuted."
+    if claim.low > claim.threshold:
+        return (
+            f"{text}: a fall of {MARGIN} is excluded, but a comparison that can't tell dense from an untrained encoder "
+            "can't show that methods are alike; the claim of comparable accuracy is undecided."
+        )
     return f"{text}: the interval holds the margin of −{MARGIN}; the claim of comparable accuracy is undecided."
 
 

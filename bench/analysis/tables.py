@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.analysis.claims import MARGIN, judge, span
+from bench.analysis.claims import MARGIN, comparable, is_sensitive, judge, span
 from bench.analysis.document import Table
 from bench.analysis.groups import Arm
 from bench.analysis.scores import Scores
@@ -143,6 +143,7 @@ def _prevalence(scores: Scores, fraction: float) -> float:
 def differences(scores: Scores, strategy: str) -> Table | None:
     """Every arm minus the arm of `strategy` ("dense", "fixed", ...), paired by seed and patient."""
     rows, seen = [], []
+    sensitive = is_sensitive(scores, scores.primary)
     for arm in scores.group.arms:
         rival = scores.reference(arm, strategy)
         if rival is None or (strategy != "dense" and (arm.floor or arm.strategy == strategy)):
@@ -153,8 +154,10 @@ def differences(scores: Scores, strategy: str) -> Table | None:
             continue
         cells = [span(one) if one else NONE for one in found]
         primary = found[scores.fractions.index(scores.primary)]
-        threshold = -MARGIN if strategy == "dense" else 0.0
-        verdict = judge(primary.low, primary.high, threshold) if primary and not arm.floor else NONE
+        verdict = NONE
+        if primary and not arm.floor:
+            alike = strategy == "dense"
+            verdict = comparable(primary, sensitive) if alike else judge(primary.low, primary.high, 0.0)
         rows.append((arm.label, rival.label, *cells, verdict))
     if not rows:
         return None

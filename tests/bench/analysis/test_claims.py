@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from bench.analysis import claims
 from bench.analysis.account import claims_tables, speed_cell
 from bench.analysis.claims import READINGS, all_claims, judge, nothing_seen, speed_up
 from bench.analysis.finding import finding
 from bench.analysis.frames import cost_frame
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.scores import Scores
+from bench.analysis.statistics import Estimate
 
 
 @pytest.fixture
@@ -213,3 +215,18 @@ def test_a_cost_that_was_measured_with_another_ramp_or_precision_is_not_this_run
     assert speed_up(arm, group, cost_frame(tmp_path), "run") == own
     synthetic.write_cost(tmp_path, [method], finished="2026-06-01T00:00:00Z")
     assert speed_up(arm, group, cost_frame(tmp_path), "run")[0] == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sensitive", "verdict"),
+    [
+        (-0.02, 0.01, True, "supported"),
+        (-0.02, 0.01, False, "undecided"),  # dense itself is not seen to beat an untrained encoder
+        (0.01, 0.04, False, "supported"),  # better than dense needs no such proof
+        (-0.09, -0.04, False, "refuted"),
+        (-0.05, 0.01, True, "undecided"),
+    ],
+)
+def test_methods_are_alike_only_where_a_difference_could_be_seen(low, high, sensitive, verdict):
+    found = Estimate((low + high) / 2, low, high, 0.0, 1.0, 3, 100, "seeds and patients")
+    assert claims.comparable(found, sensitive) == verdict
