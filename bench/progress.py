@@ -87,8 +87,9 @@ class Watch:
             call()
 
     def _first_seed_is_over(self) -> bool:
-        seeds = [run.seed for run in self.job.runs]
-        return bool(self.left) and not any(run.seed == seeds[0] for run in self.left.values())
+        """Are all its pre-trainings evaluated? The floors from labels alone may still be missing."""
+        first = self.job.runs[0].seed
+        return bool(self.left) and not any(run.seed == first and run.labels is None for run in self.left.values())
 
     def _say(self, run: RunSpec, record: Record) -> None:
         done = self.before + self.ended
