@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,11 @@ class Work:
     cache: Path | None
     threads: int
     plugins: tuple[Path, ...] = ()
-    parent: int | None = None  # process that asked for local workers; they do not outlive it by more than a run
+    parent: int | None = None  # process that asked for local workers; they do not outlive it
+
+    def orphaned(self) -> bool:
+        """Is whoever asked for the grid gone? Then nothing more is done on its behalf."""
+        return self.parent is not None and not process_lives(self.parent)
 
     def unfinished(self, run: RunSpec) -> bool:
         store = Store(self.results)
@@ -58,13 +62,13 @@ def work(job: Work) -> int:
     while left:
         others: list[RunSpec] = []
         for run in left:
-            if job.parent is not None and not process_lives(job.parent):
-                return failed  # whoever asked for the grid is gone: begin nothing more on its behalf
+            if job.orphaned():
+                return failed
             with store.claim(run.run_id) as mine:
                 if not mine:
                     others.append(run)
                 elif job.unfinished(run):
-                    progress = ProgressFile(job.results, run.run_id)
+                    progress = ProgressFile(job.results, run.run_id, job.orphaned)
                     try:
                         record = run_experiment(
                             run, job.evaluation, job.finetune, store, job.cache, job.threads, progress
@@ -81,11 +85,15 @@ def work(job: Work) -> int:
 class ProgressFile:
     """Where a run stands, in a small file that whoever watches reads; written at most twice a second."""
 
-    def __init__(self, results: Path, run_id: str) -> None:
+    def __init__(self, results: Path, run_id: str, orphaned: Callable[[], bool] = lambda: False) -> None:
         self.path = results / ".progress" / f"{run_id}.json"
+        self.orphaned = orphaned
         self._written = 0.0
 
     def __call__(self, state: dict[str, Any]) -> None:
+        """Write the state. Raises KeyboardInterrupt, which ends the run unrecorded, where nobody waits for it."""
+        if self.orphaned():
+            raise KeyboardInterrupt
         now = time.monotonic()
         if now - self._written < 0.5 and "doing" not in state:
             return

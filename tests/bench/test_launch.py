@@ -177,3 +177,13 @@ def test_worker_processes_share_a_grid_with_a_plugin(world: small.World, registr
     del STRATEGIES["everyother"]  # as in a new process
     dry = world.run("--plugin", str(plugin), "--methods", "everyother", "--dry-run")
     assert dry.output.count("to do") == 1, "a changed plug-in makes new runs"
+
+
+def test_a_worker_that_nobody_waits_for_stops_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    gone = False
+    progress = ProgressFile(tmp_path, "a", lambda: gone)
+    progress({"step": 10})
+    assert ProgressFile.read_all(tmp_path) == {"a": {"step": 10}}
+    gone = True
+    with pytest.raises(KeyboardInterrupt):
+        progress({"step": 20})
