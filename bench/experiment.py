@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 from bench.diagnose import learning, selection_figure
 from bench.environment import environment
 from bench.evaluate import Bench, Features, classify, evaluate, summarise
-from bench.finetune import Classifier, finetune
+from bench.finetune import Classifier, finetune, finetune_steps
 from bench.measure.macs import count
 from bench.measure.memory import peak_mib, saved_bytes
 from bench.pretrain import Report, Trained, TrainingFailed, build, keep_now, pretrain, views_of
@@ -136,8 +136,6 @@ def _train_supervised(spec: RunSpec, bench: Bench, store: Store, threads: int, s
         report=report,
     )
     seconds, digest = time.perf_counter() - clock, _save(store, spec, classifier)
-    per_epoch = max(1, len(index) // spec.finetune.batch)
-    steps = min(max(spec.finetune.epochs * per_epoch, spec.finetune.min_steps), spec.finetune.max_steps)
     record = _record(
         spec,
         started,
@@ -145,7 +143,7 @@ def _train_supervised(spec: RunSpec, bench: Bench, store: Store, threads: int, s
         bench=bench,
         objective=objective,
         macs=count(objective, spec.encoder, spec.train, 0),
-        time=_timing(steps, seconds),
+        time=_timing(finetune_steps(len(index), spec.finetune), seconds),
         weights_sha256=digest,
     )
     store.write_record(record)

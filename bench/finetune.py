@@ -41,6 +41,11 @@ class Classifier(nn.Module):
         return self.head(self.encoder(images, call).features)  # type: ignore[no-any-return]
 
 
+def finetune_steps(images: int, spec: FinetuneSpec) -> int:
+    """Steps of a training on so many images: the epochs asked for, within the bounds on steps."""
+    return min(max(spec.epochs * max(1, images // spec.batch), spec.min_steps), spec.max_steps)
+
+
 def finetune(
     encoder: Encoder,
     data: Dataset,
@@ -62,15 +67,14 @@ def finetune(
     if positions is not None and given is not None:
         positions.requires_grad_(given.requires_grad)  # fixed ones stay fixed
     batch = min(spec.batch, len(images))
-    per_epoch = len(images) // batch
-    total = min(max(spec.epochs * per_epoch, spec.min_steps), spec.max_steps)
+    total = finetune_steps(len(images), spec)
     optimizer = optimizer_of(classifier, spec.lr, spec.weight_decay)
     model, optimizer = fabric.setup(classifier.to(fabric.device), optimizer)
     scheduler = schedule_of(optimizer, total, WARMUP)
     lesions = Lesions(data, encoder, seed)
     step = 0
     model.train()
-    for epoch in range(math.ceil(total / per_epoch)):
+    for epoch in range(math.ceil(total / (len(images) // batch))):
         for index in epoch_order(images, seed, epoch, batch):
             if step == total:
                 break
