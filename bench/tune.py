@@ -26,7 +26,7 @@ def main(
     methods: Annotated[str, typer.Option(help="As for bench.run; others' earlier results are kept.")] = "all",
     rates: Annotated[
         str, typer.Option(help="Learning rates to try, for every method the same.")
-    ] = "1e-3,2e-3,4e-3,8e-3",
+    ] = "1e-3,2e-3,4e-3,8e-3,1.6e-2",
     results: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("results/tuning"),
     cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
 ) -> None:
