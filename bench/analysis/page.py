@@ -163,11 +163,8 @@ def _trouble(group: Group) -> list[Block]:
 def _standing(group: Group) -> list[str]:
     """What holds for every report."""
     out = [
-        (
-            "An interval holds for other test patients and, with two seeds or more, other seeds; the labelled"
-            " subsets are those that were drawn, the same for all methods, so the luck of another draw is not"
-            " in it."
-        ),
+        "An interval holds for other test patients, for other seeds where there are two or more, and for other draws of"
+        " the labelled patients where there are several. supervised is trained on the first draw alone.",
         "Nothing is averaged across data sets, splits, presets, encoders or training settings.",
     ]
     record = group.runs[0].record

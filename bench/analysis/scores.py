@@ -86,7 +86,7 @@ class Scores:
         return out
 
     def _run_values(self, run: Run, one: Evaluation, names: tuple[str, ...], draws: int | None) -> Array | None:
-        """Pseudo-values of one run over the test patients, of its first `draws` or all; None where the record keeps no
+        """Pseudo-values (draws, test patients) of one run, of its first `draws` or all; None where the record keeps no
         predictions."""
         key = (run.record.run_id, one.probe, one.labels, one.inference, names, draws)
         if key not in self._values:
@@ -110,7 +110,7 @@ class Scores:
         self, arm: Arm, fraction: float, names: tuple[str, ...], draws: int | None = None
     ) -> dict[int, tuple[Array | None, float]]:
         """By seed: pseudo-values (or None) and the plain mean of the findings' AUROC."""
-        out = {}
+        out, draws = {}, draws or self.draws(arm, fraction)
         for seed, (run, one) in arm.evaluations(self.probe, fraction).items():
             mean = float(np.mean([one.per_label[name].auroc for name in names]))
             out[seed] = (self._run_values(run, one, names, draws), mean)

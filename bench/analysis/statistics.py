@@ -1,26 +1,27 @@
-"""AUROC, AUPRC and their uncertainty, with test patients and training seeds as crossed random effects.
+"""AUROC, AUPRC and their uncertainty: training seeds, draws of labelled patients and test patients as crossed random
+effects.
 
 Sources. AUROC as the Mann-Whitney statistic with ties counted one half; its influence by placements: DeLong, DeLong
 and Clarke-Pearson (Biometrics 1988); summed over a patient's images: Obuchowski (Biometrics 1997). AUPRC is the step
-sum of scikit-learn's `average_precision_score`. Seeds x patients: the two-way random-effects analysis of variance
-without replication, with Satterthwaite's degrees of freedom (Biometrics Bulletin 1946).
+sum of scikit-learn's `average_precision_score`. Seeds x draws x patients: the random-effects analysis of variance of a
+crossed design without replication (Searle, Casella, McCulloch, "Variance Components", 1992, chapter 4), with
+Satterthwaite's degrees of freedom (Biometrics Bulletin 1946).
 
-Departures. The placements are taken on the average over the draws of a label fraction and over the findings of the
-macro mean, so one number a patient carries the whole statistic. An interval is conditional on the draws that
-were made: another draw of the labelled patients is not among the things it covers.
+Departure. The placements are averaged over the findings of the macro mean, so one number a draw and patient carries
+the whole statistic.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 Array = NDArray[Any]
-Basis = Literal["seeds and patients", "patients", "seeds"]
 
 LEVEL = 0.95
 
@@ -75,25 +76,25 @@ def _draws_of(scores: Array, known: Array, label: int) -> Array:
 
 
 def pseudo_values(scores: Array, labels: Array, patients: Array, label_mask: Array) -> tuple[Array, Array]:
-    """One number a patient, whose mean is exactly the draw-averaged macro AUROC over the labels of `label_mask`.
+    """One number a draw and patient; a draw's mean is exactly its macro AUROC over the labels of `label_mask`.
 
-    scores (D, n, L), labels (n, L) in {0, 1, NaN}, patients (n,), label_mask (L,) bool -> values (K,), names
+    scores (D, n, L), labels (n, L) in {0, 1, NaN}, patients (n,), label_mask (L,) bool -> values (D, K), names
     (K,) sorted. A value is theta + K x the patient's influence; the influence is the sum of the placements of
     the patient's images minus their mean, each label over the images where it is known. Raises ValueError where
-    a label of the mask has a single class or no draw.
+    a label of the mask has a single class, or a draw without scores for it.
     """
     names, member = np.unique(np.asarray(patients), return_inverse=True)
     chosen = np.flatnonzero(label_mask)
     if not len(chosen):
         raise ValueError("No finding is left to average over; compare fewer methods or larger label fractions.")
-    theta, influence = 0.0, np.zeros(len(names))
+    values = np.zeros((len(scores), len(names)))
     for label in map(int, chosen):
         known = ~np.isnan(labels[:, label])
         positive, group = labels[known, label] == 1, member[known]
-        draws = _draws_of(scores, known, label)
-        if not len(draws) or not 0 < positive.sum() < len(positive):
+        draws = np.asarray(scores[:, known, label], dtype=np.float64)
+        if np.isnan(draws).any() or not 0 < positive.sum() < len(positive):
             raise ValueError(f"Finding number {label} has a single class or no scores; leave it out of the mask.")
-        for one in draws:
+        for draw, one in enumerate(draws):
             up, down = np.sort(one[positive]), np.sort(one[~positive])
             above = (np.searchsorted(down, one[positive], "left") + np.searchsorted(down, one[positive], "right")) / 2
             under = (np.searchsorted(up, one[~positive], "left") + np.searchsorted(up, one[~positive], "right")) / 2
@@ -101,15 +102,14 @@ def pseudo_values(scores: Array, labels: Array, patients: Array, label_mask: Arr
             placement = np.empty(len(one))
             placement[positive] = (above / len(down) - value) / len(up)
             placement[~positive] = (1 - under / len(up) - value) / len(down)
-            theta += value / len(draws)
-            influence += np.bincount(group, weights=placement, minlength=len(names)) / len(draws)
-    return (theta + len(names) * influence) / len(chosen), names
+            values[draw] += value + len(names) * np.bincount(group, weights=placement, minlength=len(names))
+    return values / len(chosen), names
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval; `std` is over seeds (NaN with one), `basis` what the interval
-    covers."""
+    """A mean over seeds with its 95 % interval; `std` is over seeds (NaN with one), `basis` names what the interval
+    covers: of "seeds", "draws", "patients" those that there were at least two of."""
 
     value: float
     low: float
@@ -118,38 +118,50 @@ class Estimate:
     df: float
     seeds: int
     patients: int
-    basis: Basis
+    basis: tuple[str, ...]
+
+
+EFFECTS = ("seeds", "draws", "patients")
 
 
 def crossed_interval(values: Array) -> Estimate:
-    """Mean of a seeds x patients table, with a t interval for both as crossed random effects.
+    """Mean of a seeds x draws x patients table, with a t interval for all of them as crossed random effects.
 
-    values (S, K): pseudo-values, or differences of them, of the same patients in the same order. With mean
-    squares for seeds, patients and residual, the variance of the mean is (MS_seed + MS_patient - MS_residual) /
-    (S K), never below either main effect's own share; Satterthwaite's df. With one seed the interval is over
-    patients alone.
+    values (S, D, K): pseudo-values, or differences of them, of the same draws and patients in the same order. With MS
+    the mean square of a main effect or interaction, the variance of the mean is the sum of MS over the main effects,
+    minus that over the two-way interactions, plus the three-way one, over S D K: the unbiased estimate, but never
+    below any main effect's own share; Satterthwaite's df. What there is one of has no part in it.
     """
-    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    seeds, patients = values.shape
-    by_seed, by_patient, mean = values.mean(axis=1), values.mean(axis=0), float(values.mean())
-    if patients < 2:
+    values = np.asarray(values, dtype=np.float64)
+    axes = [axis for axis, size in enumerate(values.shape) if size > 1]
+    if values.shape[2] < 2:
         raise ValueError("An interval needs two test patients at least.")
-    if seeds == 1:
-        error, df = float(by_patient.std(ddof=1) / np.sqrt(patients)), float(patients - 1)
-        spread, basis = float("nan"), "patients"
-    else:
-        ms_seed = patients * by_seed.var(ddof=1)
-        ms_patient = seeds * by_patient.var(ddof=1)
-        residual = values - by_seed[:, None] - by_patient[None] + mean
-        ms_rest = (residual**2).sum() / ((seeds - 1) * (patients - 1))
-        total = max(ms_seed + ms_patient - ms_rest, ms_seed, ms_patient)
-        parts = ms_seed**2 / (seeds - 1) + ms_patient**2 / (patients - 1)
-        parts += ms_rest**2 / ((seeds - 1) * (patients - 1))
-        df = float(np.clip(total**2 / parts, seeds - 1, patients - 1)) if parts > 0 else float(patients - 1)
-        error, spread = float(np.sqrt(total / (seeds * patients))), float(by_seed.std(ddof=1))
-        basis = "seeds and patients"
-    half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
-    return Estimate(mean, mean - half, mean + half, spread, df, seeds, patients, basis)  # type: ignore[arg-type]
+    total, parts, largest = 0.0, 0.0, 0.0
+    for order in range(1, len(axes) + 1):
+        for effect in combinations(axes, order):
+            df = float(np.prod([values.shape[axis] - 1 for axis in effect]))
+            square = _sum_of_squares(values, effect) / df
+            total -= (-1) ** order * square
+            parts += square**2 / df
+            largest = max(largest, square) if order == 1 else largest
+    total = max(total, largest)
+    sizes = [values.shape[axis] - 1.0 for axis in axes]
+    df = float(np.clip(total**2 / parts, min(sizes), max(sizes))) if parts > 0 else max(sizes)
+    mean, by_seed = float(values.mean()), values.mean(axis=(1, 2))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * float(np.sqrt(total / values.size))
+    spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan")
+    basis = tuple(EFFECTS[axis] for axis in axes)
+    return Estimate(mean, mean - half, mean + half, spread, df, len(by_seed), values.shape[2], basis)
+
+
+def _sum_of_squares(values: Array, effect: tuple[int, ...]) -> float:
+    """Of a main effect (one axis) or an interaction (several) in a crossed design, over all cells."""
+    deviation = np.zeros(())
+    for order in range(len(effect) + 1):
+        for axes in combinations(effect, order):
+            others = tuple(axis for axis in range(values.ndim) if axis not in axes)
+            deviation = deviation + (-1) ** (len(effect) - order) * values.mean(axis=others, keepdims=True)
+    return float((deviation**2).sum() * values.size / deviation.size)
 
 
 def seeds_interval(values: Array) -> Estimate:
@@ -158,22 +170,19 @@ def seeds_interval(values: Array) -> Estimate:
     values = np.asarray(values, dtype=np.float64)
     mean, count = float(values.mean()), len(values)
     if count < 2:
-        return Estimate(mean, float("-inf"), float("inf"), float("nan"), 0.0, count, 0, "seeds")
+        return Estimate(mean, float("-inf"), float("inf"), float("nan"), 0.0, count, 0, ("seeds",))
     spread = float(values.std(ddof=1))
     half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread / np.sqrt(count)
-    return Estimate(mean, mean - half, mean + half, spread, count - 1.0, count, 0, "seeds")
+    return Estimate(mean, mean - half, mean + half, spread, count - 1.0, count, 0, ("seeds",))
 
 
 def crossed_bootstrap(values: Array, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` (S, K), seeds and patients resampled independently.
+    """Percentile interval of the mean of `values` (S, D, K), seeds, draws and patients resampled independently.
 
     A check on `crossed_interval`: it is too narrow with few seeds (about .89 cover for .95 with three)."""
-    values = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    seeds, patients = values.shape
     random = np.random.default_rng(seed)
-    by_seed = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-    by_patient = random.multinomial(patients, np.full(patients, 1 / patients), size=resamples) / patients
-    means = np.einsum("rs,rs->r", by_seed, by_patient @ values.T)
+    weights = [random.multinomial(size, np.full(size, 1 / size), size=resamples) / size for size in values.shape]
+    means = np.einsum("rs,rd,rk,sdk->r", *weights, values, optimize=True)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

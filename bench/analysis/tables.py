@@ -11,11 +11,6 @@ from bench.analysis.scores import Scores
 from bench.analysis.statistics import Estimate
 
 NONE = "–"
-INTERVAL = {
-    "seeds and patients": ("95 % intervals: seeds and test patients as crossed random effects (t, Satterthwaite)."),
-    "patients": "95 % intervals: test patients alone, for there is one seed.",
-    "seeds": "95 % intervals: seeds alone (t), for the records keep no predictions.",
-}
 PROBES = {"linear": "linear probe", "knn": "kNN", "finetune": "fine-tuning"}
 
 
@@ -43,14 +38,27 @@ def caption(scores: Scores, what: str) -> str:
 
 
 def _note(scores: Scores, estimates: list[Estimate | None]) -> str:
-    bases = sorted({estimate.basis for estimate in estimates if estimate})
-    patients = max((estimate.patients for estimate in estimates if estimate), default=0)
+    known = [estimate for estimate in estimates if estimate]
+    patients = max((estimate.patients for estimate in known), default=0)
     text = f"{len(scores.group.seeds)} seed{'s' if len(scores.group.seeds) > 1 else ''}"
     text += f", {patients:,} test patients. " if patients else ". "
-    text += " ".join(INTERVAL[basis] for basis in bases)
-    if any(scores.draws(arm, f) for arm in scores.group.arms for f in scores.fractions if f < 100):
-        text += " They hold for the draws of labelled patients that were made: other draws are not covered."
-    return text
+    return text + f"95 % intervals: {_covered({estimate.basis for estimate in known})}."
+
+
+def _covered(bases: set[tuple[str, ...]]) -> str:
+    """What intervals cover, and what they take as it is; fractions can differ in their number of draws."""
+    if bases == {("seeds",)}:
+        return "seeds alone (t), for the records keep no predictions"
+    some = set.union(*map(set, bases)) if bases else set()
+    draws = "draws of the labelled patients" + (
+        "" if all("draws" in one for one in bases) else " where there are several"
+    )
+    names = {"seeds": "seeds", "draws": draws, "patients": "test patients"}
+    listed = [name for effect, name in names.items() if effect in some]
+    text = " and ".join(filter(None, (", ".join(listed[:-1]), *listed[-1:])))
+    text += " as crossed random effects (t, Satterthwaite)" if len(listed) > 1 else " alone"
+    text += "" if "draws" in some else "; the draw of the labelled patients is taken as it is"
+    return text if "seeds" in some else f"{text}; there is one seed"
 
 
 def _fewer_draws(scores: Scores, arm: Arm) -> bool:

@@ -20,9 +20,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def write(
-    root: Path, manifest: str, images: dict[str, np.ndarray | bytes] | None = None, masks: str = ""
-) -> Path:
+def write(root: Path, manifest: str, images: dict[str, np.ndarray | bytes] | None = None, masks: str = "") -> Path:
     """A folder; by default every image that the manifest names is a small picture."""
     root.mkdir(parents=True, exist_ok=True)
     lines = manifest.strip().splitlines()
@@ -30,9 +28,7 @@ def write(
     if masks:
         (root / "masks.csv").write_text("\n".join(masks.strip().splitlines()) + "\n")
     if images is None:
-        images = {
-            name: picture(20, 20, i) for i, name in enumerate(row.split(",")[0] for row in lines[1:]) if name
-        }
+        images = {name: picture(20, 20, i) for i, name in enumerate(row.split(",")[0] for row in lines[1:]) if name}
     for name, content in images.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, bytes):
@@ -95,9 +91,7 @@ def test_named_findings(tmp_path):
 
 
 def test_a_split_by_any_of_its_names(tmp_path):
-    rows = "\n".join(
-        f"{n}.png,p{n},{s},1" for n, s in enumerate(("train", "valid", "Test", "validate", "val"))
-    )
+    rows = "\n".join(f"{n}.png,p{n},{s},1" for n, s in enumerate(("train", "valid", "Test", "validate", "val")))
     data = load(write(tmp_path, "path,patient_id,split,A\n" + rows))
     assert data.official_split.tolist() == ["train", "val", "test", "val", "val"]
 
@@ -123,12 +117,7 @@ def png16(levels: np.ndarray) -> bytes:
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
     head = struct.pack(">IIBBBBB", levels.shape[1], levels.shape[0], 16, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_an_8_bit_image_of_the_right_size_is_kept_as_it_is(tmp_path):
@@ -201,9 +190,7 @@ def test_a_box_and_its_mask_lie_on_the_bright_spot(tmp_path, shape, fit):
         ("parts", "path,finding,x,y,w,h\na.png,B,35,30,10,20\na.png,B,45.0,30.0,15.0,20.0"),
         ("mask", "path,finding,mask\na.png,B,m/a.png"),
     ):
-        root = write(
-            tmp_path / name, "path,patient_id,A,B\na.png,p,0,1", {"a.png": image, "m/a.png": image > 0}, masks
-        )
+        root = write(tmp_path / name, "path,patient_id,A,B\na.png,p,0,1", {"a.png": image, "m/a.png": image > 0}, masks)
         data = load(root, 20, fit=fit)
         mask, bright = data.masks[0], data.images[0]
         assert data.has_mask.tolist() == [[False, True]]
@@ -366,9 +353,7 @@ def test_what_is_not_there_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty/manifest.csv"):
         load(tmp_path / "empty")
-    root = write(
-        tmp_path / "data", "path,patient_id,A\na.png,p,1\nb.png,p,1\nc.png,p,1", {"a.png": picture(9, 9)}
-    )
+    root = write(tmp_path / "data", "path,patient_id,A\na.png,p,1\nb.png,p,1\nc.png,p,1", {"a.png": picture(9, 9)})
     with pytest.raises(FileNotFoundError, match="data/b.png .and 1 more.*manifest.csv"):
         load(root)
     masks = "path,finding,mask\na.png,A,m.png"

@@ -12,9 +12,7 @@ import datasets
 COUNTS = {"train": 6, "val": 3, "test": 4}
 
 
-def write(
-    root: Path, name: str, size: int, findings: int = 1, seed: int = 0, **changes
-) -> dict[str, np.ndarray]:
+def write(root: Path, name: str, size: int, findings: int = 1, seed: int = 0, **changes) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     arrays = {}
     for split, count in COUNTS.items():
@@ -69,9 +67,7 @@ def test_the_labels_are_the_packages(tmp_path):
 def test_the_size_that_is_read(tmp_path, present, image_size, size, stored):
     """Each size is of one grey level, which tells what was read."""
     for s in present:
-        grey = {
-            f"{split}_images": np.full((count, s, s), s, dtype=np.uint8) for split, count in COUNTS.items()
-        }
+        grey = {f"{split}_images": np.full((count, s, s), s, dtype=np.uint8) for split, count in COUNTS.items()}
         write(tmp_path, "pneumoniamnist", s, **grey)
     options = {} if size is None else {"size": size}
     data = datasets.load("pneumoniamnist", image_size, tmp_path, **options)
@@ -98,13 +94,8 @@ def test_the_cache_and_the_fingerprint(tmp_path):
         assert data.fingerprint == memory.fingerprint
     import hashlib
 
-    assert (
-        memory.fingerprint == hashlib.sha256((tmp_path / "a" / "pneumoniamnist.npz").read_bytes()).hexdigest()
-    )
-    assert (
-        datasets.load("pneumoniamnist", 20, tmp_path / "b", tmp_path / "cache").fingerprint
-        != memory.fingerprint
-    )
+    assert memory.fingerprint == hashlib.sha256((tmp_path / "a" / "pneumoniamnist.npz").read_bytes()).hexdigest()
+    assert datasets.load("pneumoniamnist", 20, tmp_path / "b", tmp_path / "cache").fingerprint != memory.fingerprint
 
 
 def test_without_a_file_the_package_downloads_it(tmp_path, monkeypatch):
@@ -148,9 +139,7 @@ def test_wrong_files_and_options_are_named(tmp_path):
     colour = np.zeros((6, 28, 28, 3), dtype=np.uint8)
     three = np.full((6, 1), 3, dtype=np.uint8)
     objects = np.array([[{}]] * 6, dtype=object)
-    for i, changes in enumerate(
-        ({"train_images": colour}, {"train_labels": three}, {"train_labels": objects})
-    ):
+    for i, changes in enumerate(({"train_images": colour}, {"train_labels": three}, {"train_labels": objects})):
         write(tmp_path / str(i), "pneumoniamnist", 28, **changes)
         with pytest.raises(ValueError, match="pneumoniamnist.npz"):
             datasets.load("pneumoniamnist", 28, tmp_path / str(i))

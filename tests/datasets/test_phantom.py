@@ -33,9 +33,7 @@ def auroc(positive, negative):
 def inside(points, centre, radii, tilt=0.0):
     cos, sin = np.cos(tilt), np.sin(tilt)
     x, y, z = np.moveaxis(points - centre, -1, 0)
-    return ((cos * x + sin * y) / radii[0]) ** 2 + ((cos * y - sin * x) / radii[1]) ** 2 + (
-        z / radii[2]
-    ) ** 2 < 1
+    return ((cos * x + sin * y) / radii[0]) ** 2 + ((cos * y - sin * x) / radii[1]) ** 2 + (z / radii[2]) ** 2 < 1
 
 
 def lung_field(points, part):
@@ -182,9 +180,7 @@ def test_an_enlarged_heart_is_wider_than_half_the_chest(many):
         - b.heart_radii[:, 1:2] * np.sin(angle) * np.sin(b.heart_tilt)[:, None]
     )
     heart = np.ptp(edge, axis=1)
-    chest = (b.lung_centre[:, 1, 0] + b.lung_radii[:, 1, 0]) - (
-        b.lung_centre[:, 0, 0] - b.lung_radii[:, 0, 0]
-    )
+    chest = (b.lung_centre[:, 1, 0] + b.lung_radii[:, 1, 0]) - (b.lung_centre[:, 0, 0] - b.lung_radii[:, 0, 0])
     np.testing.assert_array_equal(heart / chest > 0.5, many.findings.present[:, f.CARDIOMEGALY])
     sized = np.where(many.findings.present[:, f.CARDIOMEGALY], heart, np.nan)
     np.testing.assert_allclose(many.findings.size_mm[:, f.CARDIOMEGALY], sized, rtol=1e-4)
@@ -195,9 +191,7 @@ def test_sizes_are_those_of_the_findings(many):
     nodule = size[many.findings.present[:, f.NODULE], f.NODULE]
     assert nodule.min() >= 5 and nodule.max() <= 30 and 12 < np.median(nodule) < 22
     single = (many.findings.nodule_radius > 0).sum(1) == 1
-    row = np.flatnonzero(
-        single & many.findings.present[:, f.NODULE] & (many.findings.nodule_radius[:, 0] > 8)
-    )[:6]
+    row = np.flatnonzero(single & many.findings.present[:, f.NODULE] & (many.findings.nodule_radius[:, 0] > 8))[:6]
     part = many.take(row)
     mask = np.abs(project(part, 256) - project(part, 256, without=f.NODULE)) > EPSILON
     pitch = FIELD_MM / 256 / part.pose.scale

@@ -45,9 +45,7 @@ def in_tube(points, course, radius):
 
 def test_ray_frame_is_orthonormal(rays):
     frame = np.stack([rays.across, rays.down, rays.beam], 1)
-    np.testing.assert_allclose(
-        frame @ frame.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (2, 3, 3)), atol=1e-12
-    )
+    np.testing.assert_allclose(frame @ frame.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (2, 3, 3)), atol=1e-12)
     assert rays.pitch == pytest.approx([5.0, 5.0 / 1.1])
 
 

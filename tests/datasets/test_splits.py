@@ -52,10 +52,7 @@ def check(data: Dataset, draws: int = 3) -> None:
             assert all(has_label[i] for i in part)
     left_out = set(range(len(data))) - set(np.concatenate(list(parts.values())).tolist())
     assert not any(has_label[i] for i in left_out)
-    assert all(
-        data.patients[i] in people["val"] | people["test"] or data.official_split is not None
-        for i in left_out
-    )
+    assert all(data.patients[i] in people["val"] | people["test"] or data.official_split is not None for i in left_out)
     training = {i for i in splits.train.tolist() if has_label[i]}
     n = len({data.patients[i] for i in training})
     orders = []
@@ -229,9 +226,7 @@ def real(name: str, folder: str, tmp_path_factory) -> Dataset:
     return datasets.load(name, 16, Path(root) / folder, tmp_path_factory.mktemp("cache"))
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"), [("folder", "nih"), ("folder", "kermany"), ("pneumoniamnist", "medmnist")]
-)
+@pytest.mark.parametrize(("name", "folder"), [("folder", "nih"), ("folder", "kermany"), ("pneumoniamnist", "medmnist")])
 def test_real_data(name, folder, tmp_path_factory):
     data = real(name, folder, tmp_path_factory)
     check(data, draws=5)

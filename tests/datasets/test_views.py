@@ -197,9 +197,7 @@ def test_parameters_have_the_distributions_asked_for():
         assert test.pvalue > 1e-3, name
     for share in (p.flip.float().mean(), (p.sigma > 0).float().mean()):
         assert abs(float(share) - 0.5) < 5 * 0.5 / math.sqrt(8000)
-    free = (p.width < 1) & (
-        p.height < 1
-    )  # near the whole image an aspect other than 1 does not fit and is cut
+    free = (p.width < 1) & (p.height < 1)  # near the whole image an aspect other than 1 does not fit and is cut
     area, aspect = (p.width * p.height)[free], (p.width / p.height)[free]
     assert area.min() >= 0.45 - 1e-6 and p.width.max() <= 1 and p.height.max() <= 1
     assert aspect.min() >= 0.9 - 1e-5 and aspect.max() <= 1.1 + 1e-5

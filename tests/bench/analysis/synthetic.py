@@ -70,7 +70,7 @@ class World:
     patients: int = 400
     seeds: tuple[int, ...] = (0, 1, 2)
     labels: tuple[str, ...] = LABELS
-    draws: int = 3
+    draws: int = 5
     data: str = "phantom"
     preset: str = "quick"
     fractions: dict[float, float] = field(default_factory=lambda: dict(FRACTIONS))

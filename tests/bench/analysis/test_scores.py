@@ -32,7 +32,7 @@ def named(synthetic, *names):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, synthetic):
     results = tmp_path_factory.mktemp("scores")
-    world = synthetic.World(patients=250, seeds=(0, 1, 2), draws=2, probes=("linear",))
+    world = synthetic.World(patients=250, seeds=(0, 1, 2), draws=5, probes=("linear",))
     return synthetic.write_results(
         results, world, named(synthetic, "untrained", "simclr/dense", "simclr/fixed"), cost=False
     )
@@ -43,7 +43,7 @@ def test_estimates_hold_the_constructed_auroc(folder):
     for name, truth in (("untrained", 0.62), ("simclr/dense", 0.82), ("simclr/fixed", 0.75)):
         found = scores.estimate(arm_of(scores, name), 100.0)
         assert found.low < truth < found.high
-        assert found.basis == "seeds and patients"
+        assert found.basis == ("seeds", "patients")
         assert (found.seeds, found.patients) == (3, 250)
 
 
@@ -109,7 +109,7 @@ def test_without_predictions_intervals_are_over_seeds(tmp_path, synthetic):
     results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
     scores = scores_of(results)
     dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
-    assert scores.estimate(dense, 10.0).basis == "seeds"
+    assert scores.estimate(dense, 10.0).basis == ("seeds",)
     gap = np.array(scores.seed_means(dense, 10.0)) - np.array(scores.seed_means(fixed, 10.0))
     assert scores.difference(dense, fixed, 10.0).value == pytest.approx(gap.mean())
 
@@ -171,4 +171,7 @@ def test_a_difference_is_on_the_draws_that_both_have(tmp_path, synthetic):
     assert scores.difference(fixed, dense, 10.0).value == pytest.approx(-gap.value, abs=1e-12)
     note = tables.accuracy(scores).note
     assert "simclr/fixed: the first draw of a fraction alone; the others: the mean over its draws." in note
-    assert "other draws are not covered" in note
+    covered = (
+        "seeds, draws of the labelled patients where there are several and test patients as crossed random effects"
+    )
+    assert covered in note

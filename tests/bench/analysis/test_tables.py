@@ -16,7 +16,7 @@ from bench.analysis.scores import Scores
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, synthetic):
     results = tmp_path_factory.mktemp("tables")
-    world = synthetic.World(patients=80, seeds=(0, 1, 2), draws=2)
+    world = synthetic.World(patients=80, seeds=(0, 1, 2), draws=5)
     synthetic.write_results(results, world)
     dense = next(results.glob("simclr-dense*s2*"))
     (dense / "evaluations" / "linear-100-pruned.json").unlink()  # a seed that is not there yet
@@ -133,7 +133,7 @@ def test_counts_and_settings_name_what_was_run(made):
     group, _, _ = made
     counts = account.counts(group)
     assert row(counts, "test")["patients"] == "80"
-    assert row(counts, "1 % labels, 2 draw(s)")["patients"] == "8"
+    assert row(counts, "1 % labels, 5 draw(s)")["patients"] == "8"
     table = account.settings(
         group, {"sentence": "One seed each.", "learning_rates": [1e-3, 3e-3], "chosen": {"simclr/dense": 1e-3}}
     )
