@@ -1,6 +1,7 @@
 # make bench   set up, then run the benchmark (ARGS="..." replaces the arguments)
 # make test    set up, then run the tests      (ARGS="..." goes to pytest)
 # make setup   the set-up alone: .venv from requirements.lock
+# make peers   measure our speed against other libraries, in an environment of their own (benchmarks/README.md)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -8,7 +9,7 @@ STAMP := $(VENV)/.done
 ARGS ?=
 DEFAULT_ARGS := --methods all --labels 1,10,100
 
-.PHONY: bench test setup lint tune lock clean clean-cache
+.PHONY: bench test setup lint tune peers lock clean clean-cache
 
 bench: $(STAMP)
 	$(RUN) bench.run $(if $(ARGS),$(ARGS),$(DEFAULT_ARGS))
@@ -46,6 +47,18 @@ lint: $(STAMP)
 tune: $(STAMP)
 	$(RUN) bench.tune $(ARGS)
 
+# peers go into an environment of their own, which sees the project's packages and changes nothing in it
+PEERS := benchmarks/.venv
+peers: $(PEERS)/.done
+	$(PEERS)/bin/python -m benchmarks.run_all $(ARGS)
+
+$(PEERS)/.done: benchmarks/requirements.txt $(STAMP)
+	@test -x $(PEERS)/bin/python || $(VENV)/bin/python -m venv $(PEERS)
+	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
+		"$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
 # exact versions of all that pyproject.toml asks for, resolved in an empty environment
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
@@ -55,7 +68,7 @@ lock:
 	rm -rf build/lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS) build *.egg-info
 
 clean-cache:
 	@rm -rf "$${BENCH_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sparse-attention-bench}" && echo "The cache is gone."

@@ -188,10 +188,10 @@ class Views:
             raise ValueError(f"Images must be (B, H, W) uint8, not {tuple(images.shape)} {images.dtype}.")
 
     def _grid(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
-        """Where each pixel of the views is read, x and y from -1 to 1 across the image, as x + iy: what its row and what
-        its column add to it, (2, B, S, 1) and (2, B, 1, S).
+        """Where the pixels of the views are read, x and y from -1 to 1 across the image, as x + iy: what a pixel's row
+        and what its column add to it, (2, B, S, 1) and (2, B, 1, S).
 
-        The sum of complex numbers, one per pixel, is ten times as fast as that of pairs.
+        The sum of complex numbers is ten times as fast as that of pairs.
         """
         side = self.image_size
         at = torch.arange(side, device=parameters.x.device)
