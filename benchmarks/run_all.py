@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(add_completion=False)
+WIDTH = 172  # columns of a printed table where there is no terminal to ask
 ROUNDS = {"step": 12, "harness": 12, "views": 12}
 
 
@@ -35,6 +36,7 @@ def main(
     raise_allocator_thresholds()
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     console = Console()
+    console = console if console.is_terminal else Console(width=WIDTH)
     for name in names:
         comparison = importlib.import_module(f"benchmarks.{name}")
         rows = comparison.measure(rounds or ROUNDS[name])
