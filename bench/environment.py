@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,17 @@ def raise_allocator_thresholds() -> str:
     return "glibc, mmap and trim thresholds raised to 1 GiB" if all(done) else "default"
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 @functools.cache
 def machine() -> str:
     """The processor (or the GPU) by name, with the number of cores."""
     import torch
 
-    cpu = f"{_cpu_name()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    cpu = f"{_cpu_name()}, {cores()} cores"
     return f"{torch.cuda.get_device_name(0)} ({cpu})" if torch.cuda.is_available() else cpu
 
 

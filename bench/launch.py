@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.environment import cores as cores
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.store import Store, missing_evaluations, process_lives
 from methods import load_plugin
@@ -156,8 +156,3 @@ class _Inline:
         if self._failed is None:
             self._failed = work(self.job)
         return self._failed
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -160,9 +160,24 @@ class Evaluation(Frozen):
     settings: str = ""  # hash of how it was evaluated
 
 
+PARTS = {
+    "views": "making the views",
+    "embedding": "patch embedding",
+    "predictor": "predictor",
+    "selection": "selection, pooling, rest",
+    "blocks": "blocks",
+    "heads": "heads and loss",
+    "teacher": "teacher",
+    "optimizer": "optimizer",
+}
+
+
 class CostRow(Frozen):
-    """One method in a paired measurement; a row of `cost.csv`. ms are per image; a speed-up is dense time / method
-    time, median over rounds, with its 95 % bootstrap interval. The A/A row is `simclr/dense#2`."""
+    """One method in a paired measurement; a row of `cost.csv`. ms are per image, a step's with both views; a speed-up
+    is dense time / method time, median over rounds, with its 95 % interval. The A/A row is `simclr/dense#2`.
+
+    What is about training is None where training was left out. The `..._ms` of PARTS say where a step's time goes,
+    forward and backward together: all but `views_ms` add up to `train_ms`, in which making the views is not."""
 
     method: str
     encoder: str
@@ -174,18 +189,18 @@ class CostRow(Frozen):
     infer_gmacs: float
     train_gmacs: float
     infer_ms: float
-    train_ms: float
+    train_ms: float | None
     infer_speedup: float
     infer_speedup_low: float
     infer_speedup_high: float
-    train_speedup: float
-    train_speedup_low: float
-    train_speedup_high: float
-    run_speedup: float
-    run_speedup_low: float
-    run_speedup_high: float
+    train_speedup: float | None
+    train_speedup_low: float | None
+    train_speedup_high: float | None
+    run_speedup: float | None
+    run_speedup_low: float | None
+    run_speedup_high: float | None
     ramp: float | None
-    saved_mib: float  # kept for backward, per image
+    saved_mib: float | None  # kept for backward, per image
     batch: int
     rounds: int
     repeated_rounds: int  # rounds measured again because the process did not get its cores
@@ -193,6 +208,24 @@ class CostRow(Frozen):
     machine: str
     device: str
     precision: str
+    attention: str = "sdpa"  # backend
+    infer_attention_gmacs: float | None = None  # queries x keys, weights x values: of infer_gmacs
+    infer_attention_share: float | None = None  # of the time of inference, in fused attention
+    peak_mib: float | None = None  # of a few train steps of this batch in a process of their own; see peak_of
+    peak_of: Literal["", "process", "device"] = ""  # resident memory above what was there before the model, or a GPU's
+    views_ms: float | None = None
+    embedding_ms: float | None = None
+    predictor_ms: float | None = None
+    selection_ms: float | None = None
+    blocks_ms: float | None = None
+    heads_ms: float | None = None
+    teacher_ms: float | None = None
+    optimizer_ms: float | None = None
+
+    def part(self, name: str) -> float | None:
+        """ms of a part of a step, by its key in PARTS."""
+        value: float | None = getattr(self, f"{name}_ms")
+        return value
 
 
 class CostTable(Frozen):

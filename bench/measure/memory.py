@@ -6,6 +6,7 @@ import copy
 import resource
 import sys
 import weakref
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -41,8 +42,29 @@ def peak_mib() -> tuple[float, Literal["process", "device"]]:
     """The most that was in use so far, in MiB: of the GPU where there is one, else resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20, "device"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10), "process"
+    return _process_peak(), "process"
+
+
+def resident_mib() -> float:
+    """What of this process is in memory now, in MiB; where the system does not say, the most that was."""
+    return _status("VmRSS") or _process_peak()
+
+
+def _process_peak() -> float:
+    mark = _status("VmHWM")
+    if mark is not None:
+        return mark
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _status(name: str) -> float | None:
+    """MiB by Linux's own account of this process. VmHWM begins anew with a program, getrusage's peak does not: a
+    process would inherit that of the one that started it."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith(f"{name}:")), None)
 
 
 class _Saved:

@@ -1,8 +1,13 @@
 """Paired, interleaved timing: A B C D, C A D B, ... in one process, so that whatever slows the machine slows all.
 
 Every round times every contender once, in an order drawn anew; a speed-up is the median over the rounds of the ratio
-within a round, its interval a bootstrap over the rounds. The garbage collector is off inside a round. On a CPU a round
-in which the process did not get its cores (CPU time against wall time) is thrown away and repeated, and counted; what
+within a round (its interval: bench.measure.interval). The garbage collector is off inside a round. A short call is made
+once untimed before it is timed, so that it finds the caches as it leaves them itself, not as whoever stood before it
+did; a long one refills them within its first moments.
+
+On a CPU a round in which the process did not get its cores is thrown away and repeated, and counted. Two signs tell
+it: threads of this process that could have run waited for a core (what Linux's scheduler says, right from the first
+round and for any number of threads), and a contender got less CPU time a second than it usually does (anywhere). What
 another process does to shared caches and memory can't be seen this way.
 """
 
@@ -11,31 +16,23 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-Array = npt.NDArray[np.float64]
+from bench.environment import cores
+from bench.measure.interval import Array, Estimate, estimate
 
 GOT_ITS_CORES = 0.9  # of the CPU time a second of wall time that it should get
+WAITED = 0.1  # seconds that threads may wait for a core, in all, a second of wall time
 STABLE = 0.05  # change of the time of a whole pass from one to the next
 PASSES = (2, 5)  # of warm-up: at least, at most
-RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A median over rounds with its 95 % bootstrap interval."""
-
-    median: float
-    low: float
-    high: float
+REPEATED_BOUND = 1.0  # repeated rounds at most, as a share of the rounds asked for
 
 
 @dataclass(frozen=True)
@@ -46,28 +43,47 @@ class PairedTimes:
     seconds: dict[str, Array]
     repeated: int
     disturbed: int
-    seed: int
 
     def median(self, name: str) -> float:
         return float(np.median(self.seconds[name]))
 
     def speedup(self, contender: str, baseline: str) -> Estimate:
         """Baseline's time / contender's time: above 1 the contender is faster."""
-        return estimate(self.seconds[baseline] / self.seconds[contender], self.seed)
+        return estimate(self.seconds[baseline] / self.seconds[contender])
 
 
-def estimate(values: Array, seed: int) -> Estimate:
-    """Median of `values`, one a round, with a 95 % interval from resampling the rounds."""
-    rounds = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(np.median(values[rounds], axis=1), [0.025, 0.975])
-    return Estimate(float(np.median(values)), float(low), float(high))
+@dataclass(frozen=True)
+class Timed:
+    """`seconds` in all; `share` of CPU seconds and `waited` seconds for a core, both summed over the threads and a
+    second of wall time; None where that can't be known or says nothing."""
+
+    seconds: float
+    share: float | None = None
+    waited: float | None = None
 
 
 class Stopwatch(Protocol):
     """Times a number of calls."""
 
-    def time(self, call: Callable[[], None], times: int) -> tuple[float, float | None]:
-        """Seconds in all, and CPU seconds a second of wall time (None where that says nothing)."""
+    def time(self, call: Callable[[], None], times: int) -> Timed:
+        """How long `times` calls took, and whether the process got its cores meanwhile."""
+
+
+def waited_for_cores(tasks: Path = Path("/proc/self/task")) -> float | None:
+    """Seconds that the living threads of this process have waited for a core so far; None where the system does not
+    say."""
+    waited, known = 0, False
+    try:
+        threads = list(tasks.iterdir())
+    except OSError:
+        return None
+    for thread in threads:
+        try:
+            fields = (thread / "schedstat").read_text(encoding="ascii").split()
+        except OSError:
+            continue  # it has just ended, or the kernel keeps no such statistics
+        waited, known = waited + int(fields[1]), True
+    return waited / 1e9 if known else None
 
 
 @dataclass(frozen=True)
@@ -76,19 +92,24 @@ class WallClock:
 
     wall: Callable[[], float] = time.perf_counter
     cpu: Callable[[], float] = time.process_time  # of all threads of this process
+    waited: Callable[[], float | None] = waited_for_cores
 
-    def time(self, call: Callable[[], None], times: int) -> tuple[float, float | None]:
+    def time(self, call: Callable[[], None], times: int) -> Timed:
+        before = self.waited()
         wall, cpu = self.wall(), self.cpu()
         for _ in range(times):
             call()
         wall, cpu = self.wall() - wall, self.cpu() - cpu
-        return wall, cpu / wall if wall > 0 else None
+        after = self.waited()
+        if wall <= 0:
+            return Timed(wall)
+        return Timed(wall, cpu / wall, None if before is None or after is None else max(0.0, after - before) / wall)
 
 
 class CudaEvents:
     """For work on a GPU: from the first kernel to the end of the last."""
 
-    def time(self, call: Callable[[], None], times: int) -> tuple[float, float | None]:
+    def time(self, call: Callable[[], None], times: int) -> Timed:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         start.record()
@@ -96,30 +117,34 @@ class CudaEvents:
             call()
         end.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3, None
+        return Timed(start.elapsed_time(end) / 1e3)
+
+
+Round = Mapping[str, Timed]
 
 
 @dataclass
 class _Cores:
-    """Tells a round in which a contender got less CPU time than it should.
+    """Tells a round in which a contender did not get its cores.
 
-    It should get what is usual for it (the median so far, for with several threads no part is parallel throughout),
-    and at least one whole core if it is `busy` all the time.
+    It should get the CPU time that is usual for it (the median over all rounds so far: with several threads no part is
+    parallel throughout), and at least one whole core if it is `busy` all the time; and unless there are more threads
+    than cores, none of its threads should have to wait.
     """
 
     busy: bool
-    seen: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    crowded: bool  # more threads than cores: they wait for each other
 
-    def add(self, shares: Mapping[str, float | None]) -> bool:
-        """Take down a pass; was it undisturbed?"""
-        fine = True
-        for name, share in shares.items():
-            if share is None:
+    def fine(self, one: Round, all_rounds: list[Round]) -> bool:
+        for name, timed in one.items():
+            if timed.waited is not None and timed.waited > WAITED and not self.crowded:
+                return False
+            if timed.share is None:
                 continue
-            self.seen[name].append(share)
-            usual = float(np.median(self.seen[name]))
-            fine = fine and share >= GOT_ITS_CORES * max(usual, 1.0 if self.busy else 0.0)
-        return fine
+            usual = float(np.median([other[name].share for other in all_rounds if other[name].share is not None]))
+            if timed.share < GOT_ITS_CORES * max(usual, 1.0 if self.busy else 0.0):
+                return False
+        return True
 
 
 def paired_times(
@@ -137,59 +162,81 @@ def paired_times(
     one before.
 
     `busy`: the contenders compute all the time, so that less than one core of CPU time is a foreign load. Calls
-    shorter than `shortest` seconds are repeated inside a measurement. At most as many rounds as asked for are repeated.
+    shorter than `shortest` seconds are repeated inside a measurement. At most as many rounds as asked for are repeated;
+    which ones is judged again at the end, when it is known what CPU time is usual.
     """
     if not contenders or rounds < 1:
         raise ValueError("a paired measurement needs at least one contender and one round.")
     watch = stopwatch or (CudaEvents() if torch.device(device).type == "cuda" else WallClock())
-    names, random, cores = list(contenders), np.random.default_rng(seed), _Cores(busy)
-    kept: list[dict[str, float]] = []
-    repeated = disturbed = 0
+    names, random = list(contenders), np.random.default_rng(seed)
+    judge = _Cores(busy, crowded=torch.get_num_threads() > cores())
+    bound = math.ceil(REPEATED_BOUND * rounds)
+    seen: list[Round] = []  # every round, thrown away or not, for what is usual
+    kept: list[Round] = []
+    repeated = 0
     with _collector_off():
-        times = _warm_up(contenders, watch, cores, shortest)
-        while len(kept) < rounds:
-            order = [names[i] for i in random.permutation(len(names))]
-            seconds, fine = _round(contenders, order, times, watch, cores)
-            if not fine and repeated < rounds:
-                repeated += 1
-                continue
-            disturbed += not fine
-            kept.append(seconds)
-            progress(len(kept), rounds)
-    return PairedTimes({n: np.array([one[n] for one in kept]) for n in names}, repeated, disturbed, seed)
+        plan = _warm_up(contenders, watch, shortest, seen)
+        while True:
+            while len(kept) < rounds:
+                order = [names[i] for i in random.permutation(len(names))]
+                one = _round(contenders, order, plan, watch)
+                seen.append(one)
+                if repeated < bound and not judge.fine(one, seen):
+                    repeated += 1
+                    continue
+                kept.append(one)
+                progress(len(kept), rounds)
+            bad = [one for one in kept if not judge.fine(one, seen)]
+            thrown = bad[: bound - repeated]
+            if not thrown:
+                break
+            repeated += len(thrown)
+            kept = [one for one in kept if not any(one is other for other in thrown)]
+    seconds = {n: np.array([one[n].seconds / plan[n].times for one in kept]) for n in names}
+    return PairedTimes(seconds, repeated, len(bad))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a contender is measured: `times` calls, after an untimed one if it has a `lead`."""
+
+    times: int = 1
+    lead: bool = False
 
 
 def _warm_up(
-    contenders: Mapping[str, Callable[[], None]], watch: Stopwatch, cores: _Cores, shortest: float
-) -> dict[str, int]:
-    """Passes until one takes as long as the one before; how often to call each contender in a measurement."""
+    contenders: Mapping[str, Callable[[], None]], watch: Stopwatch, shortest: float, seen: list[Round]
+) -> dict[str, _Plan]:
+    """Passes until one takes as long as the one before, added to `seen`; how to measure each contender."""
     least, most = PASSES
-    times = dict.fromkeys(contenders, 1)
     before = math.inf
     for done in range(1, most + 1):
-        seconds, _ = _round(contenders, list(contenders), times, watch, cores)
-        now = sum(seconds.values())
+        one = _round(contenders, list(contenders), dict.fromkeys(contenders, _Plan()), watch)
+        seen.append(one)
+        now = sum(timed.seconds for timed in one.values())
         if done >= least and abs(now - before) <= STABLE * before:
             break
         before = now
-    return {name: max(1, min(1000, math.ceil(shortest / max(one, 1e-9)))) for name, one in seconds.items()}
+    return {name: _plan(timed.seconds, shortest) for name, timed in one.items()}
+
+
+def _plan(seconds: float, shortest: float) -> _Plan:
+    """A call of so many seconds: short ones several times, with an untimed one before."""
+    times = max(1, min(1000, math.ceil(shortest / max(seconds, 1e-9))))
+    return _Plan(times, lead=seconds < 2 * shortest)
 
 
 def _round(
-    contenders: Mapping[str, Callable[[], None]],
-    order: list[str],
-    times: dict[str, int],
-    watch: Stopwatch,
-    cores: _Cores,
-) -> tuple[dict[str, float], bool]:
-    """Seconds a call of each contender, and whether all got their cores."""
-    seconds: dict[str, float] = {}
-    shares: dict[str, float | None] = {}
+    contenders: Mapping[str, Callable[[], None]], order: list[str], plan: Mapping[str, _Plan], watch: Stopwatch
+) -> Round:
+    """Every contender once, in this order."""
     gc.collect()
+    timed: dict[str, Timed] = {}
     for name in order:
-        took, shares[name] = watch.time(contenders[name], times[name])
-        seconds[name] = took / times[name]
-    return seconds, cores.add(shares)
+        if plan[name].lead:
+            contenders[name]()
+        timed[name] = watch.time(contenders[name], plan[name].times)
+    return timed
 
 
 @contextmanager

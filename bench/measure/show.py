@@ -6,62 +6,114 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.record import CostRow, CostTable
+from bench.measure.interval import no_difference, noise_floor
+from bench.record import PARTS, CostRow, CostTable
+
+KINDS = {"infer": "inference", "train": "step", "run": "whole run"}
 
 
 def print_costs(table: CostTable, console: Console) -> None:
-    """The paired measurement as a table: each speed-up with its interval and, beside it, what MACs alone allow."""
+    """The paired measurement as a table: each speed-up with its interval and, beside it, what MACs alone allow; the
+    noise floor; and where the time of a step goes, where that was measured."""
     first, again = table.rows[0], table.rows[-1]
-    shown = Table(
-        title=f"{first.encoder}, {first.image_size} px, {first.channels} channel(s), batch {first.batch}, "
+    shown = _titled(
+        f"{first.encoder}, {first.image_size} px, {first.channels} channel(s), batch {first.batch}, "
         f"{first.threads} thread(s), {first.precision}, {first.rounds} rounds, {first.machine}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
+        table,
     )
-    shown.add_column("method", overflow="fold", min_width=min(56, max(len(row.method) for row in table.rows)))
-    columns = (
-        "keep",
-        "training",
-        "inference ms",
-        "speed-up",
-        "by MACs",
-        "step ms",
-        "speed-up",
-        "by MACs",
-        "whole run",
-    )
-    for column in (*columns, "saved MiB"):
+    trained = first.train_ms is not None
+    peaks = any(row.peak_mib is not None for row in table.rows)
+    columns = ["keep", "training", "inference ms", "speed-up", "by MACs", "time / MACs"]
+    if trained:
+        columns += ["step ms", "speed-up", "by MACs", "time / MACs", "whole run", "saved MiB"]
+    for column in [*columns, *(["peak MiB"] if peaks else [])]:
         shown.add_column(column, justify="right")
     for row in table.rows:
-        shown.add_row(
+        cells = [
             row.method.replace("[", r"\["),
             "" if row.keep is None else f"{row.keep:g}",
             row.train_execution,
-            f"{row.infer_ms:.3f}",
-            _speedup(row, again, "infer"),
-            f"{first.infer_gmacs / row.infer_gmacs:.2f}",
-            f"{row.train_ms:.3f}",
-            _speedup(row, again, "train"),
-            f"{first.train_gmacs / row.train_gmacs:.2f}",
-            _speedup(row, again, "run"),
-            f"{row.saved_mib:.2f}",
-        )
+            *_times(row, first, again, "infer"),
+        ]
+        if trained:
+            saved = "" if row.saved_mib is None else f"{row.saved_mib:.2f}"
+            cells += [*_times(row, first, again, "train"), _speedup(row, again, "run"), saved]
+        shown.add_row(*cells, *(["" if row.peak_mib is None else f"{row.peak_mib:.0f}"] if peaks else []))
     console.print(shown)
-    disturbed = table.environment.get("disturbed_rounds", 0)
-    console.print(
-        "ms and MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, median "
-        f"over rounds with 95 % interval; ~ no difference seen: the interval reaches into that of {again.method}, "
-        f"dense against itself. {first.repeated_rounds} round(s) were repeated for a foreign load"
-        + (f", and {disturbed} kept in spite of it: measure again on a quieter machine." if disturbed else "."),
-        markup=False,
-        highlight=False,
-    )
+    console.print(_note(table), markup=False, highlight=False)
+    _print_parts(table, console)
+
+
+def _titled(title: str, table: CostTable) -> Table:
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("method", overflow="fold", min_width=min(40, max(len(row.method) for row in table.rows)))
+    return shown
+
+
+def _times(row: CostRow, first: CostRow, again: CostRow, kind: str) -> list[str]:
+    """ms, speed-up, the speed-up that MACs alone allow, and how much of that is reached."""
+    by_macs = getattr(first, f"{kind}_gmacs") / getattr(row, f"{kind}_gmacs")
+    reached = getattr(row, f"{kind}_speedup") / by_macs
+    ms = getattr(row, f"{kind}_ms")
+    return [f"{ms:.3f}", _speedup(row, again, kind), f"{by_macs:.2f}", f"{reached:.2f}"]
 
 
 def _speedup(row: CostRow, again: CostRow, kind: str) -> str:
-    value, low, high = (getattr(row, f"{kind}_speedup{end}") for end in ("", "_low", "_high"))
+    value, low, high = _interval(row, kind)
     if low == high == 1.0:  # the baseline itself
-        return "1.00"
-    floor_low, floor_high = (getattr(again, f"{kind}_speedup{end}") for end in ("_low", "_high"))
-    alike = row.method != again.method and low <= floor_high and high >= floor_low
-    return f"{'~ ' if alike else ''}{value:.2f} \\[{low:.2f}, {high:.2f}]"
+        return "1"
+    _, *ends = _interval(again, kind)
+    if row.method == again.method or not no_difference(low, high, noise_floor(*ends)):
+        return f"{value:.2f} \\[{low:.2f}, {high:.2f}]"
+    return f"no difference seen \\[{low:.2f}, {high:.2f}]"
+
+
+def _interval(row: CostRow, kind: str) -> tuple[float, float, float]:
+    value, low, high = (float(getattr(row, f"{kind}_speedup{end}")) for end in ("", "_low", "_high"))
+    return value, low, high
+
+
+def _note(table: CostTable) -> str:
+    first, again = table.rows[0], table.rows[-1]
+    kinds = [kind for kind in KINDS if getattr(first, f"{kind}_speedup") is not None]
+    floors = []
+    for kind in kinds:
+        value, low, high = _interval(again, kind)
+        floor = noise_floor(low, high)
+        floors.append(f"{KINDS[kind]} {value:.3f} [{low:.3f}, {high:.3f}], so from {1 / floor:.3f} to {floor:.3f}")
+    disturbed = table.environment.get("disturbed_rounds", 0)
+    text = (
+        f"Noise floor, dense against itself ({again.method}): {'; '.join(floors)}. A ratio whose interval reaches into "
+        "it is no difference seen.\n"
+        "ms and saved MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, "
+        "median over rounds with 95 % interval; by MACs: dense MACs / method MACs; time / MACs: the speed-up as a "
+        f"share of that. {first.repeated_rounds} round(s) were repeated for a foreign load"
+    )
+    text += f", and {disturbed} kept in spite of it: measure again on a quieter machine." if disturbed else "."
+    if any(row.peak_mib is not None for row in table.rows):
+        of = (
+            "the GPU's memory" if first.peak_of == "device" else "resident memory above what there was before the model"
+        )
+        text += f"\nPeak MiB: {of}, of a few train steps in a process of their own, for the whole batch."
+    if first.train_ms is None:
+        text += "\nTraining was left out at this size."
+    for lost in table.environment.get("peaks_not_measured", ()):
+        text += f"\nPeak memory not measured: {lost}."
+    return text
+
+
+def _print_parts(table: CostTable, console: Console) -> None:
+    parts = [part for part in PARTS if any(row.part(part) for row in table.rows)]
+    if not [part for part in parts if part != "views"]:
+        return
+    shown = _titled("Where a step's time goes, ms per image, forward and backward", table)
+    for part in parts:
+        shown.add_column(PARTS[part], justify="right")
+    for row in table.rows:
+        shown.add_row(
+            row.method.replace("[", r"\["), *("" if (v := row.part(p)) is None else f"{v:.3f}" for p in parts)
+        )
+    console.print(shown)
+    console.print(
+        "Making the views is in no step and in no speed-up: it costs all alike.", markup=False, highlight=False
+    )

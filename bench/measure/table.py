@@ -1,49 +1,42 @@
 """A cost table: every method's train step and inference in one paired, interleaved measurement, dense against itself
 included.
 
-A step is all that training does once its views are made: forward, backward, optimizer, teacher. A strategy that ramps
-has no one step time: it is measured at the target keep ratio and at two more, and the quadratic through them (in the
-number of kept patches, as projections, MLPs and attention grow) gives the time along the schedule. `run_speedup` is
-dense's time for the whole schedule over the method's, per round, so its interval is made like the others. Steps that
-keep every patch are priced by the same curve, though they skip the gathering: rather too dear than too cheap.
+Timed first, all methods together; then, where a table is asked for in detail, each method by itself: where the time of
+its step goes, what of its inference is attention, and its peak memory in a process of its own. `run_speedup` is dense's
+time for the whole schedule over the method's, per round, so its interval is made like the others.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from bench.environment import environment, machine, raise_allocator_thresholds
-from bench.measure.macs import count, interpolate, kept_over_run, nodes, random_views
-from bench.measure.memory import saved_bytes
-from bench.measure.paired import Array, Estimate, PairedTimes, estimate, paired_times
-from bench.pretrain import build, optimizer_of, train_step
-from bench.record import CostRow, CostTable, Macs
+from bench.measure.arm import Arm, execution
+from bench.measure.interval import Estimate
+from bench.measure.macs import random_views
+from bench.measure.paired import PairedTimes, paired_times
+from bench.measure.parts import views_seconds
+from bench.measure.peak import NotMeasured, peak_of_training
+from bench.record import PARTS, CostRow, CostTable
 from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods import FLOORS
 from methods.names import Method
-from methods.noise import Noise
-from methods.objectives.objective import Objective
-from methods.strategies.strategy import Call
 
 DENSE = Method("simclr", "dense")
-AGAIN = "simclr/dense#2"
-GRID = 2000  # steps by which the schedule is integrated
+TWICE = "#2"
+AGAIN = f"{DENSE.name}{TWICE}"
+LOOKS = 3  # steps watched, and calls of inference, for where the time goes
 
-Call0 = Callable[[], None]
 Progress = Callable[[int, int], Any]
 
 
@@ -55,24 +48,49 @@ def measure(
     threads: int,
     images: Tensor | None = None,
     *,
+    training: bool = True,
+    detail: bool = False,
     progress: Progress = lambda done, rounds: None,
 ) -> CostTable:
     """The paired measurement of `methods` (floors are left out), dense SimCLR first and once more as `simclr/dense#2`.
 
     `images` (2, batch, channels, H, W): the views that all methods get; random ones by default. torch runs with
-    `threads` threads meanwhile. Raises ValueError where the attention backend or the precision can't be had.
+    `threads` threads meanwhile. `training` False times inference alone; `detail` adds where the time goes and peak
+    memory. Raises ValueError where the attention backend or the precision can't be had, CountersDisagree.
     """
     started = _now()
     raise_allocator_thresholds()
     fabric = Fabric(accelerator="auto", devices=1, precision=train.precision)
+    details: dict[str, Any] = {}
+    peaks: dict[str, tuple[float, str]] = {}
     with _threads(threads):
         views = random_views(encoder, measure.batch) if images is None else images[:, : measure.batch]
-        arms = [Arm(name, method, encoder, train, views, fabric) for name, method in contestants(methods)]
+        arms = [Arm(name, method, encoder, train, views, fabric, training) for name, method in contestants(methods)]
+        for arm in arms:
+            arm.weigh()
         contenders = {key: call for arm in arms for key, call in arm.contenders().items()}
         times = paired_times(contenders, measure.rounds, device=fabric.device, progress=progress)
+        if detail:
+            for arm in arms:
+                arm.look_inside(LOOKS)
+            seconds = views_seconds(encoder.image_size, encoder.channels, views.shape[1], fabric.device)
+            details["views_ms"] = 1e3 * seconds / views.shape[1]
+    rows = [_row(arm, times, threads) for arm in arms]
+    del arms, contenders  # the memory is the next processes'
+    lost = []
+    for row in rows if detail and training else []:
+        try:
+            peaks[row.method] = peak_of_training(row.method.removesuffix(TWICE), encoder, train, measure.batch, threads)
+        except NotMeasured as why:
+            lost.append(str(why))
+    rows = [_detailed(row, details, peaks.get(row.method)) for row in rows]
     return CostTable(
-        rows=tuple(arm.row(times, threads) for arm in arms),
-        environment={**environment(threads), "disturbed_rounds": times.disturbed},
+        rows=tuple(rows),
+        environment={
+            **environment(threads),
+            "disturbed_rounds": times.disturbed,
+            **({"peaks_not_measured": lost} if lost else {}),
+        },
         started=started,
         finished=_now(),
     )
@@ -104,138 +122,54 @@ def table_path(
     return results / "cost" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}.json"
 
 
-@dataclass
-class Arm:
-    """One row in the making: a method built, counted, weighed, and ready to be timed."""
-
-    name: str
-    method: Method
-    encoder: EncoderSpec
-    train: TrainSpec
-    views: Tensor
-    fabric: Fabric
-    objective: Objective = field(init=False)
-    macs: Macs = field(init=False)
-    saved: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.objective = build(self.method, self.encoder, seed=0)
-        self.macs = count(self.objective, self.encoder, self.train, 0, self.views[:, :2])
-        self.objective.to(self.fabric.device)
-        self.objective.encoder.use_attention(self.train.attention, self.fabric.device)
-        self.views = self.views.to(self.fabric.device)
-        with self.fabric.autocast():
-            self.saved = saved_bytes(self.objective, self.views, self._call(self.points[0], itertools.count()))
-
-    @property
-    def ramps(self) -> bool:
-        return self.objective.encoder.strategy.ramps and self.objective.encoder.strategy.target is not None
-
-    @property
-    def points(self) -> list[int]:
-        """Numbers of kept patches at which a step is timed, the target first."""
-        patches = self.objective.encoder.geometry.patches
-        if not self.ramps:
-            return [patches]
-        return nodes(min(kept_over_run(self.objective.encoder.strategy, 1, 0.0)), patches)
-
-    def contenders(self) -> dict[str, Call0]:
-        """What is timed: inference, and a train step at every point."""
-        objective = self.objective
-        inference = copy.deepcopy(objective.encoder).eval()
-        own, lesions = inference.strategy.inference[0], self._lesions(self.views.shape[1])
-        optimizer = optimizer_of(objective, self.train.lr, self.train.weight_decay)
-        model, optimizer = self.fabric.setup(objective, optimizer)
-        model.train()
-        steps = itertools.count()
-
-        def infer() -> None:
-            with torch.no_grad(), self.fabric.autocast():
-                inference(self.views[0], Call(inference=own, lesions=lesions))
-
-        def step_at(kept: int) -> Call0:
-            def step() -> None:
-                train_step(model, optimizer, self.views, self._call(kept, steps), self.fabric)
-
-            return step
-
-        return {f"{self.name} infer": infer, **{f"{self.name} train {k}": step_at(k) for k in self.points}}
-
-    def _call(self, kept: int, steps: Iterator[int]) -> Call:
-        """What a step is told in mid-run, with noise of its own."""
-        batch = self.views.shape[1]
-        keep = kept / self.objective.encoder.geometry.patches
-        return Call(keep, progress=0.5, noise=Noise(0, next(steps), batch), lesions=self._lesions(2 * batch))
-
-    def _lesions(self, batch: int) -> Tensor:
-        """For strategies that look at lesions: random ones."""
-        patches = self.objective.encoder.geometry.patches
-        return torch.rand(batch, patches, generator=torch.Generator().manual_seed(0)).to(self.views.device)
-
-    def row(self, times: PairedTimes, threads: int) -> CostRow:
-        strategy, batch = self.objective.encoder.strategy, self.views.shape[1]
-        infer, step = f"{self.name} infer", f"{self.name} train {self.points[0]}"
-        infers, steps, runs = (
-            times.speedup(infer, f"{DENSE.name} infer"),
-            times.speedup(step, self._dense_step(times)),
-            self._run_speedup(times),
-        )
-        return CostRow(
-            method=self.name,
-            encoder=self.encoder.name,
-            image_size=self.encoder.image_size,
-            channels=self.encoder.channels,
-            keep=self.method.keep,
-            keep_effective=strategy.target,
-            train_execution=execution(self.objective),
-            infer_gmacs=self.macs.inference / 1e9,
-            train_gmacs=self.macs.train_step / 1e9,
-            infer_ms=1e3 * times.median(infer) / batch,
-            train_ms=1e3 * times.median(step) / batch,
-            **_columns("infer", infers),
-            **_columns("train", steps),
-            **_columns("run", runs),
-            ramp=self.train.ramp if self.ramps else None,
-            saved_mib=self.saved / 2**20,
-            batch=batch,
-            rounds=len(times.seconds[infer]),
-            repeated_rounds=times.repeated,
-            threads=threads,
-            machine=machine(),
-            device=self.fabric.device.type,
-            precision=self.train.precision,
-        )
-
-    def _dense_step(self, times: PairedTimes) -> str:
-        return next(name for name in times.seconds if name.startswith(f"{DENSE.name} train "))
-
-    def _run_speedup(self, times: PairedTimes) -> Estimate:
-        """Dense's whole run over this method's, the ramp integrated, round by round."""
-        dense = times.seconds[self._dense_step(times)]
-        own = np.stack([times.seconds[f"{self.name} train {k}"] for k in self.points], axis=-1)  # (rounds, points)
-        return estimate(dense / self._mean_step(own), times.seed)
-
-    def _mean_step(self, own: Array) -> Array:
-        """Mean step over the run, (rounds, points) -> (rounds,)."""
-        if not self.ramps:
-            return own[:, 0]
-        kept = kept_over_run(self.objective.encoder.strategy, GRID, self.train.ramp)
-        along = interpolate(self.points, own, np.array(list(kept), dtype=float))  # (rounds, numbers of patches)
-        return np.asarray(along @ np.array(list(kept.values()), dtype=float) / GRID)
+def _row(arm: Arm, times: PairedTimes, threads: int) -> CostRow:
+    strategy, batch, train = arm.objective.encoder.strategy, arm.views.shape[1], arm.train
+    dense_step = next((name for name in times.seconds if name.startswith(f"{DENSE.name} train ")), None)
+    steps = runs = step_ms = None
+    if dense_step is not None:
+        steps = times.speedup(arm.train_key(), dense_step)
+        runs = arm.run_speedup(times, dense_step)
+        step_ms = 1e3 * times.median(arm.train_key()) / batch
+    return CostRow(
+        method=arm.name,
+        encoder=arm.encoder.name,
+        image_size=arm.encoder.image_size,
+        channels=arm.encoder.channels,
+        keep=arm.method.keep,
+        keep_effective=strategy.target,
+        train_execution=execution(arm.objective),
+        infer_gmacs=arm.macs.inference / 1e9,
+        train_gmacs=arm.macs.train_step / 1e9,
+        infer_ms=1e3 * times.median(arm.infer_key) / batch,
+        train_ms=step_ms,
+        **_columns("infer", times.speedup(arm.infer_key, f"{DENSE.name} infer")),
+        **_columns("train", steps),
+        **_columns("run", runs),
+        ramp=train.ramp if arm.ramps else None,
+        saved_mib=None if arm.saved is None else arm.saved / 2**20,
+        batch=batch,
+        rounds=len(times.seconds[arm.infer_key]),
+        repeated_rounds=times.repeated,
+        threads=threads,
+        machine=machine(),
+        device=arm.fabric.device.type,
+        precision=train.precision,
+        attention=train.attention,
+        infer_attention_gmacs=arm.macs.inference_parts.get("attention", 0.0) / 1e9,
+        infer_attention_share=arm.attention,
+        **{f"{part}_ms": step_ms * arm.parts[part] for part in PARTS if step_ms is not None and part in arm.parts},
+    )
 
 
-def execution(objective: Objective) -> str:
-    """Whether dropped tokens are really not computed in training (`gathered`) or computed and hidden (`masked`)."""
-    strategy = objective.encoder.strategy
-    return str(getattr(strategy, "execution", strategy.train_execution))
+def _detailed(row: CostRow, details: dict[str, Any], peak: tuple[float, str] | None) -> CostRow:
+    """The row with what is measured after the timing."""
+    found = {"peak_mib": peak[0], "peak_of": peak[1]} if peak else {}
+    return row.model_copy(update={**details, **found})
 
 
-def _columns(kind: str, speedup: Estimate) -> dict[str, Any]:
-    return {
-        f"{kind}_speedup": speedup.median,
-        f"{kind}_speedup_low": speedup.low,
-        f"{kind}_speedup_high": speedup.high,
-    }
+def _columns(kind: str, speedup: Estimate | None) -> dict[str, Any]:
+    values = (None,) * 3 if speedup is None else (speedup.median, speedup.low, speedup.high)
+    return dict(zip((f"{kind}_speedup{end}" for end in ("", "_low", "_high")), values, strict=True))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.measure.memory import peak_mib, saved_bytes
+from bench.measure.memory import peak_mib, resident_mib, saved_bytes
 from bench.pretrain import build
 from bench.spec import EncoderSpec
 from methods.names import parse_methods
@@ -63,3 +63,4 @@ def test_peak_is_the_systems_high_water_mark() -> None:
     assert of == "process"
     assert len(held) / 2**20 < peak
     assert peak == pytest.approx(int(line.split()[1]) / 1024, abs=8)
+    assert len(held) / 2**20 < resident_mib() <= peak

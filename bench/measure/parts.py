@@ -1,0 +1,173 @@
+"""Where a train step's time goes: a clock that is switched from part to part, forward and backward.
+
+Forward, hooks on the modules of a part switch to it and back. Backward, autograd visits what forward did in reverse
+order, in one thread: the gradient of a module's output being ready is where its backward begins, that of its input
+being ready where it ends; so hooks on those tensors switch the same clock, and no time is counted twice or lost. What
+belongs to no module (gathering tokens, positions, pooling, the strategy's own losses) is a part of its own. All that a
+teacher does is the teacher's. Hooks cost some microseconds each and stand at whole blocks: well under 1 % of a step.
+
+A block whose attention a strategy replaces is not called as a module; it is told by its parts, norm to drop path, and
+its two residual additions then count as rest. On a GPU the device is synchronised at every switch.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from datasets.views import Views
+from methods.noise import keyed_generator
+from methods.objectives.objective import Objective
+
+MODULES = (  # name of a module inside the objective -> part; the first that fits
+    (r"teacher_\w+", "teacher"),
+    (r"encoder", "selection"),
+    (r"encoder\.\w+\.(patch_embed|stem)|encoder\.\w+\.stem_\d", "embedding"),
+    (r"encoder\.strategy\.\w+(\.\d+)?", "predictor"),
+    (r"encoder\.\w+\.(blocks\.\d+|norm|stages\.\d+)", "blocks"),
+    (r"projector|predictor", "heads"),
+)
+HALVES = (("norm1", "drop_path1"), ("norm2", "drop_path2"))  # first and last module of the halves of timm's block
+
+Clock = Callable[[], float]
+
+
+class Stepwatch:
+    """Seconds of the train steps made inside `watch`, by part."""
+
+    def __init__(self, objective: Objective, optimizer: torch.optim.Optimizer, clock: Clock | None = None) -> None:
+        self.objective, self.optimizer = objective, optimizer
+        device = next(objective.parameters()).device
+        self.clock = clock or (time.perf_counter if device.type != "cuda" else _synchronised)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.at: list[tuple[str, object]] = []  # forward: where we are, the innermost last
+        self.now: tuple[str, object] = ("", None)
+        self.since = 0.0
+        self.hooks: list[Any] = []
+
+    @contextmanager
+    def watch(self) -> Iterator[dict[str, float]]:
+        """Whole train steps inside, nothing else; gives the seconds by part, complete once it is left."""
+        self._hook()
+        self.now, self.since = ("optimizer", None), self.clock()  # a step begins with its zero_grad
+        try:
+            yield self.seconds
+            self._switch("", None)
+        finally:
+            for hook in self.hooks:
+                hook.remove()
+            self.hooks.clear()
+
+    def _switch(self, part: str, owner: object) -> None:
+        now = self.clock()
+        self.seconds[self.now[0]] += now - self.since
+        self.now, self.since = (part, owner), now
+
+    def _hook(self) -> None:
+        named = dict(self.objective.named_modules())
+        teacher = any(name.startswith("teacher_") for name in named)
+        after = "teacher" if teacher else "optimizer"  # the teacher follows after the optimizer's step
+        self._region(self.objective, self.objective, "heads")
+        self.hooks += [
+            self.optimizer.register_step_pre_hook(lambda *_: self._switch("optimizer", None)),
+            self.optimizer.register_step_post_hook(lambda *_: self._switch(after, None)),
+        ]
+        for name, module in named.items():
+            part = next((part for pattern, part in MODULES if re.fullmatch(pattern, name)), None)
+            if part is None:
+                continue
+            self._region(module, module, part)
+            for first, last in HALVES:
+                if part == "blocks" and hasattr(module, first) and hasattr(module, last):
+                    self._region(getattr(module, first), getattr(module, last), part)
+
+    def _region(self, first: nn.Module, last: nn.Module, part: str) -> None:
+        """From the call of `first` to the end of `last`."""
+
+        def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            inside = "teacher" if self.at and self.at[-1][0] == "teacher" else part
+            owner = object()
+            self.at.append((inside, owner))
+            self._switch(inside, owner)
+            for tensor in inputs:
+                if isinstance(tensor, Tensor) and tensor.requires_grad:
+                    tensor.register_hook(lambda _: self._end(owner))
+
+        def leave(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            inside, owner = self.at.pop()
+            self._switch(*(self.at[-1] if self.at else ("heads", None)))  # backward begins with the loss
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(lambda _: self._switch(inside, owner))
+
+        self.hooks += [first.register_forward_pre_hook(enter), last.register_forward_hook(leave)]
+
+    def _end(self, owner: object) -> None:
+        """Backward: the gradient of a region's input is there; a region that began since has the clock already."""
+        if self.now[1] is owner:
+            self._switch("selection", None)
+
+
+def shares(watched: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Share of each part in a step, from several steps' seconds by part: the median over the steps, adding up to 1."""
+    parts = [part for part in dict.fromkeys(key for one in watched for key in one) if part]
+    middle = {part: float(np.median([one.get(part, 0.0) / sum(one.values()) for one in watched])) for part in parts}
+    total = sum(middle.values())
+    return {part: share / total for part, share in middle.items()}
+
+
+class AttentionTime(TorchFunctionMode):
+    """Seconds spent in fused attention inside it."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self.clock: Clock = time.perf_counter if device.type != "cuda" else _synchronised
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        started = self.clock()
+        out = func(*args, **(kwargs or {}))
+        self.seconds += self.clock() - started
+        return out
+
+
+def attention_share(infer: Callable[[], None], device: torch.device, calls: int = 3) -> float:
+    """Share of the time of `infer` that is spent in fused attention; median over calls."""
+    found = []
+    for _ in range(calls):
+        with AttentionTime(device) as attention:
+            started = attention.clock()
+            infer()
+            found.append(attention.seconds / (attention.clock() - started))
+    return float(np.median(found))
+
+
+def views_seconds(image_size: int, channels: int, batch: int, device: torch.device, calls: int = 3) -> float:
+    """Seconds to draw and make both views of a batch, which no method changes; median over calls."""
+    views = Views(image_size, channels=channels)
+    random = keyed_generator("images to make views of")
+    images = torch.randint(256, (batch, image_size, image_size), generator=random, dtype=torch.uint8).to(device)
+    clock: Clock = time.perf_counter if device.type != "cuda" else _synchronised
+    found = []
+    for call in range(calls + 1):
+        started = clock()
+        views.apply(images, views.draw(keyed_generator("views", 0, call), batch))
+        found.append(clock() - started)
+    return float(np.median(found[1:]))  # the first fills the bank of noise
+
+
+def _synchronised() -> float:
+    with suppress(RuntimeError):
+        torch.cuda.synchronize()
+    return time.perf_counter()
