@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,18 +10,18 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.record import Macs
-    from bench.spec import EncoderSpec, TrainSpec
+    from bench.record import CostTable
+    from bench.spec import EncoderSpec, MeasureSpec
     from bench.suite import Suite
+    from methods.strategies.strategy import Geometry
 
 app = typer.Typer(add_completion=False)
 
-BATCH_OF_LARGE = 8  # images, where a dense image costs more than a GMAC
-WIDTH = 172  # columns of a printed table where there is no terminal to ask
-MACS_COLUMNS = (
-    *("method", "encoder", "image_size", "channels", "keep", "keep_effective", "train_execution"),
-    *("infer_gmacs", "train_gmacs", "infer_ratio", "train_ratio", "run_ratio", "ramp", "batch"),
-)
+BATCH_OF_LARGE = 8  # images, where a dense image costs more than a GMAC; fewer where an image has more tokens than
+TOKENS_OF_LARGE = 196  # this, so that a step holds about as many
+ROUNDS_OF_LARGE = 10  # a round of nine methods at ViT-S/16, 224 px, takes half a minute on two cores
+TRAIN_UP_TO = 448  # pixels on a side
+WIDTH = 190  # columns of a printed table where there is no terminal to ask
 
 
 @app.command()
@@ -40,6 +37,9 @@ def main(
     batch: Annotated[int | None, typer.Option(help="Images a step, each with two views.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Interleaved rounds of the paired measurement.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    train_up_to: Annotated[
+        int, typer.Option(help="Largest image size at which training is measured too; inference is at every size.")
+    ] = TRAIN_UP_TO,
     macs_only: Annotated[bool, typer.Option("--macs-only", help="Count only; time and weigh nothing.")] = False,
     preset: Annotated[str, typer.Option(help="Where the encoder and the training settings come from.")] = "quick",
     results: Annotated[Path, typer.Option(help="The folder with the records.")] = Path("results"),
@@ -48,21 +48,25 @@ def main(
     """Measure what methods cost: MACs, paired time of a train step and of inference, memory."""
     from rich.console import Console
 
+    from bench.environment import cores
+
     console = Console() if Console().is_terminal else Console(width=WIDTH)
     try:
         suite = _suite(preset, methods, keep, batch, rounds)
         encoders = [_encoder(suite, encoder, size, channels) for size in _sizes(image_size)]
-        cores = threads if threads is not None else _cores()
-        if cores < 1:
-            raise ValueError(f"--threads is {cores}: it is at least 1.")
-        for spec in encoders:
-            if macs_only:
+        count = threads if threads is not None else cores()
+        if count < 1:
+            raise ValueError(f"--threads is {count}: it is at least 1.")
+        if macs_only:
+            for spec in encoders:
                 _count(suite, spec, reports, console)
-            else:
-                _measure(suite, spec, batch, cores, results, console)
-        if not macs_only:
-            _write_csv(results, reports)
-            console.print(f"All that was measured: {reports / 'cost.csv'}", markup=False, highlight=False)
+            return
+        done = []
+        for spec in encoders:
+            measure = _affordable(suite.measure, spec, batch, rounds)
+            training = spec.image_size <= train_up_to
+            done.append(_measure(suite, spec, measure, training, count, results, reports, console))
+        _write(done, encoders, results, reports, console)
     except (ValueError, FileNotFoundError) as wrong:
         typer.echo(str(wrong), err=True)
         raise typer.Exit(2) from None
@@ -111,25 +115,61 @@ def _number(option: str, text: str, kind: type[Any]) -> Any:
         raise ValueError(f"{option} has '{text.strip()}': it takes {what} with commas between.") from None
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) -> None:
+    """MACs alone: printed, and written to reports/macs-<encoder>-<size>.csv."""
+    from bench.measure.macs import CountersDisagree
+    from bench.measure.macs_table import count_methods, print_macs, write_macs
+
+    try:
+        rows = count_methods(suite.parsed_methods(), encoder, suite.train)
+    except CountersDisagree as refused:
+        typer.echo(f"The table is refused. {refused}", err=True)
+        raise typer.Exit(1) from None
+    print_macs(rows, encoder, console)
+    where = write_macs(rows, encoder, reports)
+    console.print(f"Per image; a step has both views. Written to {where}", markup=False, highlight=False)
+
+
+def _affordable(measure: MeasureSpec, encoder: EncoderSpec, batch: int | None, rounds: int | None) -> MeasureSpec:
+    """Fewer images and rounds for a large encoder, unless the user said how many."""
+    geometry = _geometry(encoder)
+    if geometry.macs(geometry.patches) <= 1e9:
+        return measure
+    fit = max(2, min(BATCH_OF_LARGE, BATCH_OF_LARGE * TOKENS_OF_LARGE // geometry.patches))
+    changes = {"batch": min(measure.batch, fit)} if batch is None else {}
+    if rounds is None:
+        changes["rounds"] = min(measure.rounds, ROUNDS_OF_LARGE)
+    return measure.model_copy(update=changes)
+
+
+def _geometry(encoder: EncoderSpec) -> Geometry:
+    from bench.measure.table import DENSE
+    from bench.pretrain import build
+
+    return build(DENSE, encoder, seed=0).encoder.geometry
 
 
 def _measure(
-    suite: Suite, encoder: EncoderSpec, batch: int | None, threads: int, results: Path, console: Console
-) -> None:
+    suite: Suite,
+    encoder: EncoderSpec,
+    spec: MeasureSpec,
+    training: bool,
+    threads: int,
+    results: Path,
+    reports: Path,
+    console: Console,
+) -> CostTable:
+    """One table: measured, stored, printed, and drawn."""
     from rich.progress import Progress
 
+    from bench.analysis import costplots
     from bench.measure.macs import CountersDisagree
     from bench.measure.show import print_costs
     from bench.measure.table import measure, table_path
     from bench.store import as_json, write_atomically
 
-    spec = suite.measure
-    if batch is None and _is_large(encoder):
-        spec = spec.model_copy(update={"batch": min(spec.batch, BATCH_OF_LARGE)})
     methods = suite.parsed_methods()
-    where = table_path(results, methods, encoder, suite.train, spec, threads)
+    where = table_path(results, methods, encoder, suite.train, spec, threads, training)
     try:
         with Progress(console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(f"{encoder.name} at {encoder.image_size} px, paired rounds", total=spec.rounds)
@@ -139,6 +179,8 @@ def _measure(
                 suite.train,
                 spec,
                 threads,
+                training=training,
+                detail=True,
                 progress=lambda done, _: bar.update(task, completed=done),
             )
     except CountersDisagree as refused:
@@ -147,95 +189,26 @@ def _measure(
     write_atomically(where, as_json(table))
     print_costs(table, console)
     console.print(f"Written to {where}", markup=False, highlight=False)
+    name = f"{costplots.PREFIX}parts-{encoder.name}-{encoder.image_size}"
+    if costplots.parts(table.rows, reports / "figures", name):
+        console.print(f"Where a step's time goes: {reports / 'figures' / name}.png", markup=False, highlight=False)
+    return table
 
 
-def _is_large(encoder: EncoderSpec) -> bool:
-    from bench.measure.table import DENSE
-    from bench.pretrain import build
-
-    geometry = build(DENSE, encoder, seed=0).encoder.geometry
-    return geometry.macs(geometry.patches) > 1e9
-
-
-def _write_csv(results: Path, reports: Path) -> None:
-    """reports/cost.csv: the newest row of all that was measured."""
-    from bench.analysis.frames import cost_frame
-    from bench.record import CostRow
+def _write(
+    tables: list[CostTable], encoders: list[EncoderSpec], results: Path, reports: Path, console: Console
+) -> None:
+    """reports/cost.csv: the newest row of all that was measured; and how cost grows, where there are several sizes."""
+    from bench.analysis import costplots
+    from bench.analysis.frames import cost_csv, cost_frame, newest
     from bench.store import write_atomically
 
-    frame = cost_frame(results)[[*CostRow.model_fields, "measured"]]
-    write_atomically(reports / "cost.csv", frame.to_csv(index=False).encode())
-
-
-def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) -> None:
-    """MACs alone: printed, and written to reports/macs-<encoder>-<size>.csv."""
-    from rich.table import Table
-
-    from bench.measure.macs import CountersDisagree, count
-    from bench.measure.table import GRID, contestants, execution
-    from bench.pretrain import build
-    from bench.store import write_atomically
-
-    rows: list[dict[str, Any]] = []
-    dense: Macs | None = None
-    for name, method in contestants(suite.parsed_methods())[:-1]:
-        objective = build(method, encoder, seed=0)
-        try:
-            macs = count(objective, encoder, suite.train, GRID)
-        except CountersDisagree as refused:
-            typer.echo(f"The table is refused: {name}. {refused}", err=True)
-            raise typer.Exit(1) from None
-        dense = dense or macs
-        strategy = objective.encoder.strategy
-        rows.append(_macs_row(name, encoder, suite.train, macs, dense))
-        rows[-1] |= {
-            "keep": method.keep,
-            "keep_effective": strategy.target,
-            "train_execution": execution(objective),
-            "ramp": suite.train.ramp if strategy.ramps else None,
-        }
-    shown = Table(
-        title=f"MACs, {encoder.name}, {encoder.image_size} px, {encoder.channels} channel(s)",
-        title_justify="left",
-    )
-    shown.add_column("method", overflow="fold", min_width=22)
-    for column in (
-        "keep",
-        "inference G",
-        "dense / this",
-        "train step G",
-        "dense / this",
-        "whole run: dense / this",
-    ):
-        shown.add_column(column, justify="right")
-    for row in rows:
-        numbers = (f"{row[key]:.4g}" for key in MACS_COLUMNS[7:12])
-        infer, train, infer_ratio, train_ratio, run_ratio = numbers
-        keep = "" if row["keep"] is None else f"{row['keep']:g}"
-        shown.add_row(row["method"].replace("[", r"\["), keep, infer, infer_ratio, train, train_ratio, run_ratio)
-    console.print(shown)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, MACS_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    where = reports / f"macs-{encoder.name}-{encoder.image_size}.csv"
-    write_atomically(where, text.getvalue().encode())
-    console.print(f"Per image; a step has both views. Written to {where}", markup=False, highlight=False)
-
-
-def _macs_row(name: str, encoder: EncoderSpec, train: TrainSpec, macs: Macs, dense: Macs) -> dict[str, Any]:
-    return {
-        "method": name,
-        "encoder": encoder.name,
-        "image_size": encoder.image_size,
-        "channels": encoder.channels,
-        "infer_gmacs": macs.inference / 1e9,
-        "train_gmacs": macs.train_step / 1e9,
-        "infer_ratio": dense.inference / macs.inference,
-        "train_ratio": dense.train_step / macs.train_step,
-        "run_ratio": dense.whole_run / macs.whole_run,
-        "batch": train.batch,
-    }
+    write_atomically(reports / "cost.csv", cost_csv(cost_frame(results)).encode())
+    console.print(f"All that was measured: {reports / 'cost.csv'}", markup=False, highlight=False)
+    tokens = {spec.image_size: _geometry(spec).patches for spec in encoders} if len(encoders) > 1 else {}
+    name = f"{costplots.PREFIX}scaling-{encoders[0].name}"
+    if tokens and costplots.scaling(newest(tables), tokens, reports / "figures", name):
+        console.print(f"Cost against tokens: {reports / 'figures' / name}.png", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

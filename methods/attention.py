@@ -2,13 +2,15 @@
 
 `run_block` with nothing but tokens calls timm's block itself (fused SDPA). A bias on the keys rides along as one more
 head dimension, so that it has a gradient and stays on the fused path; a policy (DynamicViT, eq. 11) multiplies the
-softmax and therefore pays for the attention map in sight.
+softmax and therefore pays for the attention map in sight. A backend that has block-diagonal masks (xformers, on a GPU)
+runs images that keep different numbers of tokens without padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +18,24 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
 HIDDEN = -1e4  # a key bias that leaves exactly no weight after the softmax, in float32 and bfloat16
 BACKENDS = ("sdpa", "xformers")
 
 Core = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+@runtime_checkable
+class RaggedCore(Protocol):
+    """A core that can also run over images of different lengths laid end to end, without padding."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, /) -> Tensor:
+        """(B, heads, N, d) -> the same."""
+
+    def ragged(self, lengths: Sequence[int]) -> Core:
+        """The core for (1, heads, sum of lengths, d) in which tokens of one image see each other alone."""
 
 
 def run_block(block: nn.Module, x: Tensor, core: Core | None = None) -> Tensor:
@@ -41,19 +57,23 @@ def attend(attn: Attention, x: Tensor, core: Core) -> Tensor:
     return attn.proj_drop(attn.proj(out))  # type: ignore[no-any-return]
 
 
-def key_bias_core(bias: Tensor) -> Core:
-    """Fused attention with `bias` (B, N) added to the logits of the keys, for all queries and heads."""
-    return partial(_key_bias_attention, bias)
+def key_bias_core(bias: Tensor, core: Core | None = None) -> Core:
+    """Fused attention (or another `core`) with `bias` (B, N) added to the logits of the keys, for all queries and
+    heads."""
+    return partial(_key_bias_attention, bias, core or _fused)
 
 
-def _key_bias_attention(bias: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _key_bias_attention(bias: Tensor, core: Core, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     d = q.shape[-1]
     more = -d % 8 or 8  # room for the constant, up to the next multiple of 8
     q = torch.cat([q, q.new_full((*q.shape[:-1], 1), 1.0 / scale), q.new_zeros(*q.shape[:-1], more - 1)], -1)
     column = bias.to(k.dtype)[:, None, :, None].expand(-1, k.shape[1], -1, -1)  # (B, heads, N, 1)
     k = torch.cat([k, column, k.new_zeros(*k.shape[:-1], more - 1)], -1)
-    out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, more)), scale=scale)
-    return out[..., :d]
+    return core(q, k, F.pad(v, (0, more)), scale)[..., :d]
 
 
 def trimmed_core(index: Tensor, bias: Tensor | None = None) -> Core:
@@ -63,8 +83,8 @@ def trimmed_core(index: Tensor, bias: Tensor | None = None) -> Core:
         at = index[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[-1])
         k, v = k.gather(2, at), v.gather(2, at)
         if bias is None:
-            return F.scaled_dot_product_attention(q, k, v, scale=scale)
-        return _key_bias_attention(bias, q, k, v, scale)
+            return _fused(q, k, v, scale)
+        return _key_bias_attention(bias, _fused, q, k, v, scale)
 
     return core
 
@@ -84,23 +104,40 @@ def _policy_attention(policy: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: fl
     return (weights / total) @ v
 
 
-def xformers_core(device: torch.device) -> Core:
+def block_diagonal(lengths: Sequence[int], device: torch.device) -> BlockDiagonalMask:
+    """xformers' mask for images of these numbers of tokens laid end to end: each sees itself alone."""
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+    return BlockDiagonalMask.from_seqlens(list(lengths), device=device)
+
+
+class XformersCore:
     """xformers' memory-efficient attention.
 
-    Raises ValueError where it cannot run: on a CPU, or with a build of xformers that has no kernels for this torch.
+    Raises ValueError where it cannot run: on a CPU, for xformers has kernels for GPUs alone.
     """
-    if device.type != "cuda":
-        raise ValueError(
-            f"attention backend 'xformers' needs a CUDA GPU, and this run is on '{device.type}': "
-            "xformers has no CPU kernels. Use --set train.attention=sdpa."
-        )
-    from xformers import ops
 
-    def core(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def __init__(self, device: torch.device) -> None:
+        if device.type != "cuda":
+            raise ValueError(
+                f"attention backend 'xformers' needs a CUDA GPU, and this run is on '{device.type}': "
+                "xformers has no CPU kernels. Use --set train.attention=sdpa."
+            )
+        self.device = device
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return self._attention(None, q, k, v, scale)
+
+    def ragged(self, lengths: Sequence[int]) -> Core:
+        return partial(self._attention, block_diagonal(lengths, self.device))
+
+    @staticmethod
+    def _attention(mask: BlockDiagonalMask | None, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        from xformers import ops
+
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # xformers wants (B, N, heads, d)
-        return ops.memory_efficient_attention(q, k, v, scale=scale).transpose(1, 2)  # type: ignore[no-any-return]
-
-    return core
+        out = ops.memory_efficient_attention(q, k, v, attn_bias=mask, scale=scale)
+        return out.transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def backend_core(name: str, device: torch.device) -> Core | None:
@@ -108,5 +145,5 @@ def backend_core(name: str, device: torch.device) -> Core | None:
     if name == "sdpa":
         return None
     if name == "xformers":
-        return xformers_core(device)
+        return XformersCore(device)
     raise ValueError(f"unknown attention backend '{name}': use one of {', '.join(BACKENDS)}.")

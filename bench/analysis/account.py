@@ -1,13 +1,12 @@
-"""The tables on cost, claims, learning and settings."""
+"""The tables on multiply-accumulates, claims, learning and settings."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from bench.analysis.claims import READINGS, Claim, cost_of, nothing_seen, signed
+from bench.analysis.claims import READINGS, Claim, signed
 from bench.analysis.document import Table
 from bench.analysis.groups import Group
 from bench.analysis.tables import NONE, keep_cell
@@ -36,54 +35,6 @@ def macs(group: Group) -> Table:
     )
     head = ("method", "keep", "training", "inference MMACs", "step MMACs", "run TMACs", "saved MiB")
     return Table(f"Multiply-accumulates and memory, {group.encoder} at {group.image_size} px", head, tuple(rows), note)
-
-
-def times(group: Group, frame: pd.DataFrame) -> Table | None:
-    """Paired times at the trained scale; None where nothing was measured."""
-    rows, floors, settings = [], set(), set()
-    for arm in (one for one in group.arms if not one.floor):
-        row = cost_of(arm, group, frame)
-        if row is None:
-            rows.append((arm.label, keep_cell(arm), arm.train_execution, *[UNMEASURED] * 5))
-            continue
-        speeds = [speed_cell(row, kind) for kind in ("infer", "train", "run")]
-        spent = [f"{row['infer_ms']:.3g}", f"{row['train_ms']:.3g}"]
-        rows.append((arm.label, keep_cell(arm), arm.train_execution, *spent, *speeds))
-        if not pd.isna(row["aa_infer_low"]):
-            parts = (("infer", "inference"), ("train", "step"), ("run", "run"))
-            floors.add(", ".join(f"{what} [{row[f'aa_{k}_low']:.2f}, {row[f'aa_{k}_high']:.2f}]" for k, what in parts))
-        settings.add(
-            f"{row['machine']}, {row['device']}, threads {row['threads']}, {row['precision']}, batch"
-            f" {row['batch']}, {row['rounds']} rounds ({row['repeated_rounds']} measured again)"
-        )
-    if not settings:
-        return None
-    note = (
-        "ms are per image. Speed-up: time of dense SimCLR / method time, interleaved in one process, median [95 %"
-        " bootstrap interval over rounds]; above 1 is faster; step: at the target keep ratio; run: all steps, with"
-        " the ramp. Making the views costs all methods the same and is in none of them: with it, ratios are nearer"
-        " to 1. "
-    )
-    if floors:
-        note += (
-            f"Noise floor, dense against itself: {'; '.join(sorted(floors))}; a ratio whose interval reaches into it "
-        )
-        note += "is “no difference seen”. "
-    else:
-        note += "Dense was not measured against itself: the noise floor is unknown. "
-    note += "Measured on: " + "; ".join(sorted(settings)) + "."
-    head = ("method", "keep", "training", "inference ms", "step ms", "inference speed-up", "step speed-up")
-    title = f"Paired time, {group.encoder} at {group.image_size} px"
-    return Table(title, (*head, "run speed-up"), tuple(rows), note)
-
-
-def speed_cell(row: pd.Series, kind: str) -> str:
-    value, low, high = (float(row[f"{kind}_speedup{end}"]) for end in ("", "_low", "_high"))
-    if np.isnan(value):
-        return UNMEASURED
-    if nothing_seen(row, kind) and row["method"] != "simclr/dense":
-        return f"no difference seen [{low:.2f}, {high:.2f}]"
-    return "1 (reference)" if value == low == high == 1 else f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _ratio(value: float | None, base: float | None, scale: float, digits: int) -> str:

@@ -4,7 +4,7 @@ Source of the claims: arXiv 2605.00887, abstract ("as much as 40 %" faster in tr
 comparable or better). "40 % faster" has two readings, a rate of 1.40x and 40 % less time (1.67x); both are
 judged. The margin of 0.03 macro AUROC, and the two rivals that a learnt selection has to beat, are ours. A
 claim is supported if the whole interval lies on its side of the threshold, refuted if the whole interval lies
-on the other, else undecided.
+on the other, else undecided; a speed-up has to stand out of the noise floor too (bench.measure.interval).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 
 import pandas as pd
 
+from bench.analysis.costs import Speed, speed_up
 from bench.analysis.groups import Arm, Group
 from bench.analysis.scores import Scores
 from bench.analysis.statistics import Estimate
@@ -50,6 +51,18 @@ def judge(low: float, high: float, threshold: float) -> Verdict:
     return "refuted" if high < threshold else "undecided"
 
 
+def judge_speed(speed: Speed, threshold: float) -> Verdict:
+    """`judge` for a speed-up of `threshold` > 1, as far as the noise floor lets it be told: support wants a difference
+    that was seen, and where dense against itself comes out as far from 1 as the threshold, only a slowdown that was
+    seen refutes it."""
+    verdict = judge(speed.low, speed.high, threshold)
+    if verdict == "supported":
+        told = not speed.no_difference
+    else:
+        told = speed.floor < threshold or speed.high < 1 / speed.floor
+    return verdict if told else "undecided"
+
+
 def comparable(found: Estimate, sensitive: bool) -> Verdict:
     """Is an accuracy no more than MARGIN below dense's? A comparison that can't tell dense from an untrained encoder
     can't support that two methods are alike: there only being better than dense counts as support."""
@@ -81,49 +94,6 @@ def span(estimate: Estimate) -> str:
     return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
 
 
-def cost_of(arm: Arm, group: Group, cost: pd.DataFrame) -> pd.Series | None:
-    """The newest paired measurement of this arm as it was trained: scale, channels, precision, ramp."""
-    if cost.empty:
-        return None
-    rows = cost[(cost["method"] == arm.method) & (cost["encoder"] == group.encoder)]
-    rows = rows[rows["image_size"] == group.image_size]
-    rows = rows[rows["keep"].isna()] if arm.keep is None else rows[(rows["keep"] - arm.keep).abs() < 1e-6]
-    spec = arm.runs[0].record.spec
-    train, channels = spec.get("train") or {}, (spec.get("encoder") or {}).get("channels")
-    for column, wanted in (("channels", channels), ("precision", train.get("precision")), ("ramp", train.get("ramp"))):
-        if wanted is not None:  # a strategy that does not ramp has none
-            rows = rows[(rows[column] == wanted) | rows[column].isna()]
-    return None if rows.empty else rows.iloc[-1]
-
-
-def nothing_seen(row: pd.Series, kind: str) -> bool:
-    """Whether a speed-up's interval reaches into that of dense against itself: then no difference was seen."""
-    low, high = row[f"aa_{kind}_low"], row[f"aa_{kind}_high"]
-    if pd.isna(low) or pd.isna(high):
-        return False
-    return bool(row[f"{kind}_speedup_low"] <= high and row[f"{kind}_speedup_high"] >= low)
-
-
-def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str) -> tuple[float, float, float] | None:
-    """Dense time of the same objective / this arm's time, with its interval; None where it was not measured.
-
-    Measurements are relative to dense SimCLR. For another objective the ratio of two rows of one table is
-    taken, with an interval that is sure to be wide enough: the worst of the one over the best of the other.
-    """
-    row = cost_of(arm, group, cost)
-    if row is None or pd.isna(row[f"{kind}_speedup"]):
-        return None
-    value, low, high = (float(row[f"{kind}_speedup{end}"]) for end in ("", "_low", "_high"))
-    if arm.objective == "simclr":
-        return value, low, high
-    dense = next((one for one in group.arms if (one.objective, one.strategy) == (arm.objective, "dense")), None)
-    base = cost_of(dense, group, cost) if dense else None
-    if base is None or base["measured"] != row["measured"]:
-        return None
-    middle, bottom, top = (float(base[f"{kind}_speedup{end}"]) for end in ("", "_low", "_high"))
-    return value / middle, low / top, high / bottom
-
-
 def judged(arm: Arm) -> bool:
     """SparseContrast as it is meant to be used: pruned at inference too."""
     return arm.strategy == "sparsecontrast" and arm.inference == "pruned"
@@ -146,8 +116,8 @@ def speed_claims(arm: Arm, group: Group, cost: pd.DataFrame) -> list[Claim]:
         found = speed_up(arm, group, cost, kind)
         for reading, threshold in READINGS.items():
             text = f"{what} is {threshold:.2f} times as fast as dense"
-            value, low, high = found or (NAN, NAN, NAN)
-            verdict: Verdict = judge(low, high, threshold) if found else "not measured"
+            value, low, high = (found.value, found.low, found.high) if found else (NAN, NAN, NAN)
+            verdict: Verdict = judge_speed(found, threshold) if found else "not measured"
             out.append(Claim("speed", arm.label, text, threshold, value, low, high, verdict, kind, reading))
     return out
 

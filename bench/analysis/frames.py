@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.analysis.gather import encoder_of, parse
 from bench.analysis.groups import Group, Run
-from bench.record import CostTable
+from bench.record import CostRow, CostTable
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -70,24 +70,54 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", "device", "threads", "batch", "precision"]
+SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]  # rows that differ share no ratio
+COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", *SETTING]
+RATIOS = [f"{kind}_{what}" for kind in ("infer", "train") for what in ("macs_ratio", "time_over_macs")]
+AA = [f"aa_{kind}_{end}" for kind in ("infer", "train", "run") for end in ("low", "high")]
+COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "measured"]
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
-    """The newest row a method, encoder, size, channels, keep, ramp and device, with the noise floor (`aa_...`) of the
-    table it was measured in. Empty, with no columns, where nothing was measured."""
-    tables = [parse(CostTable, path) for path in sorted(results.glob("cost/*.json"))]
+    """The newest row a method, encoder, size, channels, keep, ramp, machine and setting. Empty, with no columns, where
+    nothing was measured."""
+    return newest([parse(CostTable, path) for path in sorted(results.glob("cost/*.json"))])
+
+
+def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
+    """All rows of the tables, of those that are about the same the newest."""
+    ordered = [table_frame(table) for table in sorted(tables, key=lambda one: one.finished)]
+    if not ordered:
+        return pd.DataFrame()
+    frame = pd.concat(ordered, ignore_index=True)
+    return frame.drop_duplicates(COST_KEY, keep="last").reset_index(drop=True)
+
+
+def table_frame(table: CostTable) -> pd.DataFrame:
+    """A row a method, with the noise floor of its table (`aa_...`, the interval of dense against itself; none where
+    that was not measured), dense's MACs / its own (`..._macs_ratio`), and the share of that ratio that its speed-up
+    reaches (`..._time_over_macs`)."""
+    again = next((row for row in table.rows if row.method.endswith("#2")), None)
+    dense = next((row for row in table.rows if row.method == "simclr/dense"), None)
     rows = []
-    for table in sorted(tables, key=lambda one: one.finished):
-        again = next((row for row in table.rows if row.method.endswith("#2")), None)
-        for row in table.rows:
-            one = row.model_dump() | {"measured": table.finished}
-            for kind in ("infer", "train", "run"):
-                for end in ("low", "high"):
-                    one[f"aa_{kind}_{end}"] = getattr(again, f"{kind}_speedup_{end}") if again else None
-            rows.append(one)
-    frame = pd.DataFrame(rows)
-    return frame if frame.empty else frame.drop_duplicates(COST_KEY, keep="last").reset_index(drop=True)
+    for row in table.rows:
+        one = row.model_dump() | {"measured": table.finished}
+        for kind in ("infer", "train", "run"):
+            for end in ("low", "high"):
+                one[f"aa_{kind}_{end}"] = getattr(again, f"{kind}_speedup_{end}") if again else None
+        for kind in ("infer", "train") if dense else ():
+            ratio = getattr(dense, f"{kind}_gmacs") / getattr(row, f"{kind}_gmacs")
+            speedup = getattr(row, f"{kind}_speedup")
+            one[f"{kind}_macs_ratio"] = ratio
+            one[f"{kind}_time_over_macs"] = None if speedup is None else speedup / ratio
+        rows.append(one)
+    frame = pd.DataFrame(rows, columns=[*COST_COLUMNS, *AA])
+    numbers = [name for name, field in CostRow.model_fields.items() if field.annotation == float | None]
+    return frame.astype(dict.fromkeys([*numbers, *RATIOS, *AA], float))
+
+
+def cost_csv(frame: pd.DataFrame) -> str:
+    """The text of cost.csv."""
+    return frame[COST_COLUMNS].to_csv(index=False) if not frame.empty else ",".join(COST_COLUMNS) + "\n"
 
 
 def history_frame(group: Group) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis import account, document, finding, frames, plots, saliency, tables
+from bench.analysis import account, costplots, document, finding, frames, plots, saliency, speed, tables
 from bench.analysis.claims import Claim, all_claims
 from bench.analysis.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from bench.analysis.gather import group_runs, read_runs
@@ -65,14 +65,19 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
         summaries.append(summary)
         blocks += part
         kept |= drawn
-    blocks += _rest(runs, groups)
+    large = speed.large_table(results)
+    part, drawn = _large_scale(large, figures)
+    blocks += [*part, *_rest(runs, groups)]
+    kept |= drawn
     for old in figures.iterdir():
-        if old.suffix in (".png", ".svg") and old.stem not in kept:
-            old.unlink()  # of an earlier report
+        if old.suffix in (".png", ".svg") and old.stem not in kept and not old.stem.startswith(costplots.PREFIX):
+            old.unlink()  # of an earlier report; those of `bench.cost` are not the report's
     _write(reports / "report.md", document.to_markdown(blocks))
     _write(reports / "report.tex", document.to_latex(blocks))
     _write(reports / "results.csv", frames.results_frame(runs).to_csv(index=False))
-    _write(reports / "cost.csv", _cost_csv(cost))
+    shown = [cost] if large is None or large.own else [cost, frames.table_frame(large.table)]
+    full = [frame for frame in shown if not frame.empty]
+    _write(reports / "cost.csv", frames.cost_csv(pd.concat(full, ignore_index=True) if full else pd.DataFrame()))
     return ReportSummary(reports / "report.md", tuple(summaries))
 
 
@@ -102,7 +107,7 @@ def _group(
         blocks += [tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
         blocks += _present(tables.differences(main, "dense"), tables.differences(main, "fixed"))
         blocks += [tables.per_finding(main), tables.precision(main), *_present(tables.subgroups(main))]
-    blocks += [Heading(3, "Cost"), account.macs(group), *_present(account.times(group, cost))]
+    blocks += [Heading(3, "Cost"), account.macs(group), *_present(speed.times(group, cost))]
     if not any(isinstance(block, Table) and block.title.startswith("Paired time") for block in blocks):
         blocks.append(Paragraph("No paired time was measured at this scale, so nothing is said about speed."))
     if main and plots.trade_off(main, cost, figures, f"{name}-cost"):
@@ -141,6 +146,21 @@ def _group(
     blocks += [Heading(3, "Notes"), Bullets(tuple(dict.fromkeys([*notes, *_standing(group)])))]
     text = document.to_text(table) if table else f"{group.title}: no evaluation on the test split."
     return GroupSummary(group.title, text, tuple(sentences), tuple(claims)), blocks, drawn
+
+
+def _large_scale(large: speed.LargeTable | None, figures: Path) -> tuple[list[Block], set[str]]:
+    """Cost at ViT-S/16, whatever the runs were made with."""
+    title = Heading(2, f"Cost at the scale of the literature: ViT-S/16, {speed.SIZE} px")
+    if large is None:
+        how = f"`python -m bench.cost --encoder {speed.LARGE}` measures it, in a quarter of an hour on two cores."
+        return [title, Paragraph(f"Not measured on this machine: {how}")], set()
+    blocks: list[Block] = [title, speed.at_large_scale(large)]
+    if not large.own:
+        blocks.insert(1, Paragraph(f"Not measured on this machine; what follows was measured on: {large.machine}."))
+    name = "vit-small-parts"
+    if not costplots.parts(large.table.rows, figures, name):
+        return blocks, set()
+    return [*blocks, Figure(name, costplots.PARTS_CAPTION)], {name}
 
 
 def _lead(sentences: list[str]) -> list[Block]:
@@ -189,13 +209,6 @@ def _rest(runs: list[Run], groups: list[Group]) -> list[Block]:
         for r in lost
     )
     return [Heading(2, "Runs in no comparison"), Bullets(items)]
-
-
-def _cost_csv(cost: pd.DataFrame) -> str:
-    from bench.record import CostRow
-
-    columns = list(CostRow.model_fields)
-    return cost[[*columns, "measured"]].to_csv(index=False) if not cost.empty else ",".join(columns) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from bench.analysis.claims import cost_of
+from bench.analysis.costs import cost_of
 from bench.analysis.groups import Arm, Group
 from bench.analysis.scores import Scores
 from bench.analysis.tables import PROBES

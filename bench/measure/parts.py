@@ -101,13 +101,13 @@ class Stepwatch:
             self._switch(inside, owner)
             for tensor in inputs:
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
-                    tensor.register_hook(lambda _: self._end(owner))
+                    tensor.register_hook(lambda _: self._end(owner))  # type: ignore[no-untyped-call]
 
         def leave(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             inside, owner = self.at.pop()
             self._switch(*(self.at[-1] if self.at else ("heads", None)))  # backward begins with the loss
             if isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(lambda _: self._switch(inside, owner))
+                output.register_hook(lambda _: self._switch(inside, owner))  # type: ignore[no-untyped-call]
 
         self.hooks += [first.register_forward_pre_hook(enter), last.register_forward_hook(leave)]
 

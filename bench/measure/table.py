@@ -27,7 +27,7 @@ from bench.measure.macs import random_views
 from bench.measure.paired import PairedTimes, paired_times
 from bench.measure.parts import views_seconds
 from bench.measure.peak import NotMeasured, peak_of_training
-from bench.record import PARTS, CostRow, CostTable
+from bench.record import CostRow, CostTable
 from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods import FLOORS
 from methods.names import Method
@@ -109,6 +109,7 @@ def table_path(
     train: TrainSpec,
     measure: MeasureSpec,
     threads: int,
+    training: bool = True,
 ) -> Path:
     """Where the measurement of this goes: `results/cost/<hash>.json`, one name for what is measured on this machine."""
     what = {
@@ -118,6 +119,7 @@ def table_path(
         "measure": measure.model_dump(mode="json"),
         "threads": threads,
         "machine": machine(),
+        **({} if training else {"training": False}),
     }
     return results / "cost" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}.json"
 
@@ -157,8 +159,13 @@ def _row(arm: Arm, times: PairedTimes, threads: int) -> CostRow:
         attention=train.attention,
         infer_attention_gmacs=arm.macs.inference_parts.get("attention", 0.0) / 1e9,
         infer_attention_share=arm.attention,
-        **{f"{part}_ms": step_ms * arm.parts[part] for part in PARTS if step_ms is not None and part in arm.parts},
+        **_parts(arm, step_ms),
     )
+
+
+def _parts(arm: Arm, step_ms: float | None) -> dict[str, Any]:
+    """The measured step, shared out as the watched ones were spent."""
+    return {} if step_ms is None else {f"{part}_ms": step_ms * share for part, share in arm.parts.items()}
 
 
 def _detailed(row: CostRow, details: dict[str, Any], peak: tuple[float, str] | None) -> CostRow:

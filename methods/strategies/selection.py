@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.attention import HIDDEN, Core, key_bias_core, run_block, trimmed_core
+from methods.attention import HIDDEN, Core, RaggedCore, key_bias_core, run_block, trimmed_core
 from methods.schedule import kept_tokens
 from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool
 
@@ -80,9 +80,24 @@ class Selection(Strategy):
     def _gather(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
         """(B, prefix + patches, C) -> features (B, C), computing k patch tokens an image."""
         x = _scaled(gather(x, choice.index, prefix), choice.token_scale, prefix)
+        if choice.valid is not None and isinstance(self.core, RaggedCore):
+            return self._gather_ragged(vit, x, choice, prefix, self.core)
         bias = _bias(choice)
         core = self.core if bias is None else key_bias_core(F.pad(bias, (prefix, 0)))
         return pool(self._blocks(vit, x, core), prefix, _share(choice))
+
+    def _gather_ragged(
+        self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int, backend: RaggedCore
+    ) -> Tensor:
+        """The same where images keep different numbers of tokens: laid end to end, so that padding costs nothing."""
+        assert choice.valid is not None
+        valid = F.pad(choice.valid, (prefix, 0), value=True)  # (B, prefix + k)
+        core = backend.ragged(valid.sum(1).tolist())
+        if choice.key_bias is not None:
+            core = key_bias_core(F.pad(choice.key_bias, (prefix, 0))[valid][None], core)
+        packed = self._blocks(vit, x[valid][None], core)[0]  # (all kept tokens, C)
+        out = packed.new_zeros(x.shape).masked_scatter(valid[..., None], packed)
+        return pool(out, prefix, _share(choice))
 
     def _hide(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
         """The same result with every token computed and the dropped ones hidden."""

@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bench.cost import app
+from bench.cost import _affordable, app
 from bench.measure import counters
 from bench.record import CostRow, CostTable
+from bench.spec import EncoderSpec, MeasureSpec
 
 
 def cost(folder: Path, *options: str) -> Result:
     where = ["--preset", "smoke", "--results", str(folder / "results"), "--reports", str(folder / "reports")]
     return CliRunner().invoke(app, [*where, *options])
+
+
+@pytest.fixture(autouse=True)
+def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process for every method takes seconds, and has tests of its own."""
+    monkeypatch.setattr("bench.measure.table.peak_of_training", lambda *args: (321.0, "process"))
 
 
 def test_measures_prints_and_writes(tmp_path: Path) -> None:
@@ -25,6 +32,10 @@ def test_measures_prints_and_writes(tmp_path: Path) -> None:
     assert "simclr/sparsecontrast[gate=key_bias]" in done.output
     assert "simclr/dense#2" in done.output
     assert "dense against itself" in done.output
+    assert "peak MiB" in done.output
+    assert "Where a step's time goes" in done.output
+    assert (tmp_path / "reports" / "figures" / "cost-parts-vit_stem_d64_l4_patch8-32.png").stat().st_size > 5000
+    assert not list((tmp_path / "reports" / "figures").glob("cost-scaling*"))
     (path,) = (tmp_path / "results" / "cost").glob("*.json")
     table = CostTable.model_validate_json(path.read_bytes())
     assert [row.method for row in table.rows] == [
@@ -38,8 +49,44 @@ def test_measures_prints_and_writes(tmp_path: Path) -> None:
     assert [row["method"] for row in rows] == [row.method for row in table.rows]
     assert set(CostRow.model_fields) <= set(rows[0])
     assert float(rows[1]["train_ms"]) == table.rows[1].train_ms
+    assert float(rows[1]["peak_mib"]) == 321
+    ratio = table.rows[0].train_gmacs / table.rows[1].train_gmacs
+    assert float(rows[1]["train_time_over_macs"]) == pytest.approx(table.rows[1].train_speedup / ratio)
     assert cost(tmp_path, *options).exit_code == 0  # measured again, in the same place
     assert len(list((tmp_path / "results" / "cost").iterdir())) == 1
+
+
+def test_sizes_up_to_which_training_is_measured(tmp_path: Path) -> None:
+    where = ("--methods", "sparsecontrast", "--image-size", "32,64", "--train-up-to", "32")
+    done = cost(tmp_path, *where, "--rounds", "2", "--batch", "2", "--threads", "1")
+    assert done.exit_code == 0, done.output
+    assert "Training was left out at this size" in done.output
+    tables = [CostTable.model_validate_json(p.read_bytes()) for p in (tmp_path / "results" / "cost").glob("*.json")]
+    trained = {table.rows[0].image_size: table.rows[0].train_ms for table in tables}
+    assert trained[32] > 0
+    assert trained[64] is None
+    assert (tmp_path / "reports" / "figures" / "cost-scaling-vit_stem_d64_l4_patch8.png").stat().st_size > 5000
+    with open(tmp_path / "reports" / "cost.csv", newline="") as file:
+        blank = {row["image_size"]: row["train_ms"] == "" for row in csv.DictReader(file)}
+    assert blank == {"32": False, "64": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "batch", "rounds", "expected"),
+    [
+        ("vit_small_patch16_224", 224, None, None, (8, 10)),
+        ("vit_small_patch16_224", 448, None, None, (2, 10)),
+        ("vit_small_patch16_224", 1024, None, 5, (2, 5)),
+        ("vit_small_patch16_224", 224, 32, None, (32, 10)),
+        ("vit_stem_d64_l4_patch8", 64, None, None, (32, 15)),
+    ],
+)
+def test_large_encoders_get_fewer_images_and_rounds_unless_asked(
+    name: str, size: int, batch: int | None, rounds: int | None, expected: tuple[int, int]
+) -> None:
+    given = MeasureSpec(batch=batch or 32, rounds=rounds or 15)
+    spec = _affordable(given, EncoderSpec(name=name, image_size=size), batch, rounds)
+    assert (spec.batch, spec.rounds) == expected
 
 
 def test_macs_only(tmp_path: Path) -> None:

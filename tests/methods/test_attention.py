@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.attention import HIDDEN, Core, backend_core, key_bias_core, policy_core, run_block, trimmed_core
+from methods.attention import (
+    HIDDEN,
+    Core,
+    backend_core,
+    block_diagonal,
+    key_bias_core,
+    policy_core,
+    run_block,
+    trimmed_core,
+)
 from tests.methods import slow
 
 B, H, N, D = 2, 3, 7, 5
@@ -115,6 +124,25 @@ def test_a_block_with_layer_scale_and_normed_queries_equals_timms() -> None:
     slow.shake(block)
     x = torch.randn(2, 9, 16)
     torch.testing.assert_close(run_block(block, x, key_bias_core(torch.zeros(2, 9))), block(x), rtol=1e-5, atol=1e-5)
+
+
+def test_key_bias_rides_on_any_core(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Also on one that only sees the first four tokens."""
+    bias = torch.randn(B, N, requires_grad=True)
+    seen = (torch.arange(N) < 4).float()[None, None].expand(B, N, -1)
+
+    def first_four(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return ((q @ k[:, :, :4].mT) * scale).softmax(-1) @ v[:, :, :4]
+
+    same(key_bias_core(bias, first_four), qkv, by_rows(*qkv, bias, seen), (*qkv, bias))
+
+
+def test_the_block_diagonal_mask_lets_an_image_see_itself_alone() -> None:
+    pytest.importorskip("xformers")
+    mask = block_diagonal([3, 1, 2], torch.device("cpu")).materialize((6, 6))
+    image = torch.tensor([0, 0, 0, 1, 2, 2])
+    assert torch.equal(mask == 0, image[:, None] == image[None])
+    assert torch.equal(mask == float("-inf"), image[:, None] != image[None])
 
 
 def test_backends_by_name() -> None:

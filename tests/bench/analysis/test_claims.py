@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from bench.analysis import claims
-from bench.analysis.account import claims_tables, speed_cell
-from bench.analysis.claims import READINGS, all_claims, judge, nothing_seen, speed_up
+from bench.analysis.account import claims_tables
+from bench.analysis.claims import READINGS, all_claims, judge, judge_speed
+from bench.analysis.costs import Speed, cost_of, nothing_seen, speed_up
 from bench.analysis.finding import finding
 from bench.analysis.frames import cost_frame
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.scores import Scores
+from bench.analysis.speed import speed_cell
 from bench.analysis.statistics import Estimate
 
 
@@ -143,9 +145,50 @@ def test_another_objective_is_measured_against_its_own_dense(tmp_path, synthetic
     synthetic.write_results(tmp_path, world, methods)
     (group,) = group_runs(read_runs(tmp_path))
     arm = next(one for one in group.arms if one.strategy == "sparsecontrast")
-    value, low, high = speed_up(arm, group, cost_frame(tmp_path), "train")
-    assert value == pytest.approx(1.2 / 0.8)
-    assert (low, high) == pytest.approx((1.5 * 0.98 / 1.02, 1.5 * 1.02 / 0.98))
+    speed = speed_up(arm, group, cost_frame(tmp_path), "train")
+    assert speed.value == pytest.approx(1.2 / 0.8)
+    assert (speed.low, speed.high) == pytest.approx((1.5 * 0.98 / 1.02, 1.5 * 1.02 / 0.98))
+    assert speed.floor == pytest.approx(1 / 0.98)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "floor", "verdict"),
+    [
+        (1.45, 1.5, 1.02, "supported"),
+        (1.45, 1.5, 1.44, "supported"),
+        (1.45, 1.5, 1.46, "undecided"),  # dense against itself came out as far off
+        (1.35, 1.45, 1.02, "undecided"),
+        (1.2, 1.3, 1.02, "refuted"),
+        (0.99, 1.01, 1.02, "refuted"),  # no difference seen, and one of 1.40 would have been
+        (0.99, 1.01, 1.41, "undecided"),  # it would not
+        (0.6, 0.65, 1.41, "refuted"),  # slower, beyond all noise
+    ],
+)
+def test_a_speed_claim_has_to_stand_out_of_the_noise_floor(low, high, floor, verdict):
+    assert judge_speed(Speed((low + high) / 2, low, high, floor), 1.40) == verdict
+
+
+def test_a_loud_noise_floor_undoes_support(judged, synthetic, tmp_path):
+    group, claims, _, cost = judged(seeds=1)
+    assert verdict(claims, "speed", "train", "rate") == "supported"
+    loud = cost.assign(aa_train_low=0.5, aa_train_high=1.1)
+    assert verdict(all_claims(group, None, loud), "speed", "train", "rate") == "undecided"
+    assert verdict(all_claims(group, None, loud), "speed", "infer", "rate") == "supported"
+
+
+def test_rows_of_another_setting_never_stand_beside(judged, tmp_path, synthetic):
+    """One arm was measured later with two threads: the group stays with the setting in which all were measured."""
+    group, _, _, cost = judged(seeds=1)
+    arm = next(one for one in group.arms if one.strategy == "sparsecontrast")
+    methods = [synthetic.Method("simclr/dense", 0.8), synthetic.Method("simclr/sparsecontrast", 0.8, 0.5)]
+    for number, other in enumerate(({"threads": 2}, {"batch": 8}, {"device": "cuda"}, {"machine": "another"})):
+        synthetic.write_cost(tmp_path, methods, finished=f"2027-0{number + 1}-01T00:00:00Z", **other)
+        changed = cost_frame(tmp_path)
+        assert len(changed) > len(cost)
+        assert cost_of(arm, group, changed)["measured"] == cost_of(arm, group, cost)["measured"]
+    three = [*methods, synthetic.Method("simclr/fixed", 0.8, 0.5), synthetic.Method("simclr/patchdropout", 0.8, 0.5)]
+    synthetic.write_cost(tmp_path, three, finished="2028-01-01T00:00:00Z", threads=2)
+    assert cost_of(arm, group, cost_frame(tmp_path))["threads"] == 2  # as many arms, and newer
 
 
 def test_a_selector_that_learnt_a_crop_is_called_that(judged, synthetic, tmp_path):
@@ -214,7 +257,7 @@ def test_a_cost_that_was_measured_with_another_ramp_or_precision_is_not_this_run
         synthetic.write_cost(tmp_path, [method], finished="2026-05-01T00:00:00Z", **other)
     assert speed_up(arm, group, cost_frame(tmp_path), "run") == own
     synthetic.write_cost(tmp_path, [method], finished="2026-06-01T00:00:00Z")
-    assert speed_up(arm, group, cost_frame(tmp_path), "run")[0] == pytest.approx(9.0)
+    assert speed_up(arm, group, cost_frame(tmp_path), "run").value == pytest.approx(9.0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from bench.analysis import account, tables
+from bench.analysis import account, speed, tables
 from bench.analysis.frames import cost_frame
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.scores import Scores
@@ -112,12 +112,12 @@ def test_macs_with_the_ratio_to_dense_of_the_same_objective(made):
 
 def test_times_with_intervals_and_the_noise_floor(made):
     group, _, cost = made
-    table = account.times(group, cost)
+    table = speed.times(group, cost)
     assert row(table, "simclr/sparsecontrast")["run speed-up"] == "1.40 [1.37, 1.43]"
     assert row(table, "simclr/patchdropout")["inference speed-up"] == "no difference seen [0.99, 1.03]"
     assert "step [0.98, 1.02]" in table.note
     assert "15 rounds (1 measured again)" in table.note
-    assert account.times(group, cost.iloc[:0]) is None
+    assert speed.times(group, cost.iloc[:0]) is None
 
 
 def test_learning_and_selection(made):

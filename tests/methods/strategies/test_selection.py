@@ -1,9 +1,13 @@
 """What all strategies that choose patches before block 0 share, with choices given by hand."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from methods.attention import Core, block_diagonal
 from methods.noise import Noise
 from methods.strategies.selection import Choice, Selection, highest
 from methods.strategies.strategy import Call, Geometry
@@ -113,6 +117,56 @@ def test_masked_execution_of_the_same_decisions_agrees_with_gathered(how: dict[s
     torch.testing.assert_close(masked.features, gathered.features, rtol=1e-5, atol=1e-5)
     slow.assert_same(masked.features, gathered.features, [vit])
     assert torch.equal(masked.kept, gathered.kept)
+
+
+class Materialised:
+    """Stands for xformers on a machine without a GPU: its own block-diagonal mask, written out as numbers."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return scaled_dot_product_attention(q, k, v, scale=scale)
+
+    def ragged(self, lengths: Sequence[int]) -> Core:
+        self.lengths = list(lengths)
+        total = sum(lengths)
+        mask = block_diagonal(lengths, torch.device("cpu")).materialize((total, total))
+
+        def core(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            assert q.shape[0] == 1
+            assert q.shape[2] == total
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+        return core
+
+
+@pytest.mark.parametrize(("how", "prefix"), [kind for kind in KINDS if kind.values[0].get("ragged")])
+def test_ragged_batches_under_a_block_diagonal_mask_equal_padded_ones(how: dict[str, object], prefix: str) -> None:
+    pytest.importorskip("xformers")
+    vit, geometry = slow.tiny(prefix, depth=2)
+    images, choice = torch.randn(3, 1, 32, 32), a_choice(**how)  # type: ignore[arg-type]
+    padded = Given(geometry, choice)(vit, images, TRAIN).features
+    strategy = Given(geometry, choice)
+    strategy.core = Materialised()
+    ragged = strategy(vit, images, TRAIN).features
+    front = geometry.prefix + bool(how.get("fuse"))
+    assert strategy.core.lengths == [front + 4, front + 3, front + 1]
+    slow.assert_same(ragged, padded, [vit])
+    for gate in (choice.token_scale, choice.key_bias):
+        if gate is not None:
+            probe = torch.randn(3, 16)
+            got, want = (torch.autograd.grad((f * probe).sum(), gate, retain_graph=True)[0] for f in (ragged, padded))
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)
+            assert want.abs().max() > 1e-3
+
+
+def test_equal_numbers_of_tokens_need_no_ragged_batch() -> None:
+    vit, geometry = slow.tiny("", depth=2)
+    strategy = Given(geometry, a_choice())
+    strategy.core = Materialised()
+    strategy(vit, torch.randn(3, 1, 32, 32), TRAIN)
+    assert strategy.core.lengths == []
 
 
 def test_pixels_of_dropped_patches_have_no_influence() -> None:

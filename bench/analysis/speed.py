@@ -1,0 +1,162 @@
+"""The tables on time: paired speed-ups at the trained scale, and at the scale of the literature.
+
+The second is ViT-S/16 at 224 px: the newest table of it in the results folder that was measured on this machine, else
+the one committed with the code, named as another machine's. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from bench.analysis.costs import cost_of, floor_of, speed_of
+from bench.analysis.document import Table
+from bench.analysis.frames import table_frame
+from bench.analysis.gather import parse
+from bench.analysis.groups import Group
+from bench.analysis.tables import NONE, keep_cell
+from bench.environment import machine
+from bench.record import CostTable
+
+UNMEASURED = "not measured"
+LARGE, SIZE = "vit_small_patch16_224", 224
+COMMITTED = Path(__file__).parents[2] / "results" / "reference"
+
+
+def times(group: Group, frame: pd.DataFrame) -> Table | None:
+    """Paired times at the trained scale; None where nothing was measured."""
+    rows, floors, settings = [], set(), set()
+    for arm in (one for one in group.arms if not one.floor):
+        row = cost_of(arm, group, frame)
+        if row is None:
+            rows.append((arm.label, keep_cell(arm), arm.train_execution, *[UNMEASURED] * 5))
+            continue
+        speeds = [speed_cell(row, kind) for kind in ("infer", "train", "run")]
+        spent = [number(row["infer_ms"], ".3g"), number(row["train_ms"], ".3g")]
+        rows.append((arm.label, keep_cell(arm), arm.train_execution, *spent, *speeds))
+        if not pd.isna(row["aa_infer_low"]):
+            floors.add(floor_text(row))
+        settings.add(
+            f"{row['machine']}, {row['device']}, threads {row['threads']}, {row['precision']}, batch"
+            f" {row['batch']}, {row['rounds']} rounds ({row['repeated_rounds']} measured again)"
+        )
+    if not settings:
+        return None
+    note = (
+        "ms are per image. Speed-up: time of dense SimCLR / method time, interleaved in one process, median over"
+        " rounds [95 % interval]; above 1 is faster; step: at the target keep ratio; run: all steps, with"
+        " the ramp. Making the views costs all methods the same and is in none of them: with it, ratios are nearer"
+        " to 1. "
+    )
+    if floors:
+        note += f"{'; '.join(sorted(floors))} "
+    else:
+        note += "Dense was not measured against itself: the noise floor is unknown. "
+    note += "Measured on: " + "; ".join(sorted(settings)) + "."
+    head = ("method", "keep", "training", "inference ms", "step ms", "inference speed-up", "step speed-up")
+    title = f"Paired time, {group.encoder} at {group.image_size} px"
+    return Table(title, (*head, "run speed-up"), tuple(rows), note)
+
+
+def floor_text(row: pd.Series) -> str:
+    """The noise floor of the row's table, in sentences."""
+    parts = []
+    for kind, what in (("infer", "inference"), ("train", "step"), ("run", "run")):
+        if not pd.isna(row[f"aa_{kind}_low"]):
+            floor = floor_of(row, kind)
+            own = f"[{row[f'aa_{kind}_low']:.2f}, {row[f'aa_{kind}_high']:.2f}]"
+            parts.append(f"{what} {own}, so {1 / floor:.2f} to {floor:.2f}")
+    return (
+        f"Noise floor, dense against itself: {'; '.join(parts)}. A ratio whose interval reaches into it is “no"
+        " difference seen”."
+    )
+
+
+def speed_cell(row: pd.Series, kind: str) -> str:
+    speed = speed_of(row, kind)
+    if speed is None:
+        return UNMEASURED
+    if row["method"] == "simclr/dense":
+        return "1 (reference)"
+    if speed.no_difference and not row["method"].endswith("#2"):
+        return f"no difference seen [{speed.low:.2f}, {speed.high:.2f}]"
+    return f"{speed.value:.2f} [{speed.low:.2f}, {speed.high:.2f}]"
+
+
+def number(value: float, form: str) -> str:
+    return UNMEASURED if pd.isna(value) else f"{value:{form}}"
+
+
+@dataclass(frozen=True)
+class LargeTable:
+    """A cost table at ViT-S/16, 224 px; `own` if it was measured on this machine and lies in the results folder."""
+
+    table: CostTable
+    own: bool
+
+    @property
+    def machine(self) -> str:
+        return self.table.rows[0].machine
+
+
+def large_table(results: Path, committed: Path = COMMITTED) -> LargeTable | None:
+    """The newest of this machine's, else the newest committed one; None where there is neither."""
+    here = machine()
+    mine = [table for table in _large(results) if table.rows[0].machine == here]
+    if mine:
+        return LargeTable(mine[-1], own=True)
+    others = _large(committed)
+    return LargeTable(others[-1], own=False) if others else None
+
+
+def _large(folder: Path) -> list[CostTable]:
+    """Tables of ViT-S/16 at 224 px with training in them, the newest last."""
+    tables = [parse(CostTable, path) for path in sorted(folder.glob("cost/*.json"))]
+    wanted = [
+        table
+        for table in tables
+        if table.rows
+        and table.rows[0].encoder.split(".")[0] == LARGE
+        and table.rows[0].image_size == SIZE
+        and table.rows[0].train_ms is not None
+    ]
+    return sorted(wanted, key=lambda one: one.finished)
+
+
+def at_large_scale(found: LargeTable) -> Table:
+    """The cost table as a table of the report."""
+    frame, first = table_frame(found.table), found.table.rows[0]
+    rows = []
+    for _, row in frame.iterrows():
+        rows.append(
+            (
+                str(row["method"]),
+                NONE if pd.isna(row["keep"]) else f"{row['keep']:g}",
+                str(row["train_execution"]),
+                number(row["infer_ms"], ".1f"),
+                speed_cell(row, "infer"),
+                number(row["infer_time_over_macs"], ".2f"),
+                number(row["train_ms"], ".1f"),
+                speed_cell(row, "train"),
+                number(row["train_time_over_macs"], ".2f"),
+                speed_cell(row, "run"),
+                number(row["saved_mib"], ".1f"),
+                *([number(row["peak_mib"], ".0f")] if frame["peak_mib"].notna().any() else []),
+            )
+        )
+    head = ("method", "keep", "training", "inference ms", "speed-up", "time / MACs", "step ms", "speed-up")
+    head = (*head, "time / MACs", "run speed-up", "saved MiB")
+    if frame["peak_mib"].notna().any():
+        head = (*head, "peak MiB")
+    whose = "this machine" if found.own else "another machine (committed with the code)"
+    repeated = f"{first.rounds} rounds ({first.repeated_rounds} measured again)"
+    note = (
+        "ms and saved MiB are per image (a step: both views); peak MiB: of training with the whole batch, in a process"
+        " of its own. Speed-up: time of dense SimCLR / method time, median over rounds [95 % interval]; time / MACs:"
+        " the speed-up as a share of dense MACs / method MACs. Run: the whole pre-training with its ramp. "
+        f"{floor_text(frame.iloc[0])} Measured on {whose}: {first.machine}, {first.device}, threads {first.threads},"
+        f" {first.precision}, batch {first.batch}, {repeated}, {found.table.finished[:10]}."
+    )
+    return Table(f"Paired time and memory, {first.encoder} at {first.image_size} px", head, tuple(rows), note)
