@@ -146,10 +146,11 @@ def at_large_scale(found: LargeTable) -> Table:
                 *([number(row["peak_mib"], ".0f")] if frame["peak_mib"].notna().any() else []),
             )
         )
-    head = ("method", "keep", "training", "inference ms", "speed-up", "time / MACs", "step ms", "speed-up")
-    head = (*head, "time / MACs", "run speed-up", "saved MiB")
-    if frame["peak_mib"].notna().any():
-        head = (*head, "peak MiB")
+    head = (
+        *("method", "keep", "training", "inference ms", "inference speed-up", "inference time / MACs"),
+        *("step ms", "step speed-up", "step time / MACs", "run speed-up", "saved MiB"),
+        *(["peak MiB"] if frame["peak_mib"].notna().any() else []),
+    )
     whose = "this machine" if found.own else "another machine (committed with the code)"
     repeated = f"{first.rounds} rounds ({first.repeated_rounds} measured again)"
     note = (
