@@ -122,6 +122,25 @@ STRATEGIES: dict[str, Entry] = {
             "fuser": Option(False, "TokenFuser after every later block"),
         },
     ),
+    "topk": Entry(
+        "methods.strategies.topk:TopK",
+        "keeps the tokens with most attention of the class token, in three stages",
+        "Haurum et al., ICCV-W 2023, arXiv 2308.04657",
+        {"rho": Option(0.7, "share of the tokens kept by each stage", low=0.05, high=1.0)},
+    ),
+    "evit": Entry(
+        "methods.strategies.evit:EViT",
+        "the same three stages, the inattentive tokens fused into one",
+        "Liang et al., ICLR 2022, arXiv 2202.07800",
+        {"rho": Option(0.7, "share of the tokens kept by each stage", low=0.05, high=1.0)},
+        tuned_as="topk",
+    ),
+    "tome": Entry(
+        "methods.strategies.tome:ToMe",
+        "merges the most alike tokens in every block",
+        "Bolya et al., ICLR 2023, arXiv 2210.09461",
+        {"r": Option(13, "tokens merged in every block, at most half of them", low=0, high=4096)},
+    ),
     "sparsecontrast": Entry(
         "methods.strategies.sparsecontrast:SparseContrast",
         "a saliency predictor chooses the patches before block 0",

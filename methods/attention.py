@@ -1,9 +1,10 @@
 """Attention over timm's own projections, where a strategy needs more than timm's block offers.
 
-`run_block` with nothing but tokens calls timm's block itself (fused SDPA). A bias on the keys rides along as one more
-head dimension, so that it has a gradient and stays on the fused path; a policy (DynamicViT, eq. 11) multiplies the
-softmax and therefore pays for the attention map in sight. A backend that has block-diagonal masks (xformers, on a GPU)
-runs images that keep different numbers of tokens without padding.
+`run_block` with nothing but tokens calls timm's block itself (fused SDPA); `run_attention` and `run_mlp` are its two
+halves, for what happens between them. A bias on the keys rides along as one more head dimension, so that it has a
+gradient and stays on the fused path; one that is a constant stays there as a mask. A policy (DynamicViT, eq. 11)
+multiplies the softmax and therefore pays for the attention map in sight. A backend that has block-diagonal masks
+(xformers, on a GPU) runs images that keep different numbers of tokens without padding.
 """
 
 from __future__ import annotations
@@ -42,29 +43,53 @@ def run_block(block: nn.Module, x: Tensor, core: Core | None = None) -> Tensor:
     """One timm transformer block on tokens (B, N, C), with `core` in the place of fused attention if given."""
     if core is None:
         return block(x)  # type: ignore[no-any-return]
+    return run_mlp(block, run_attention(block, x, core)[0])
+
+
+def run_attention(block: nn.Module, x: Tensor, core: Core | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """The first half of a block: tokens (B, N, C) with what they attend to added; queries and keys (B, heads, N, d)."""
     assert isinstance(block, Block)
     assert isinstance(block.attn, Attention)
-    x = x + block.drop_path1(block.ls1(attend(block.attn, block.norm1(x), core)))
+    mixed, q, k = attend(block.attn, block.norm1(x), core or fused)
+    return x + block.drop_path1(block.ls1(mixed)), q, k
+
+
+def run_mlp(block: nn.Module, x: Tensor) -> Tensor:
+    """The second half of a block on tokens (B, N, C)."""
+    assert isinstance(block, Block)
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
 
 
-def attend(attn: Attention, x: Tensor, core: Core) -> Tensor:
-    """Self-attention of `attn` on (B, N, C) where `core(q, k, v, scale)` maps (B, heads, N, d) to the same."""
+def attend(attn: Attention, x: Tensor, core: Core) -> tuple[Tensor, Tensor, Tensor]:
+    """Self-attention of `attn` on (B, N, C) where `core(q, k, v, scale)` maps (B, heads, N, d) to the same; and its
+    queries and keys."""
     b, n, _ = x.shape
     q, k, v = attn.qkv(x).reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-    out = core(attn.q_norm(q), attn.k_norm(k), v, attn.scale)
-    out = attn.norm(out.transpose(1, 2).reshape(b, n, attn.attn_dim))
-    return attn.proj_drop(attn.proj(out))  # type: ignore[no-any-return]
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    out = attn.norm(core(q, k, v, attn.scale).transpose(1, 2).reshape(b, n, attn.attn_dim))
+    return attn.proj_drop(attn.proj(out)), q, k
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """torch's fused attention."""
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def constant_bias_core(bias: Tensor) -> Core:
+    """Fused attention with `bias` (B, N) added to the logits of the keys, for all queries and heads; without a gradient
+    of its own it needs no more than a mask."""
+
+    def core(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        mask = bias.detach().to(q.dtype)[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+    return core
 
 
 def key_bias_core(bias: Tensor, core: Core | None = None) -> Core:
     """Fused attention (or another `core`) with `bias` (B, N) added to the logits of the keys, for all queries and
     heads."""
-    return partial(_key_bias_attention, bias, core or _fused)
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return partial(_key_bias_attention, bias, core or fused)
 
 
 def _key_bias_attention(bias: Tensor, core: Core, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -83,8 +108,8 @@ def trimmed_core(index: Tensor, bias: Tensor | None = None) -> Core:
         at = index[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[-1])
         k, v = k.gather(2, at), v.gather(2, at)
         if bias is None:
-            return _fused(q, k, v, scale)
-        return _key_bias_attention(bias, _fused, q, k, v, scale)
+            return fused(q, k, v, scale)
+        return _key_bias_attention(bias, fused, q, k, v, scale)
 
     return core
 

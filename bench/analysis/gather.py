@@ -196,6 +196,9 @@ _STRATEGIES = (
     "sparsecontrast",
     "dynamicvit",
     "tokenlearner",
+    "topk",
+    "evit",
+    "tome",
     "fixed",
     "patchdropout",
 )

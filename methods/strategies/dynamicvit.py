@@ -28,9 +28,7 @@ from torch import Tensor, nn
 
 from methods.attention import policy_core, run_block
 from methods.strategies.selection import highest
-from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool
-
-STAGES = 3
+from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool, stages
 
 
 class TokenPredictor(nn.Module):
@@ -84,14 +82,9 @@ class DynamicViT(Strategy):
         self, geometry: Geometry, rho: float = 0.7, ratio_weight: float = 2.0, distil_weight: float = 0.5
     ) -> None:
         super().__init__(geometry)
-        if geometry.depth < STAGES + 1:
-            raise ValueError(
-                f"dynamicvit prunes in {STAGES} stages and needs an encoder of at least {STAGES + 1} blocks; "
-                f"this one has {geometry.depth}."
-            )
         self.rho, self.ratio_weight, self.distil_weight = rho, ratio_weight, distil_weight
-        self.before = tuple(geometry.depth * stage // (STAGES + 1) for stage in range(1, STAGES + 1))
-        self.predictors = nn.ModuleList(TokenPredictor(geometry.dim) for _ in range(STAGES))
+        self.before = stages(geometry, "dynamicvit")
+        self.predictors = nn.ModuleList(TokenPredictor(geometry.dim) for _ in self.before)
 
     @property
     def target(self) -> float:

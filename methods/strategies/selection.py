@@ -136,6 +136,13 @@ def highest(scores: Tensor, k: int) -> Tensor:
     return order[:, :k].sort(dim=1).values
 
 
+def ranked(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Indices (B, k) of the k highest of `scores` (B, n) and (B, n - k) of the others, each ascending; of equals the
+    first counts as the higher."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return order[:, :k].sort(dim=1).values, order[:, k:].sort(dim=1).values
+
+
 def _scaled(x: Tensor, scale: Tensor | None, prefix: int) -> Tensor:
     """Patch tokens times `scale` (B, n), prefix tokens as they are."""
     return x if scale is None else torch.cat([x[:, :prefix], x[:, prefix:] * scale[..., None]], 1)

@@ -108,9 +108,26 @@ def attention(
     return linear(attn.proj, torch.stack(rows))
 
 
-def block(b: nn.Module, x: Tensor, **how: Tensor | list[int] | None) -> Tensor:
-    x = x + attention(b.attn, layer_norm(b.norm1, x), **how)  # type: ignore[arg-type]
+def received(attn: nn.Module, x: Tensor, queries: list[int]) -> Tensor:
+    """The attention that each of the tokens (N, C) gets from `queries`, mean over them and the heads: (N)."""
+    n, heads, d = x.shape[0], attn.num_heads, attn.head_dim
+    q, k, _ = linear(attn.qkv, x).split(heads * d, dim=1)
+    total: Tensor = torch.zeros(n)
+    for i in queries:
+        for h in range(heads):
+            part = slice(h * d, (h + 1) * d)
+            logits = torch.stack([q[i, part] @ k[j, part] / math.sqrt(d) for j in range(n)])
+            total = total + logits.exp() / logits.exp().sum()
+    return total / (len(queries) * heads)
+
+
+def mlp(b: nn.Module, x: Tensor) -> Tensor:
+    """The second half of a block."""
     return x + linear(b.mlp.fc2, gelu(linear(b.mlp.fc1, layer_norm(b.norm2, x))))
+
+
+def block(b: nn.Module, x: Tensor, **how: Tensor | list[int] | None) -> Tensor:
+    return mlp(b, x + attention(b.attn, layer_norm(b.norm1, x), **how))  # type: ignore[arg-type]
 
 
 def blocks(vit: VisionTransformer, x: Tensor, **how: Tensor | list[int] | None) -> Tensor:

@@ -1,0 +1,57 @@
+"""Top-K: the tokens that the class token attends to most stay (Haurum et al., ICCV-W 2023, arXiv 2308.04657).
+
+Their simplest baseline, which follows EViT without its fused token. Between attention and MLP of the blocks at 1/4, 1/2
+and 3/4 of the depth (3, 6, 9 of 12) the int(patches x rho^stage) tokens with most attention of the class token, mean
+over the heads, stay; the rest is dropped, in training as at inference. Prefix tokens always stay. The choice has no
+gradient.
+
+Departures. Pooling is the mean of the kept patch tokens, where the paper reads the class token: so the class token is
+trained through the attention alone. Encoders without one rank by the mean attention over all queries
+(`methods/strategies/attended.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from methods.attention import run_attention, run_block, run_mlp
+from methods.strategies.attended import Attended
+from methods.strategies.selection import highest
+from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool, stages
+
+
+class TopK(Strategy):
+    """`rho`: share of the tokens that each stage keeps. Raises ValueError for encoders of fewer than four blocks."""
+
+    def __init__(self, geometry: Geometry, rho: float = 0.7) -> None:
+        super().__init__(geometry)
+        self.rho = rho
+        self.within = stages(geometry, "topk")
+        self.attended = Attended(geometry.prefix)
+
+    @property
+    def target(self) -> float:
+        return self.rho
+
+    def kept_after(self, stage: int) -> int:
+        """Patch tokens that are left after `stage` (0-based)."""
+        return max(1, int(self.geometry.patches * self.rho ** (stage + 1) + 1e-9))
+
+    def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
+        if not call.training and call.inference == "dense":
+            return super().forward(vit, images, call)
+        x, prefix = embed(vit, images), self.geometry.prefix
+        index = torch.arange(self.geometry.patches, device=x.device).expand(x.shape[0], -1)  # of the patches left
+        for i, block in enumerate(vit.blocks):
+            if i not in self.within:
+                x = run_block(block, x, self.core)
+                continue
+            x, q, k = run_attention(block, x, self.core)
+            with torch.no_grad():
+                share = self.attended(q.detach(), k.detach())[:, prefix:]
+                best = highest(share, self.kept_after(self.within.index(i)))
+            index, x = index.gather(1, best), gather(x, best, prefix)
+            x = run_mlp(block, x)
+        return Encoding(pool(vit.norm(x), prefix), kept=as_mask(index, self.geometry.patches))
