@@ -57,7 +57,9 @@ class Macs(Frozen):
     train_step: float
     whole_run: float
     inference_parts: dict[str, float]
-    counters: dict[str, float]  # inference per image by each counter: "fvcore", "flop_counter"
+    counters: dict[str, float]  # inference per image by each witness: "fvcore", "flop_counter", "formula"
+    train_parts: dict[str, float] = {}  # of `train_step`
+    train_counters: dict[str, float] = {}  # a step at the target by each witness: "flop_counter", "formula"
 
 
 class Timing(Frozen):

@@ -1,8 +1,9 @@
-"""MACs of an encoder at inference, by two counters that know nothing of each other.
+"""MACs of an encoder at inference, by witnesses that know nothing of each other.
 
 fvcore reads a trace of the graph; torch's FlopCounterMode sees the operators as they run and gives 2 x MACs. Each is
 blind to fused attention on a CPU in its own way: fvcore gets a handle for it, under FlopCounterMode attention runs
-unfused. Where the two differ by more than 1 % there is no count but an error that shows the difference by part.
+unfused. The third is a formula (`formula.py`), for all strategies but those of plug-ins. Where two of them differ by
+more than 1 % there is no count but an error that shows the difference by part.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.measure import formula
+from bench.measure.products import by_part
 from methods.encoders.vit import Encoder
 from methods.strategies.strategy import Call
 
-AGREEMENT = 0.01  # share by which the two counters may differ
+AGREEMENT = 0.01  # share by which two witnesses may differ
 NO_MACS = (
     "batch_norm",
     "layer_norm",
@@ -37,13 +40,13 @@ NO_MACS = (
 
 
 class CountersDisagree(Exception):
-    """Two counters of the same network differ by more than 1 %; the message shows where."""
+    """Two witnesses of the same network differ by more than 1 %; the message shows where."""
 
 
 def inference_macs(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float], dict[str, float]]:
-    """MACs per image of an encoder's own way of inference, by part, and by counter.
+    """MACs per image of an encoder's own way of inference, by part, and by witness.
 
-    Raises CountersDisagree where fvcore and FlopCounterMode differ by more than 1 %.
+    Raises CountersDisagree where fvcore, FlopCounterMode and the formula (if there is one) are over 1 % apart.
     """
     network = _Features(encoder).eval()
     with _quiet(), torch.no_grad():
@@ -53,11 +56,29 @@ def inference_macs(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, f
     n = images.shape[0]
     flop = {name: sum(ops.values()) / 2 / n for name, ops in seen.get_flop_counts().items()}
     fvcore = {name: value / n for name, value in traced.items()}
+    parts = {"fvcore": _parts(fvcore, fvcore[""]), "flop_counter": _parts(flop, flop["Global"])}
     totals = {"fvcore": fvcore[""], "flop_counter": flop["Global"]}
-    parts = _parts(flop, totals["flop_counter"])
-    if abs(totals["fvcore"] - totals["flop_counter"]) > AGREEMENT * totals["flop_counter"]:
-        raise CountersDisagree(_differences(parts, _parts(fvcore, totals["fvcore"]), totals))
-    return totals["flop_counter"], parts, totals
+    derived = formula.inference(encoder, images, network.call(n))
+    if derived is not None:
+        parts["formula"] = by_part(derived)
+        totals["formula"] = sum(parts["formula"].values())
+    check_agreement("per image at inference", totals, parts)
+    return totals["flop_counter"], parts["flop_counter"], totals
+
+
+def check_agreement(what: str, totals: Mapping[str, float], parts: Mapping[str, Mapping[str, float]]) -> None:
+    """Raises CountersDisagree where two witnesses of the same MACs are more than 1 % apart; `parts` by witness."""
+    if max(totals.values()) - min(totals.values()) <= AGREEMENT * max(totals.values()):
+        return
+    names = dict.fromkeys(name for witness in parts.values() for name in witness)
+    lines = [f"{name}: {_listed({w: own.get(name, 0.0) for w, own in parts.items()})}" for name in names]
+    raise CountersDisagree(
+        f"MACs {what}: {_listed(totals)}, more than {AGREEMENT:.0%} apart. By part: " + "; ".join(lines)
+    )
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{witness} {value:,.0f}" for witness, value in values.items())
 
 
 class _Features(nn.Module):
@@ -67,11 +88,12 @@ class _Features(nn.Module):
         super().__init__()
         self.encoder = encoder
 
+    def call(self, batch: int) -> Call:
+        lesions = torch.rand(batch, self.encoder.geometry.patches, generator=torch.Generator().manual_seed(0))
+        return Call(inference=self.encoder.strategy.inference[0], lesions=lesions)
+
     def forward(self, images: Tensor) -> Tensor:
-        patches = self.encoder.geometry.patches
-        lesions = torch.rand(images.shape[0], patches, generator=torch.Generator().manual_seed(0))
-        call = Call(inference=self.encoder.strategy.inference[0], lesions=lesions)
-        features: Tensor = self.encoder(images, call).features
+        features: Tensor = self.encoder(images, self.call(images.shape[0])).features
         return features
 
 
@@ -133,17 +155,12 @@ def _parts(modules: Mapping[str, float], total: float) -> dict[str, float]:
     linear = r"vit\.blocks\.\d+\.(attn\.qkv|attn\.proj|mlp)"
     parts["projections and MLPs"] = under(linear)
     rest = total - sum(parts.values())
-    inside = under(r"vit\.blocks\.\d+\.attn") - under(r"vit\.blocks\.\d+\.attn\.(qkv|proj)")
-    called = under(r"vit\.blocks\.\d+") > 0  # blocks as modules; else the strategy runs their parts and the attention
-    parts["attention"] = inside if called else rest
+    whole = {name for name in inner if re.fullmatch(r"vit\.blocks\.\d+", name)}  # blocks that were called as modules
+    split = {f"vit.blocks.{part[1]}" for name in inner if (part := re.match(r"vit\.blocks\.(\d+)\.attn\.qkv", name))}
+    inside = sum(inner.get(f"{name}.attn", 0.0) for name in whole)
+    inside -= sum(inner.get(f"{name}.attn.{layer}", 0.0) for name in whole for layer in ("qkv", "proj"))
+    # where the strategy runs the parts of a block, the attention between them is what it multiplies itself
+    parts["attention"] = inside if split <= whole else rest
     if rest - parts["attention"] > 1e-6 * total:
         parts["token mixing"] = rest - parts["attention"]
     return {name: value for name, value in parts.items() if value}
-
-
-def _differences(flop: Mapping[str, float], fvcore: Mapping[str, float], totals: Mapping[str, float]) -> str:
-    lines = [f"{name}: {fvcore.get(name, 0.0):,.0f} and {flop.get(name, 0.0):,.0f}" for name in {**flop, **fvcore}]
-    return (
-        f"fvcore counts {totals['fvcore']:,.0f} MACs per image at inference, FlopCounterMode "
-        f"{totals['flop_counter']:,.0f}, more than {AGREEMENT:.0%} apart. By part: " + "; ".join(lines)
-    )

@@ -3,7 +3,8 @@ no MACs.
 
 A train step (both views, forward and backward, teacher, predictor, heads) is counted by FlopCounterMode as it is
 executed, padding included, on the images given (or random ones); for large encoders on the meta device, where nothing
-is computed, if no shape depends on the images' content. Recomputation inside fused kernels is not counted.
+is computed, if no shape depends on the images' content. Recomputation inside fused kernels is not counted. The formula
+(`formula.py`) is the other witness of every step that is counted: over 1 % apart, there is no count but an error.
 
 Over the schedule a step's MACs are a quadratic in the number of kept tokens (projections and MLPs linear, attention
 quadratic), so three counts give all; steps that keep every patch take another path and are counted by themselves.
@@ -23,7 +24,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.measure.counters import CountersDisagree, inference_macs
+from bench.measure import formula
+from bench.measure.counters import CountersDisagree, check_agreement, inference_macs
+from bench.measure.products import by_kind, by_part
 from bench.record import Macs
 from bench.spec import EncoderSpec, TrainSpec
 from methods.encoders.vit import Encoder
@@ -35,6 +38,11 @@ from methods.strategies.strategy import Call, Strategy
 __all__ = ["CountersDisagree", "count", "interpolate", "kept_over_run", "nodes", "random_views"]
 
 LARGE = 1e8  # MACs per image of a dense encoder above which computing for the sake of counting is slow
+KINDS = {
+    "convolutions": ("convolution", "convolution_backward"),
+    "linear layers": ("addmm", "mm"),
+    "batched products": ("bmm", "baddbmm"),
+}
 IMAGES = 2  # of a counted batch: the fewest that a contrastive loss tells apart
 
 
@@ -52,7 +60,7 @@ def count(
     step = StepMacs(subject, train.batch, views)
     strategy = subject.encoder.strategy
     target = strategy.target if strategy.ramps and strategy.target is not None else None
-    at_target = step(target if target is not None else 1.0)
+    at_target, train_parts, train_counters = step.witnesses(target if target is not None else 1.0)
     if target is None:
         total = steps * at_target
     else:
@@ -64,6 +72,8 @@ def count(
         whole_run=train.batch * total,
         inference_parts=parts,
         counters=counters,
+        train_parts=train_parts,
+        train_counters=train_counters,
     )
 
 
@@ -121,9 +131,26 @@ class StepMacs:
         self.contrast = _contrast_macs(objective, views)
 
     def __call__(self, keep: float) -> float:
-        """Every image costs the same but in the contrast, where each meets all others of the batch."""
+        return self.witnesses(keep)[0]
+
+    def witnesses(self, keep: float) -> tuple[float, dict[str, float], dict[str, float]]:
+        """MACs of a step, by part, and by witness. Without a formula by kind of operator: of the backward pass the
+        counter does not know well which part it belongs to.
+
+        Raises CountersDisagree where FlopCounterMode and the formula are over 1 % apart.
+        """
         counted = self.views.shape[1]
-        return _step_macs(self.objective, self.views, keep) / counted + self.contrast * (self.batch - counted)
+        kinds = {kind: macs / counted for kind, macs in _step_macs(self.objective, self.views, keep).items()}
+        # every image costs the same but in the contrast, where each meets all others of the batch
+        kinds["linear layers"] += self.contrast * (self.batch - counted)
+        seen, total = {"flop_counter": kinds}, {"flop_counter": sum(kinds.values())}
+        call = _call(self.objective, self.views, keep)
+        derived = formula.train_step(self.objective, self.views, call, self.batch)
+        if derived is not None:
+            seen["formula"] = by_kind(derived)
+            total["formula"] = sum(seen["formula"].values())
+        check_agreement("per image of a train step", total, seen)
+        return total["flop_counter"], kinds if derived is None else by_part(derived), total
 
 
 def _contrast_macs(objective: Objective, views: Tensor) -> float:
@@ -132,12 +159,12 @@ def _contrast_macs(objective: Objective, views: Tensor) -> float:
     for module in dense.modules():
         if isinstance(module, Encoder):
             module.strategy = Strategy(module.geometry)  # the base computes all tokens
-    one, two = (_step_macs(dense, views[:, :b], 1.0) for b in (1, 2))
+    one, two = (sum(_step_macs(dense, views[:, :b], 1.0).values()) for b in (1, 2))
     return two / 2 - one
 
 
-def _step_macs(objective: Objective, views: Tensor, keep: float) -> float:
-    """MACs of forward and backward on a batch of views."""
+def _step_macs(objective: Objective, views: Tensor, keep: float) -> dict[str, float]:
+    """MACs of forward and backward on a batch of views, by kind of operator."""
     geometry = objective.encoder.geometry
     if geometry.macs(geometry.patches) > LARGE:
         with suppress(RuntimeError, NotImplementedError):  # a shape depends on what is in the images
@@ -145,14 +172,21 @@ def _step_macs(objective: Objective, views: Tensor, keep: float) -> float:
     return _counted_step(copy.deepcopy(objective), views, keep)
 
 
-def _counted_step(objective: Objective, views: Tensor, keep: float) -> float:
+def _counted_step(objective: Objective, views: Tensor, keep: float) -> dict[str, float]:
     objective.train()
-    batch, patches = views.shape[1], objective.encoder.geometry.patches
-    lesions = torch.rand(2 * batch, patches, generator=torch.Generator().manual_seed(0)).to(views.device)
-    call = Call(keep=keep, noise=Noise(0, 0, batch), lesions=lesions)
+    call = _call(objective, views, keep)
     with torch.enable_grad(), FlopCounterMode(display=False) as seen, sdpa_kernel(SDPBackend.MATH):
         objective(views, call).total.backward()
-    return float(seen.get_total_flops()) / 2
+    macs = {str(operator): flops / 2 for operator, flops in seen.get_flop_counts()["Global"].items()}
+    kinds = {kind: sum(macs.pop(f"aten.{name}", 0.0) for name in names) for kind, names in KINDS.items()}
+    return {**kinds, "other": sum(macs.values())} if macs else kinds
+
+
+def _call(objective: Objective, views: Tensor, keep: float) -> Call:
+    """What the counted step is told."""
+    batch, patches = views.shape[1], objective.encoder.geometry.patches
+    lesions = torch.rand(2 * batch, patches, generator=torch.Generator().manual_seed(0)).to(views.device)
+    return Call(keep=keep, noise=Noise(0, 0, batch), lesions=lesions)
 
 
 def _copy(objective: Objective) -> Objective:

@@ -17,12 +17,19 @@ import math
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.attention import run_attention, run_block, run_mlp
 from methods.strategies.attended import Attended
 from methods.strategies.selection import ranked
 from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool, stages, take
+
+
+class Fusion(nn.Module):
+    """The sum of tokens (B, n, C) weighted by the attention that they get (B, n): (B, 1, C)."""
+
+    def forward(self, tokens: Tensor, share: Tensor) -> Tensor:
+        return share.to(tokens.dtype)[:, None] @ tokens
 
 
 class EViT(Strategy):
@@ -33,6 +40,7 @@ class EViT(Strategy):
         self.rho = rho
         self.within = stages(geometry, "evit")
         self.attended = Attended(geometry.prefix)
+        self.fusion = Fusion()
 
     @property
     def target(self) -> float:
@@ -48,25 +56,22 @@ class EViT(Strategy):
         x, patches = embed(vit, images), self.geometry.patches
         index = torch.arange(patches, device=x.device).expand(x.shape[0], -1)  # of the tokens left; `patches` if fused
         for i, block in enumerate(vit.blocks):
-            if i not in self.within:
+            keep = self.kept_of(index.shape[1]) if i in self.within else index.shape[1]
+            if keep == index.shape[1]:
                 x = run_block(block, x, self.core)
                 continue
             x, q, k = run_attention(block, x, self.core)
-            x, index = self._fuse(x, self.attended(q, k), index)
+            x, index = self._fuse(x, self.attended(q, k), index, keep)
             x = run_mlp(block, x)
         kept = as_mask(index, patches + 1)[:, :patches]
         return Encoding(pool(vit.norm(x), self.geometry.prefix), kept=kept)
 
-    def _fuse(self, x: Tensor, share: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _fuse(self, x: Tensor, share: Tensor, index: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """Tokens (B, prefix + n, C), the attention they get (B, prefix + n) and their patches (B, n) -> what is left of
         them and their patches."""
-        prefix, tokens = self.geometry.prefix, index.shape[1]
-        keep = self.kept_of(tokens)
-        if keep == tokens:
-            return x, index
+        prefix = self.geometry.prefix
         best, rest = ranked(share[:, prefix:].detach(), keep)
-        weight = share.gather(1, rest + prefix)[:, None]  # (B, 1, rest)
-        fused = weight.to(x.dtype) @ take(x, rest + prefix)
+        fused = self.fusion(take(x, rest + prefix), share.gather(1, rest + prefix))
         left = torch.cat([gather(x, best, prefix), fused], 1)
         mark = index.new_full((index.shape[0], 1), self.geometry.patches)
         return left, torch.cat([index.gather(1, best), mark], 1)

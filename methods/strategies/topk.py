@@ -45,13 +45,14 @@ class TopK(Strategy):
         x, prefix = embed(vit, images), self.geometry.prefix
         index = torch.arange(self.geometry.patches, device=x.device).expand(x.shape[0], -1)  # of the patches left
         for i, block in enumerate(vit.blocks):
-            if i not in self.within:
+            keep = self.kept_after(self.within.index(i)) if i in self.within else index.shape[1]
+            if keep == index.shape[1]:
                 x = run_block(block, x, self.core)
                 continue
             x, q, k = run_attention(block, x, self.core)
             with torch.no_grad():
                 share = self.attended(q.detach(), k.detach())[:, prefix:]
-                best = highest(share, self.kept_after(self.within.index(i)))
+                best = highest(share, keep)
             index, x = index.gather(1, best), gather(x, best, prefix)
             x = run_mlp(block, x)
         return Encoding(pool(vit.norm(x), prefix), kept=as_mask(index, self.geometry.patches))

@@ -1,0 +1,127 @@
+"""The formulas against what FlopCounterMode sees of the real thing, to the last product."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.measure import formula, macs
+from bench.measure.counters import CountersDisagree, inference_macs
+from bench.measure.products import Pass, Products, by_part
+from bench.pretrain import build
+from bench.spec import EncoderSpec, TrainSpec
+from methods import OBJECTIVES, STRATEGIES, Entry
+from methods.names import parse_methods
+from methods.objectives.objective import Objective
+from methods.strategies.dense import Dense
+from methods.strategies.strategy import Call
+from methods.strategies.tome import ToMe
+
+STEM = EncoderSpec(name="vit_stem_d64_l4_patch8", image_size=64)
+TIMM = EncoderSpec(name="vit_tiny_patch16_224", image_size=64, channels=3)
+DISTILLED = EncoderSpec(name="deit_tiny_distilled_patch16_224", image_size=64, channels=3)
+VARIANTS = [
+    *(
+        f"simclr/sparsecontrast[{options}]"
+        for options in (
+            *("gate=key_bias", "fuse=true", "trim=keys", "execution=masked", "select=budget", "select=threshold"),
+            *("trim=keys,gate=key_bias", "fuse=true,select=budget", "keep=1.0", "width=7"),
+        )
+    ),
+    *("moco/sparsecontrast[select=budget]", "moco/frozen[select=threshold]", "simclr/fixed[execution=masked]"),
+    *("simclr/tokenlearner[version=v1]", "simclr/tokenlearner[fuser=true,at=0.3]", "simclr/tokenlearner[at=1.0]"),
+    *("moco/dynamicvit[teacher=dense]", "simclr/dynamicvit[distil_weight=0]", "simclr/dynamicvit[rho=0.9]"),
+    *("moco/topk[teacher=dense]", "simclr/topk[rho=0.3]", "simclr/evit[rho=1.0]", "simclr/evit[rho=0.3]"),
+    *("simclr/tome[r=0]", "simclr/tome[r=3]", "moco/tome[r=40]", "simclr/dense[hidden=96,out=24]"),
+]
+CASES = [(STEM, f"{objective}/{strategy}") for objective in OBJECTIVES for strategy in STRATEGIES]
+CASES += [(STEM, variant) for variant in VARIANTS]
+CASES += [
+    (encoder, f"moco/{strategy}")
+    for encoder in (TIMM, DISTILLED)
+    for strategy in ("dense", "sparsecontrast", "dynamicvit", "tokenlearner", "topk", "evit", "tome")
+]
+
+
+def built(method: str, encoder: EncoderSpec = STEM) -> Objective:
+    return build(parse_methods(method)[0], encoder, seed=0)
+
+
+@pytest.mark.parametrize(("encoder", "method"), CASES, ids=lambda value: str(getattr(value, "name", value)))
+def test_formula_is_what_the_counters_see(encoder: EncoderSpec, method: str) -> None:
+    objective, views = built(method, encoder), macs.random_views(encoder)
+    _, parts, totals = inference_macs(objective.encoder, views[0])
+    assert totals["formula"] == pytest.approx(totals["flop_counter"], rel=1e-9)
+    derived = formula.inference(objective.encoder, views[0], _inference_call(objective))
+    assert derived is not None
+    assert by_part(derived) == pytest.approx(parts, rel=1e-9)
+    strategy = objective.encoder.strategy
+    for keep in {1.0, strategy.target} if strategy.ramps else {1.0}:
+        step, _, witnesses = macs.StepMacs(objective, 5, views).witnesses(keep)
+        assert witnesses == pytest.approx({"flop_counter": step, "formula": step}, rel=1e-9)
+
+
+def _inference_call(objective: Objective) -> Call:
+    patches = objective.encoder.geometry.patches
+    lesions = torch.rand(2, patches, generator=torch.Generator().manual_seed(0))
+    return Call(inference=objective.encoder.strategy.inference[0], lesions=lesions)
+
+
+def test_every_strategy_has_a_formula() -> None:
+    assert set(formula.FORMULAS) == {entry.load() for entry in STRATEGIES.values()}
+
+
+def test_a_formula_that_disagrees_refuses_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of inference and of the train step, with the difference by part."""
+    objective = built("simclr/tome")
+    right = formula.FORMULAS[ToMe]
+
+    def without_matching(run: Pass) -> Products:
+        return (product for product in right(run) if product.part != "matching")
+
+    def without_backward(run: Pass) -> Products:
+        return (replace(product, gradients=1) for product in right(run))
+
+    monkeypatch.setattr(formula, "FORMULAS", {**formula.FORMULAS, ToMe: without_backward})
+    with pytest.raises(CountersDisagree, match=r"of a train step: .*By part: .*linear layers: flop"):
+        macs.count(objective, STEM, TrainSpec(batch=4), 0)
+    monkeypatch.setattr(formula, "FORMULAS", {**formula.FORMULAS, ToMe: lambda run: right_but_twice(run, right)})
+    with pytest.raises(CountersDisagree, match=r"at inference: .*By part: .*matching: fvcore ([\d,]+), flop"):
+        macs.count(objective, STEM, TrainSpec(batch=4), 0)
+    monkeypatch.setattr(formula, "FORMULAS", {**formula.FORMULAS, ToMe: without_matching})
+    counted = macs.count(objective, STEM, TrainSpec(batch=4), 0)  # 1 % is the tolerance, and matching is less
+    assert counted.counters["formula"] < counted.counters["fvcore"]
+
+
+def right_but_twice(run: Pass, right: object) -> Products:
+    for product in right(run):  # type: ignore[operator]
+        times = 100 if product.part == "matching" else 1
+        yield replace(product, macs=times * product.macs)
+
+
+def test_a_plugin_without_a_formula_is_checked_by_the_counters_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(Dense):
+        """A plug-in's strategy, which there is no formula for, though there is one for what it is made from."""
+
+    entry = Entry(":Mine", "mine", "a test", inference=("dense",))
+    monkeypatch.setitem(STRATEGIES, "mine", entry)
+    monkeypatch.setattr(Entry, "load", lambda self, load=Entry.load: Mine if self is entry else load(self))
+    mine, dense = (macs.count(built(f"moco/{name}"), STEM, TrainSpec(batch=4), 0) for name in ("mine", "dense"))
+    assert mine.counters.keys() == {"fvcore", "flop_counter"}
+    assert mine.train_counters.keys() == {"flop_counter"}
+    assert mine.train_step == dense.train_step
+    assert sum(mine.train_parts.values()) == pytest.approx(mine.train_step)
+    assert mine.train_parts.keys() == {"convolutions", "linear layers", "batched products"}
+    assert dense.train_parts.keys() >= {"patch embedding", "attention", "heads", "teacher", "contrast"}
+
+
+def test_a_step_by_part_says_where_it_goes() -> None:
+    counted = macs.count(built("moco/sparsecontrast"), STEM, TrainSpec(batch=4), 0)
+    parts = counted.train_parts
+    assert sum(parts.values()) == pytest.approx(counted.train_step)
+    assert parts["teacher"] == 2 * (counted.inference + 64 * 256 + 256 * 256 + 256 * 256)
+    assert parts["predictor"] < 2 * 3 * counted.inference_parts["predictor"]  # images get no gradient
+    assert parts["projections and MLPs"] == 2 * 3 * counted.inference_parts["projections and MLPs"]
+    assert parts["attention"] == 2 * 3 * counted.inference_parts["attention"]
