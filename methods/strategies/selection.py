@@ -145,7 +145,7 @@ def ranked(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _scaled(x: Tensor, scale: Tensor | None, prefix: int) -> Tensor:
     """Patch tokens times `scale` (B, n), prefix tokens as they are."""
-    return x if scale is None else torch.cat([x[:, :prefix], x[:, prefix:] * scale[..., None]], 1)
+    return x if scale is None else x * F.pad(scale, (prefix, 0), value=1.0)[..., None]
 
 
 def _bias(choice: Choice) -> Tensor | None:

@@ -66,11 +66,11 @@ class SparseContrast(Selection):
 
     def choose(self, images: Tensor, call: Call) -> Choice | None:
         k = self.count(call)
+        if call.training and k == self.geometry.patches and self.select != "threshold":
+            return None  # the schedule has not begun to trim
         logits = self.predictor(images).float()
         if not call.training:
             return self._choice(logits, self._kept(logits, k, training=False))
-        if k == self.geometry.patches and self.select != "threshold":
-            return None  # the schedule has not begun to trim
         noise = self._noise(logits, call)
         kept = self._kept(logits.detach() + noise, k, training=True)
         if self.select == "budget":

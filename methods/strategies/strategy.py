@@ -109,11 +109,15 @@ class Strategy(nn.Module):
 
 
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Tokens before block 0, (B, prefix + patches, C): the first four lines of timm's `forward_features`."""
+    """Tokens before block 0, (B, prefix + patches, C): the first four lines of timm's `forward_features`.
+
+    Contiguous: a convolution's channels come first in memory, and without a prefix token all blocks would inherit that.
+    """
     x = vit.patch_embed(images)
     x = vit._pos_embed(x)
     x = vit.patch_drop(x)
-    return vit.norm_pre(x)  # type: ignore[no-any-return]
+    x = vit.norm_pre(x)
+    return x.contiguous()  # type: ignore[no-any-return]
 
 
 def pool(x: Tensor, prefix: int, weight: Tensor | None = None) -> Tensor:
