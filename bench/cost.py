@@ -49,11 +49,14 @@ def main(
     from rich.console import Console
 
     from bench.environment import cores
+    from methods import check_defined
 
     console = Console() if Console().is_terminal else Console(width=WIDTH)
     try:
         suite = _suite(preset, methods, keep, batch, rounds)
         encoders = [_encoder(suite, encoder, size, channels) for size in _sizes(image_size)]
+        for method in suite.parsed_methods():
+            check_defined(method.strategy, encoders[0].name)
         count = threads if threads is not None else cores()
         if count < 1:
             raise ValueError(f"--threads is {count}: it is at least 1.")

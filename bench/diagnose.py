@@ -11,7 +11,7 @@ import torch
 from bench.evaluate import Bench, Features, features_of
 from bench.pretrain import Trained
 from bench.record import Learning
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 
 Floats = npt.NDArray[np.floating]
 IMAGES = 1024  # test images that diagnostics look at

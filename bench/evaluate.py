@@ -21,7 +21,7 @@ from datasets.dataset import Dataset
 from datasets.splits import Splits, fraction, index_hash
 from datasets.views import Views
 from methods import Inference
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call
 
 Indices = npt.NDArray[np.int64]

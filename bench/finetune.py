@@ -18,7 +18,7 @@ from bench.spec import FinetuneSpec
 from datasets.dataset import Dataset
 from datasets.views import Views
 from methods import Inference
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 from methods.noise import keyed_generator
 from methods.strategies.strategy import Call
 
@@ -63,7 +63,7 @@ def finetune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
         classifier = Classifier(copy.deepcopy(encoder).requires_grad_(True), data.labels.shape[1], inference)
-    positions, given = classifier.encoder.vit.pos_embed, encoder.vit.pos_embed
+    positions, given = (getattr(e.network, "pos_embed", None) for e in (classifier.encoder, encoder))
     if positions is not None and given is not None:
         positions.requires_grad_(given.requires_grad)  # fixed ones stay fixed
     batch = min(spec.batch, len(images))

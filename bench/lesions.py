@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets.dataset import Dataset
 from datasets.views import Parameters, Views
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 from methods.noise import keyed_generator
 from methods.strategies.strategy import Call
 

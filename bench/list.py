@@ -21,8 +21,13 @@ def main() -> None:
     console = Console()
     console.print(_table("Methods that --methods all means", ["method"], [[name] for name in HEADLINE]))
     console.print("Any objective goes with any strategy: objective/strategy[option=value,...].\n", markup=False)
-    for title, entries in (("Objectives", OBJECTIVES), ("Strategies", STRATEGIES)):
-        console.print(_table(title, ["name", "what", "options (default)", "source"], _entry_rows(entries)))
+    columns = ["name", "what", "options (default)", "source"]
+    console.print(_table("Objectives", columns, _entry_rows(OBJECTIVES)))
+    rows = [
+        [*row, ", ".join(entry.encoders)]
+        for row, entry in zip(_entry_rows(STRATEGIES), STRATEGIES.values(), strict=True)
+    ]
+    console.print(_table("Strategies", [*columns, "encoders"], rows))
     console.print(_table("Floors", ["name", "what it asks"], [[k, v] for k, v in FLOORS.items()]))
     console.print(_table("Encoders", ["name", "what"], [[k, v] for k, v in ENCODERS.items()]))
     rows = [[k, e.summary, "\n".join(f"{o}: {h}" for o, h in e.options.items()), e.source] for k, e in REGISTRY.items()]

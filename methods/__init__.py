@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from methods.encoders.vit import Encoder
+    from methods.encoders.encoder import Encoder
     from methods.objectives.objective import Objective
 
 Value = bool | int | float | str
 Inference = Literal["pruned", "dense"]  # the strategy acts, or all tokens are computed
+Family = Literal["vit", "convnext", "resnet"]  # of encoders
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Entry:
     source: str
     options: dict[str, Option] = field(default_factory=dict)
     inference: tuple[Inference, ...] = ("pruned",)  # how a strategy is evaluated, its own way first
+    encoders: tuple[Family, ...] = ("vit",)  # the families that a strategy is defined on
     tuned_as: str = "dense"  # the strategy whose tuned learning rate it takes, where it has none of its own
     code: str = ""  # hash of the plug-in file that it came from: part of what determines the weights
 
@@ -55,6 +57,7 @@ KEEP = Option(0.5, "share of the patches kept once the ramp is over", low=0.02, 
 EXECUTION = Option(
     "gathered", "compute the kept tokens only, or all of them with the dropped ones hidden", ("gathered", "masked")
 )
+PATCHES: tuple[Family, ...] = ("vit", "convnext")  # where a choice of patches means something
 EQUAL_MACS = Option(True, "keep as many more patches as SparseContrast's predictor costs MACs")
 SELECTION = {
     "select": Option(
@@ -100,6 +103,7 @@ STRATEGIES: dict[str, Entry] = {
         "all tokens through all blocks, fused attention",
         "Dosovitskiy et al., ICLR 2021, arXiv 2010.11929",
         inference=("dense",),
+        encoders=("vit", "convnext", "resnet"),
     ),
     "dynamicvit": Entry(
         "methods.strategies.dynamicvit:DynamicViT",
@@ -152,12 +156,14 @@ STRATEGIES: dict[str, Entry] = {
             **SELECTION,
             "execution": EXECUTION,
         },
+        encoders=PATCHES,
     ),
     "frozen": Entry(
         "methods.strategies.sparsecontrast:Frozen",
         "control: SparseContrast with an untrained predictor",
         "control: what does learning the selection add?",
         {"keep": KEEP, **SELECTION, "execution": EXECUTION},
+        encoders=PATCHES,
         tuned_as="sparsecontrast",
     ),
     "fixed": Entry(
@@ -165,12 +171,14 @@ STRATEGIES: dict[str, Entry] = {
         "control: one random mask for all images",
         "control: is the selection about the image at all?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
     ),
     "centre": Entry(
         "methods.strategies.subset:Centre",
         "control: the patches nearest the image's centre",
         "control: is the selection more than a crop?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
         tuned_as="fixed",
     ),
     "random": Entry(
@@ -178,6 +186,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: a fresh random subset, at inference too",
         "control: does the choice matter?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
         inference=("pruned", "dense"),
         tuned_as="patchdropout",
     ),
@@ -186,6 +195,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: a fresh random subset in training, all tokens at inference",
         "Liu et al., WACV 2023, arXiv 2208.07220",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
         inference=("dense",),
     ),
     "oracle": Entry(
@@ -193,9 +203,27 @@ STRATEGIES: dict[str, Entry] = {
         "diagnostic: lesion patches first, where masks exist",
         "control: a selection that knows where lesions are",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
         tuned_as="sparsecontrast",
     ),
 }
+
+
+def family_of(encoder: str) -> Family:
+    """The family of an encoder, by its name."""
+    families: tuple[Family, ...] = ("convnext", "resnet")
+    return next((family for family in families if encoder.startswith(family)), "vit")
+
+
+def check_defined(strategy: str, encoder: str) -> None:
+    """Raises ValueError where a strategy has no meaning on an encoder, and names those that have one."""
+    family = family_of(encoder)
+    if family not in STRATEGIES[strategy].encoders:
+        others = [name for name, entry in STRATEGIES.items() if family in entry.encoders]
+        raise ValueError(
+            f"strategy '{strategy}' is not defined on encoder '{encoder}', a CNN: "
+            f"use {'only ' if others[1:] else ''}--methods {','.join(others)} there, or a vision transformer."
+        )
 
 
 def inference_modes(strategy: str) -> tuple[Inference, ...]:
@@ -262,6 +290,9 @@ ENCODERS: dict[str, str] = {
     "vit_small_patch16_224": "timm, DeiT-S's shape: the scale of the papers",
     "vit_base_patch16_224": "timm, ViT-B/16",
     "deit_small_distilled_patch16_224": "timm, with a distillation token; any other plain ViT of timm's works too",
+    "convnext_d64_l6_patch8": "a CNN: 6 ConvNeXt blocks, 32 and 64 wide, 8-pixel patches: minutes on a laptop",
+    "convnext_tiny": "timm, a CNN of ViT-S's size, 32-pixel patches; any other convnext_* works too",
+    "resnet50": "timm, the CNN that the field knows, for dense alone; so are timm's other resnet*",
 }
 
 
@@ -276,23 +307,27 @@ def build_encoder(
     positions: str = "sincos",
     weights: str = "",
 ) -> Encoder:
-    """The encoder with its strategy. For a seed its transformer weights are the same whatever the strategy."""
+    """The encoder with its strategy. For a seed the network's weights are the same whatever the strategy.
+
+    Raises ValueError where the strategy is not defined on the encoder, and what `build_network` raises.
+    """
     import inspect
 
     import torch
 
-    from methods.encoders.vit import Encoder, build_vit, geometry_of
+    from methods.encoders.encoder import Encoder, build_network
 
+    check_defined(strategy, encoder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vit = build_vit(encoder, image_size, channels, positions, weights)
+        network, geometry = build_network(encoder, image_size, channels, positions, weights)
         torch.manual_seed(seed)
         cls = STRATEGIES[strategy].load()
         if "seed" in inspect.signature(cls).parameters:
             options = {**options, "seed": seed}
-        built = cls(geometry_of(vit), **options)
+        built = cls(geometry, **options)
         built.inference = STRATEGIES[strategy].inference
-        return Encoder(vit, built)
+        return Encoder(network, built)
 
 
 def build_objective(objective: str, encoder: Encoder, options: dict[str, Value], *, seed: int) -> Objective:

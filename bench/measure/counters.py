@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.measure import formula
 from bench.measure.products import by_part
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call
 
 AGREEMENT = 0.01  # share by which two witnesses may differ
@@ -37,6 +37,13 @@ NO_MACS = (
     "adaptive_avg_pool2d",
     "upsample_nearest2d",
 )
+
+CNN_PARTS = {
+    "stem and downsampling": r"convnext\.(stem|stages\.\d+\.downsample)",
+    "depthwise convolutions": r"convnext\.stages\.\d+\.blocks\.\d+\.conv_dw",
+    "pointwise MLPs": r"convnext\.stages\.\d+\.blocks\.\d+\.mlp",
+    "convolutions": r"resnet\.(conv1|layer\d)",
+}
 
 
 class CountersDisagree(Exception):
@@ -143,8 +150,10 @@ def _quiet() -> Iterator[None]:
 
 def _parts(modules: Mapping[str, float], total: float) -> dict[str, float]:
     """MACs by part from MACs by module: patch embedding, the strategy's own modules, projections and MLPs of the
-    blocks, attention (queries x keys, weights x values), and what else the strategy multiplies."""
-    inner = {match[0]: value for name, value in modules.items() if (match := re.search(r"(vit|strategy)\..*", name))}
+    blocks, attention (queries x keys, weights x values), and what else the strategy multiplies; of a CNN the
+    convolutions, and a ConvNeXt's pointwise MLPs."""
+    inside_encoder = r"(vit|convnext|resnet|strategy)\..*"
+    inner = {match[0]: value for name, value in modules.items() if (match := re.search(inside_encoder, name))}
 
     def under(pattern: str) -> float:
         return sum(value for name, value in inner.items() if re.fullmatch(pattern, name))
@@ -152,6 +161,9 @@ def _parts(modules: Mapping[str, float], total: float) -> dict[str, float]:
     parts = {"patch embedding": under(r"vit\.patch_embed")}
     for name in sorted({part[1] for key in inner if (part := re.match(r"strategy\.(\w+)", key))}):
         parts[name] = inner.get(f"strategy.{name}", 0.0) or under(rf"strategy\.{name}\.\d+")
+    if any(name.startswith(("convnext.", "resnet.")) for name in inner):
+        parts |= {part: under(pattern) for part, pattern in CNN_PARTS.items()}
+        return {name: value for name, value in parts.items() if value}
     linear = r"vit\.blocks\.\d+\.(attn\.qkv|attn\.proj|mlp)"
     parts["projections and MLPs"] = under(linear)
     rest = total - sum(parts.values())

@@ -33,7 +33,7 @@ from methods.strategies.tome import ToMe
 from methods.strategies.topk import TopK
 
 if TYPE_CHECKING:
-    from methods.encoders.vit import Encoder
+    from methods.encoders.encoder import Encoder
 
 
 def inference(encoder: Encoder, images: Tensor, call: Call) -> list[Product] | None:

@@ -13,6 +13,7 @@ quadratic), so three counts give all; steps that keep every patch take another p
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,7 +30,7 @@ from bench.measure.counters import CountersDisagree, check_agreement, inference_
 from bench.measure.products import by_kind, by_part
 from bench.record import Macs
 from bench.spec import EncoderSpec, TrainSpec
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.schedule import keep_at, kept_tokens
@@ -175,7 +176,10 @@ def _step_macs(objective: Objective, views: Tensor, keep: float) -> dict[str, fl
 def _counted_step(objective: Objective, views: Tensor, keep: float) -> dict[str, float]:
     objective.train()
     call = _call(objective, views, keep)
-    with torch.enable_grad(), FlopCounterMode(display=False) as seen, sdpa_kernel(SDPBackend.MATH):
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    )
+    with torch.enable_grad(), counter as seen, sdpa_kernel(SDPBackend.MATH):
         objective(views, call).total.backward()
     macs = {str(operator): flops / 2 for operator, flops in seen.get_flop_counts()["Global"].items()}
     kinds = {kind: sum(macs.pop(f"aten.{name}", 0.0) for name in names) for kind, names in KINDS.items()}
@@ -187,6 +191,16 @@ def _call(objective: Objective, views: Tensor, keep: float) -> Call:
     batch, patches = views.shape[1], objective.encoder.geometry.patches
     lesions = torch.rand(2 * batch, patches, generator=torch.Generator().manual_seed(0)).to(views.device)
     return Call(keep=keep, noise=Noise(0, 0, batch), lesions=lesions)
+
+
+def _convolution_backward_flops(
+    grad: list[int], x: list[int], weight: list[int], *args: Any, out_shape: Any, **kwargs: Any
+) -> int:
+    """2 x MACs of a convolution's gradients: of its input and of its weights, whichever are wanted, each costs what the
+    forward pass does. torch's own formula counts those of the weights as if there were no groups: for a depthwise
+    convolution too many by its number of channels."""
+    wanted = sum(shape is not None for shape in out_shape[:2])
+    return 2 * wanted * grad[0] * math.prod(grad[2:]) * math.prod(weight)
 
 
 def _copy(objective: Objective) -> Objective:

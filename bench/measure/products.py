@@ -19,7 +19,7 @@ from methods.encoders.vit import ConvStem
 from methods.strategies.strategy import Call
 
 if TYPE_CHECKING:
-    from methods.encoders.vit import Encoder
+    from methods.encoders.encoder import Encoder
 
 LINEAR, ATTENTION, MIXING, STEM = "projections and MLPs", "attention", "token mixing", "patch embedding"
 

@@ -14,11 +14,11 @@ from typing import Any
 import timm
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from methods.attention import backend_core
-from methods.strategies.strategy import Call, Encoding, Geometry, Strategy
+from methods.encoders.weights import check_tiling, load_weights
+from methods.strategies.strategy import Geometry
 
 
 class ConvStem(nn.Module):
@@ -72,7 +72,7 @@ def build_vit(
     """
     if name in SMALL:
         config = SMALL[name]
-        _check_tiling(name, image_size, config["patch_size"])
+        check_tiling(name, image_size, config["patch_size"])
         vit = VisionTransformer(
             img_size=image_size,
             in_chans=channels,
@@ -85,7 +85,7 @@ def build_vit(
     else:
         vit = _timm_vit(name, image_size, channels, pretrained=weights == "timm")
     if weights not in ("", "timm"):
-        _load_weights(vit, Path(weights))
+        load_weights(vit, Path(weights), channels, checkpoint_filter_fn)  # it resizes positions and patches to these
     elif weights == "" and positions == "sincos":
         _fix_positions(vit)
     return vit
@@ -93,10 +93,12 @@ def build_vit(
 
 def _timm_vit(name: str, image_size: int, channels: int, pretrained: bool) -> VisionTransformer:
     if not timm.is_model(name):
-        raise ValueError(f"unknown encoder '{name}': use a plain ViT of timm's, or one of {', '.join(SMALL)}.")
+        raise ValueError(
+            f"unknown encoder '{name}': use a plain ViT, ConvNeXt or ResNet of timm's, or one of {', '.join(SMALL)}."
+        )
     patch = next((int(p[5:]) for p in name.split(".")[0].split("_") if p.startswith("patch") and p[5:].isdigit()), 0)
     if patch:
-        _check_tiling(name, image_size, patch)
+        check_tiling(name, image_size, patch)
     pooling = "token" if "distilled" in name else ""  # of the head, which is not there; the distilled one insists
     try:
         vit = timm.create_model(
@@ -116,11 +118,6 @@ def _is_plain(vit: VisionTransformer) -> bool:
     return all(type(b) is Block and type(b.attn) is Attention and b.attn.gate is None for b in vit.blocks)
 
 
-def _check_tiling(name: str, image_size: int, patch: int) -> None:
-    if image_size % patch:
-        raise ValueError(f"image size {image_size} is no multiple of the {patch}-pixel patches of '{name}'.")
-
-
 def _fix_positions(vit: VisionTransformer) -> None:
     """Fixed 2-D sine-cosine positions on the patch grid; prefix tokens get none (zero)."""
     if vit.pos_embed is None:
@@ -132,27 +129,6 @@ def _fix_positions(vit: VisionTransformer) -> None:
     with torch.no_grad():
         vit.pos_embed.copy_(nn.functional.pad(table, (0, 0, prefix, 0))[None])
     vit.pos_embed.requires_grad_(False)
-
-
-def _load_weights(vit: VisionTransformer, path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"no encoder weights at {path}: give a .safetensors file with timm's parameter names.")
-    from safetensors.torch import load_file
-    from timm.models import adapt_input_conv
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    state = checkpoint_filter_fn(load_file(path), vit)  # resizes positions and patches to this encoder's
-    patchify = "patch_embed.proj.weight"
-    if patchify in state and state[patchify].shape[1] == 3 != vit.in_chans:
-        state[patchify] = adapt_input_conv(vit.in_chans, state[patchify])  # one channel: the sum over RGB, as timm does
-    try:
-        missing, unexpected = vit.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"weights in {path} do not fit the encoder: {str(error).splitlines()[-1].strip()}") from error
-    heads = [name for name in unexpected if not name.startswith(("head", "fc_norm"))]
-    if missing or heads:
-        odd = ", ".join([*missing, *heads][:5])
-        raise ValueError(f"weights in {path} do not fit the encoder: {odd} missing or unexpected.")
 
 
 def geometry_of(vit: VisionTransformer) -> Geometry:
@@ -180,23 +156,3 @@ def _stem_macs(stem: nn.Module, side: int) -> int:
             kernel = layer.kernel_size[0] * layer.kernel_size[1]
             total += side * side * kernel * layer.in_channels * layer.out_channels // layer.groups
     return total
-
-
-class Encoder(nn.Module):
-    """A vision transformer run by a strategy: images (B, channels, H, W) -> Encoding with features (B, C)."""
-
-    def __init__(self, vit: VisionTransformer, strategy: Strategy) -> None:
-        super().__init__()
-        self.vit = vit
-        self.strategy = strategy
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.strategy.geometry
-
-    def forward(self, images: Tensor, call: Call | None = None) -> Encoding:
-        return self.strategy(self.vit, images, call or Call())  # type: ignore[no-any-return]
-
-    def use_attention(self, backend: str, device: torch.device) -> None:
-        """Choose the attention backend by name; raises ValueError where it cannot run."""
-        self.strategy.core = backend_core(backend, device)

@@ -1,11 +1,13 @@
 """MoCo v3 (Chen, Xie, He, ICCV 2021, arXiv 2104.02057): a momentum encoder gives the keys; no queue.
 
-Projector of three layers and predictor of two, without biases, both ending in batch norm without affine; symmetric
-loss 2T x cross-entropy; momentum along half a cosine to 1. A patchify embedding is frozen at random, a convolutional
-stem is not (section 4.2: the instability is that of the patchify convolution). The momentum encoder runs the same
-strategy with its own momentum copy of the predictor (`teacher=dense`: all tokens). By default both views come from
-one distribution, as all methods' here do; `views=asymmetric` blurs the first always and the second in one case of ten,
-as the paper does (its solarisation of the second view has no counterpart for radiographs and is left out).
+Projector of three layers and predictor of two, without biases, both ending in batch norm without affine (on a ResNet,
+as in the paper, the projector has two layers and the predictor ends without batch norm; a ConvNeXt takes the
+transformer's heads); symmetric loss 2T x cross-entropy; momentum along half a cosine to 1. A transformer's patchify
+embedding is frozen at random, a convolutional stem is not (section 4.2: the instability is that of the patchify
+convolution). The momentum encoder runs the same strategy with its own momentum copy of the predictor (`teacher=dense`:
+all tokens). By default both views come from one distribution, as all methods' here do; `views=asymmetric` blurs the
+first always and the second in one case of ten, as the paper does (its solarisation of the second view has no
+counterpart for radiographs and is left out).
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 from methods.objectives.objective import Loss, Objective, follow, head_width, mlp, total
 from methods.strategies.strategy import Call
 
@@ -43,10 +46,15 @@ class MoCo(Objective):
         self.temperature, self.momentum, self.teacher = temperature, momentum, teacher
         dim = encoder.geometry.dim
         hidden = hidden or head_width(dim, 4096)
-        self.projector = mlp([dim, hidden, hidden, out], last_norm_affine=False)
-        self.predictor = mlp([out, hidden, out], last_norm_affine=False)
-        if isinstance(encoder.vit.patch_embed, PatchEmbed):
-            encoder.vit.patch_embed.requires_grad_(False)
+        if encoder.family == "resnet":
+            self.projector = mlp([dim, hidden, out], last_norm_affine=False)
+            self.predictor = mlp([out, hidden, out], last_norm_affine=None)
+        else:
+            self.projector = mlp([dim, hidden, hidden, out], last_norm_affine=False)
+            self.predictor = mlp([out, hidden, out], last_norm_affine=False)
+        network = encoder.network
+        if isinstance(network, VisionTransformer) and isinstance(network.patch_embed, PatchEmbed):
+            network.patch_embed.requires_grad_(False)
         self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
 

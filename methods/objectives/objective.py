@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call, Encoding
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.encoders.vit import Encoder
+from methods.encoders.encoder import Encoder
 from methods.objectives.objective import Loss, Objective, head_width, mlp, total
 from methods.strategies.strategy import Call
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from methods.strategies.strategy import Geometry
 
 PAPER_WIDTH = 258  # 0.800 M parameters at patch 16 with 3 channels
+PAPER_PARAMETERS = 800_059  # those
 PAPER_SHARE = 0.0341  # of a dense ViT-S/16's MACs at 224 px, which that width costs
 
 
@@ -23,13 +24,19 @@ def predictor_macs(geometry: Geometry, width: int) -> int:
 def predictor_width(geometry: Geometry) -> int:
     """The width at which the predictor costs the share of a dense encoder that it costs at ViT-S/16 scale, at most 258.
 
-    0.8 M parameters would outweigh a small encoder; from ViT-S/16 on it is the width of the paper.
+    0.8 M parameters would outweigh a small encoder; from ViT-S/16 on it is the width of the paper. With patches of more
+    pixels (a ConvNeXt's have 32 on a side) it is narrower, so that it has no more parameters than the paper's.
     """
     budget = PAPER_SHARE * geometry.macs(geometry.patches)
     width = PAPER_WIDTH
-    while width > 1 and predictor_macs(geometry, width) > budget:
+    while width > 1 and (predictor_macs(geometry, width) > budget or _parameters(geometry, width) > PAPER_PARAMETERS):
         width -= 1
     return width
+
+
+def _parameters(geometry: Geometry, width: int) -> int:
+    """Weights, as many as MACs a patch, and biases."""
+    return predictor_macs(geometry, width) // geometry.patches + 2 * width + 1
 
 
 class Predictor(nn.Module):

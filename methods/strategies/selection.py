@@ -1,18 +1,22 @@
 """Selection before block 0: choose patches of the image, gather their tokens, run the rest on them alone.
 
-SparseContrast and its controls differ only in `choose`: everything after the choice is the same code.
+SparseContrast and its controls differ only in `choose`: everything after the choice is the same code. On a ConvNeXt
+the choice is made once as well, on the grid of the last map, and holds at all resolutions (`methods/convolution.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from methods.attention import HIDDEN, Core, RaggedCore, key_bias_core, run_block, trimmed_core
+from methods.convolution import Patches, kept_features
 from methods.schedule import kept_tokens
 from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool
 
@@ -59,23 +63,35 @@ class Selection(Strategy):
     def choose(self, images: Tensor, call: Call) -> Choice | None:
         raise TypeError(f"{type(self).__name__} does not say which patches it keeps")
 
-    def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
+    def forward(self, network: Any, images: Tensor, call: Call) -> Encoding:
         if not call.training and call.inference == "dense":
-            return super().forward(vit, images, call)
+            return super().forward(network, images, call)
         choice = self.choose(images, call)
         if choice is None:
-            return super().forward(vit, images, call)
+            return super().forward(network, images, call)
+        run = self._run_convnext if isinstance(network, ConvNeXt) else self._run_vit
+        kept = as_mask(choice.index, self.geometry.patches, choice.valid)
+        return Encoding(run(network, images, choice), choice.losses, kept, choice.stats)
+
+    def _run_convnext(self, net: ConvNeXt, images: Tensor, choice: Choice) -> Tensor:
+        """Features (B, C) of a CNN. Raises ValueError for a choice that speaks of attention or of tokens."""
+        if choice.key_bias is not None or choice.fuse is not None or choice.keys_only:
+            raise ValueError(
+                "a CNN has no keys to bias or to trim and no token to fuse into: keep patches, or scale them."
+            )
+        patches = Patches(choice.index, choice.valid, choice.token_scale, self.geometry.grid)
+        return kept_features(net, images, patches, masked=self.execution == "masked")
+
+    def _run_vit(self, vit: VisionTransformer, images: Tensor, choice: Choice) -> Tensor:
+        """Features (B, C) of a vision transformer."""
         x, prefix = embed(vit, images), self.geometry.prefix
         if choice.fuse is not None:  # rides as one more prefix token
             x, prefix = torch.cat([pool(x, prefix, choice.fuse)[:, None], x], 1), prefix + 1
         if choice.keys_only:
-            features = self._trim_keys(vit, x, choice, prefix)
-        elif self.execution == "masked":
-            features = self._hide(vit, x, choice, prefix)
-        else:
-            features = self._gather(vit, x, choice, prefix)
-        kept = as_mask(choice.index, self.geometry.patches, choice.valid)
-        return Encoding(features, choice.losses, kept, choice.stats)
+            return self._trim_keys(vit, x, choice, prefix)
+        if self.execution == "masked":
+            return self._hide(vit, x, choice, prefix)
+        return self._gather(vit, x, choice, prefix)
 
     def _gather(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
         """(B, prefix + patches, C) -> features (B, C), computing k patch tokens an image."""

@@ -39,6 +39,9 @@ class SparseContrast(Selection):
     `noise` scales Gumbel noise on the logits in training, annealed to 0 along half a cosine.
     `width` of the predictor, 0 for the paper's relative cost. `fuse` adds the dropped tokens as one weighted mean.
     `trim` "tokens" drops queries, keys and MLPs together; "keys" trims the keys only and computes all tokens.
+
+    On a ConvNeXt a kept patch's gate multiplies what its MLPs add, in every block, and its weight in the pooling
+    (`methods/convolution.py`). Raises ValueError there for options that speak of keys or tokens.
     """
 
     trained = True
@@ -57,6 +60,12 @@ class SparseContrast(Selection):
         execution: str = "gathered",
     ) -> None:
         super().__init__(geometry, keep, execution)
+        spoken = {"gate=key_bias": gate == "key_bias", "fuse=true": fuse, "trim=keys": trim == "keys"}
+        if geometry.family != "vit" and any(spoken.values()):
+            asked = next(option for option, given in spoken.items() if given)
+            raise ValueError(
+                f"SparseContrast's {asked} is not defined on a CNN, which has neither keys nor tokens: leave it out."
+            )
         self.select, self.gate, self.lambda_sparsity, self.noise = select, gate, lambda_sparsity, noise
         self.fuse, self.trim = fuse, trim
         self.predictor = Predictor(geometry, width or predictor_width(geometry))

@@ -2,19 +2,23 @@
 
 A strategy is a plain module whose `forward` reads like its paper. It is given timm's own VisionTransformer and runs
 its parts (`embed`, `run_block`, the final norm); it owns only what the paper adds (a predictor, a learner of tokens).
+Strategies that are defined on CNNs too (the registry says which) are given timm's ConvNeXt or ResNet; there the
+positions of the last map are what tokens are to a transformer.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods import Inference
+from methods import Family, Inference
 from methods.attention import Core, run_block
+from methods.convolution import dense_features
 from methods.noise import Noise
 
 
@@ -30,6 +34,7 @@ class Geometry:
     prefix: int  # class, distillation and register tokens
     mlp_ratio: float = 4.0
     stem_macs: int = 0  # of the patch embedding, per image
+    family: Family = "vit"
 
     @property
     def grid(self) -> int:
@@ -45,6 +50,31 @@ class Geometry:
         n = kept + self.prefix
         block = (4 + 2 * self.mlp_ratio) * n * self.dim**2 + 2 * n**2 * self.dim
         return self.stem_macs + self.depth * block
+
+    def kept_at(self, macs: float) -> float:
+        """Patch tokens, not whole ones, with which `macs` are spent: solves stem + depth (a N + b N^2) = macs for N."""
+        budget = macs - self.stem_macs
+        b = 2.0 * self.dim
+        a = (4 + 2 * self.mlp_ratio) * self.dim**2
+        return (math.sqrt(a * a + 4 * b * budget / self.depth) - a) / (2 * b) - self.prefix
+
+
+@dataclass(frozen=True)
+class ConvGeometry(Geometry):
+    """The shape of a CNN: a patch is what one position of the last map stands for, `patch` the network's stride.
+
+    `stem_macs` are of all that is computed at every position, `patch_macs` of what is computed for one kept patch.
+    """
+
+    patch_macs: int = 0
+
+    def macs(self, kept: int) -> float:
+        """MACs per image with `kept` patches."""
+        return self.stem_macs + kept * self.patch_macs
+
+    def kept_at(self, macs: float) -> float:
+        """Patches, not whole ones, with which `macs` are spent."""
+        return (macs - self.stem_macs) / self.patch_macs
 
 
 @dataclass(frozen=True)
@@ -83,7 +113,8 @@ class Encoding:
 
 
 class Strategy(nn.Module):
-    """Base of all strategies. Subclasses define `forward(vit, images, call) -> Encoding`."""
+    """Base of all strategies. Subclasses define `forward(network, images, call) -> Encoding` on timm's networks of
+    the families for which the registry names them."""
 
     inference: tuple[Inference, ...] = ("pruned",)  # how it is evaluated, its own way first; set from the registry
     train_execution: ClassVar[Literal["gathered", "masked"]] = "gathered"
@@ -100,12 +131,14 @@ class Strategy(nn.Module):
         """The keep ratio that is used once the ramp is over; None where the strategy has none."""
         return None
 
-    def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
+    def forward(self, network: Any, images: Tensor, call: Call) -> Encoding:
         """All tokens through all blocks: what a strategy does where it does nothing."""
-        x = embed(vit, images)
-        for block in vit.blocks:
+        if not isinstance(network, VisionTransformer):
+            return Encoding(dense_features(network, images))
+        x = embed(network, images)
+        for block in network.blocks:
             x = run_block(block, x, self.core)
-        return Encoding(pool(vit.norm(x), self.geometry.prefix))
+        return Encoding(pool(network.norm(x), self.geometry.prefix))
 
 
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ predictor at the keep ratio asked for: some 0.53 against 0.5 at ViT-S/16 scale.
 from __future__ import annotations
 
 import hashlib
-import math
 
 import torch
 from torch import Tensor
@@ -27,13 +26,10 @@ from methods.strategies.strategy import Call, Geometry
 def equal_macs_keep(geometry: Geometry, keep: float, predictor: float) -> float:
     """The keep ratio at which an encoder without a predictor costs what it costs with one at `keep`.
 
-    `predictor` in MACs per image. Solves stem + depth (a N + b N^2) = MACs(keep) + predictor for N; at most 1.
+    `predictor` in MACs per image; at most 1.
     """
-    budget = geometry.macs(kept_tokens(geometry.patches, keep)) + predictor - geometry.stem_macs
-    b = 2.0 * geometry.dim
-    a = (4 + 2 * geometry.mlp_ratio) * geometry.dim**2
-    tokens = (math.sqrt(a * a + 4 * b * budget / geometry.depth) - a) / (2 * b)
-    return min(1.0, (tokens - geometry.prefix) / geometry.patches)
+    budget = geometry.macs(kept_tokens(geometry.patches, keep)) + predictor
+    return min(1.0, geometry.kept_at(budget) / geometry.patches)
 
 
 class Subset(Selection):

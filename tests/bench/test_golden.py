@@ -40,6 +40,10 @@ VARIANTS = [  # not select=threshold: whether a logit near 0 is above it is a ma
 TIMM = ["simclr/dense", "moco/sparsecontrast", "simclr/dynamicvit", "simclr/tokenlearner"]
 CASES = [("vit_stem_d64_l4_patch8", method) for method in [*OURS, *VARIANTS]]
 CASES += [("vit_tiny_patch16_224", method) for method in TIMM]
+ON_CONVNEXT = [s for s, entry in STRATEGIES.items() if "convnext" in entry.encoders]
+CASES += [("convnext_d64_l6_patch8", f"simclr/{strategy}") for strategy in ON_CONVNEXT]
+CASES += [("convnext_d64_l6_patch8", method) for method in ("moco/dense", "moco/sparsecontrast")]
+CASES += [("convnext_d64_l6_patch8", "simclr/sparsecontrast[select=budget]"), ("resnet18", "simclr/dense")]
 
 
 @functools.cache

@@ -77,8 +77,20 @@ MISTAKES = {
     "set without value": (["--set", "train.epochs"], r"write key=value"),
     "set type": (["--set", "train.epochs=three"], r"train.epochs: .*\(given: 'three'\)"),
     "launcher": (["--launcher", "slrum"], r"unknown launcher 'slrum': "),
-    "encoder": (["--encoder", "resnet50"], r"encoder 'resnet50' is not"),
-    "encoder unknown": (["--encoder", "vit_smal"], r"unknown encoder 'vit_smal': use a plain ViT of timm's"),
+    "encoder": (["--encoder", "swin_tiny_patch4_window7_224"], r"encoder 'swin_tiny_patch4_window7_224' is not"),
+    "encoder unknown": (["--encoder", "vit_smal"], r"unknown encoder 'vit_smal': use a plain ViT, ConvNeXt or ResNet"),
+    "tokens on a CNN": (
+        ["--methods", "dense,dynamicvit", "--encoder", "convnext_d64_l6_patch8"],
+        r"^strategy 'dynamicvit' is not defined on encoder 'convnext_d64_l6_patch8', a CNN: use only --methods d",
+    ),
+    "patches on a ResNet": (
+        ["--methods", "moco/fixed", "--encoder", "resnet18"],
+        r"^strategy 'fixed' is not defined on encoder 'resnet18', a CNN: use --methods dense there, or a vision trans",
+    ),
+    "keys on a CNN": (
+        ["--methods", "sparsecontrast[gate=key_bias]", "--encoder", "convnext_d64_l6_patch8"],
+        r"^SparseContrast's gate=key_bias is not defined on a CNN, which has neither keys nor tokens: leave it out",
+    ),
     "image size": (["--image-size", "36"], r"image size 36 is no multiple of the 8-pixel patches"),
     "data": (["--data", "nihh"], r"There is no data set 'nihh'; choose one of phantom"),
     "data option": (["--set", "data.options.size=3"], r"Data set 'phantom' has no option 'size'"),

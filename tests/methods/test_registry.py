@@ -12,7 +12,9 @@ from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call, Strategy
 
-STEM = "vit_stem_d64_l4_patch8"
+STEM, CONVNEXT = "vit_stem_d64_l4_patch8", "convnext_d64_l6_patch8"
+ON = [(STEM, strategy) for strategy in STRATEGIES]
+ON += [(CONVNEXT, strategy) for strategy, entry in STRATEGIES.items() if "convnext" in entry.encoders]
 
 HARNESS = {"geometry", "encoder", "seed"}  # given by the harness, not by the user
 INHERITED = {"frozen": {"gate", "lambda_sparsity"}}  # say how the predictor learns, which this one never does
@@ -66,15 +68,16 @@ def call(step: int) -> Call:
 # Parameters that no loss can move, and why.
 UNMOVED = {
     "learners.0.mlp.2.bias": "a softmax over the positions does not see a constant",
+    "convnext.head.norm.bias": "likewise",
     "vit.norm.bias": "the batch norm that follows the pooling takes a constant away",
     "projector.0.bias": "so does the one after the first linear layer",
 }
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("name", "strategy"), ON)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_method_trains(objective: str, strategy: str) -> None:
-    encoder = build_encoder(STEM, strategy, {}, image_size=32, channels=1, seed=0)
+def test_every_method_trains(objective: str, name: str, strategy: str) -> None:
+    encoder = build_encoder(name, strategy, {}, image_size=32, channels=1, seed=0)
     model = build_objective(objective, encoder, {}, seed=0)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), 1e-3)
@@ -91,16 +94,15 @@ def test_every_method_trains(objective: str, strategy: str) -> None:
         model.after_step(step / 2)
     still = trained.keys() - moved
     assert all(any(name.endswith(known) for known in UNMOVED) for name in still), still
-    assert not torch.equal(
-        before["encoder.vit.blocks.0.mlp.fc1.weight"], trained["encoder.vit.blocks.0.mlp.fc1.weight"]
-    )
+    first = "vit.blocks" if name == STEM else "convnext.stages.0.blocks"
+    assert not torch.equal(before[f"encoder.{first}.0.mlp.fc1.weight"], trained[f"encoder.{first}.0.mlp.fc1.weight"])
     if strategy == "frozen":
         assert not any("strategy" in name for name in trained)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_inference_of_an_image_alone_equals_the_image_in_a_batch(strategy: str) -> None:
-    encoder = build_encoder(STEM, strategy, {}, image_size=32, channels=1, seed=0).eval()
+@pytest.mark.parametrize(("name", "strategy"), ON)
+def test_inference_of_an_image_alone_equals_the_image_in_a_batch(name: str, strategy: str) -> None:
+    encoder = build_encoder(name, strategy, {}, image_size=32, channels=1, seed=0).eval()
     images = torch.randn(6, 1, 32, 32)
     share = (torch.rand(6, 16) - 0.5).clamp_min(0)
     for mode in inference_modes(strategy):

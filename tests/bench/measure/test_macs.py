@@ -21,6 +21,7 @@ from methods.strategies.predictor import predictor_macs, predictor_width
 
 SMALL = EncoderSpec(name="vit_stem_d64_l4_patch8", image_size=64)
 VIT_S = EncoderSpec(name="vit_small_patch16_224", image_size=224, channels=3)
+CONVNEXT = EncoderSpec(name="convnext_d64_l6_patch8", image_size=64)
 TRAIN = TrainSpec(batch=4, ramp=0.3)
 
 
@@ -52,6 +53,68 @@ def test_inference_is_the_formula(name: str) -> None:
     assert counted.inference == formula
     assert counted.counters == {"fvcore": formula, "flop_counter": formula, "formula": formula}
     assert sum(counted.inference_parts.values()) == pytest.approx(formula, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", ["dense", "sparsecontrast", "fixed", "patchdropout", "sparsecontrast[execution=masked]"]
+)
+def test_inference_of_a_convnext_is_the_formula(name: str) -> None:
+    """Stem, two stages at strides 4 and 8 (16 and 8 positions on a side), of which the MLPs run at kept positions."""
+    objective = built(f"simclr/{name}", CONVNEXT)
+    geometry, strategy = objective.encoder.geometry, objective.encoder.strategy
+    kept = 64 if name in ("dense", "patchdropout") or "masked" in name else kept_tokens(64, strategy.target)
+    parts = {
+        "stem and downsampling": 256 * 16 * 32 + 64 * 4 * 32 * 64,
+        "depthwise convolutions": 2 * 256 * 49 * 32 + 4 * 64 * 49 * 64,
+        "pointwise MLPs": kept * (2 * 4 * 8 * 32**2 + 4 * 8 * 64**2),
+    }
+    if name.startswith("sparsecontrast"):
+        parts["predictor"] = predictor_macs(geometry, predictor_width(geometry))
+    counted = macs.count(objective, CONVNEXT, TRAIN, 0)
+    assert counted.inference_parts == parts
+    assert counted.counters == {"fvcore": sum(parts.values()), "flop_counter": sum(parts.values())}
+    assert geometry.macs(kept) == sum(parts.values()) - parts.get("predictor", 0)
+
+
+def test_convnext_t_as_published() -> None:
+    """4.5 GMACs (Liu et al., table 9), and what half the pointwise MLPs and the predictor leave of them."""
+    spec = EncoderSpec(name="convnext_tiny", image_size=224, channels=3)
+    sparse = built("simclr/sparsecontrast", spec).encoder
+    geometry = sparse.geometry
+    mlps = 8 * (3 * 56**2 * 96**2 + 3 * 28**2 * 192**2 + 9 * 14**2 * 384**2 + 3 * 7**2 * 768**2)
+    assert geometry.macs(49) / 1e9 == pytest.approx(4.46, rel=0.01)
+    assert geometry.macs(49) - geometry.macs(0) == mlps
+    predictor = predictor_macs(geometry, predictor_width(geometry))
+    assert sum(p.numel() for p in sparse.strategy.predictor.parameters()) == pytest.approx(0.8e6, rel=0.01)
+    counted = inference_macs(sparse, torch.randn(1, 3, 224, 224))[0]
+    assert counted == geometry.macs(49) - mlps * 24 / 49 + predictor
+
+
+@pytest.mark.parametrize("name", ["convnext_d64_l6_patch8", "resnet18"])
+def test_dense_step_of_a_cnn_is_the_formula(name: str) -> None:
+    """As of a transformer; a depthwise convolution's gradients cost what its forward pass does, each."""
+    spec = EncoderSpec(name=name, image_size=64)
+    objective = built("simclr/dense", spec)
+    geometry = objective.encoder.geometry
+    first, dim, hidden = (256 * 16 * 32, 64, 256) if name != "resnet18" else (32 * 32 * 49 * 64, 512, 2048)
+    heads = dim * hidden + hidden * hidden + hidden * 128
+    forward = geometry.macs(geometry.patches) + heads + 2 * TRAIN.batch * 128
+    assert macs.count(objective, spec, TRAIN, 0).train_step == 2 * (3 * forward - first)
+
+
+def test_steps_of_a_convnext_are_linear_in_the_patches() -> None:
+    step = macs.StepMacs(built("simclr/sparsecontrast", CONVNEXT), 4, macs.random_views(CONVNEXT))
+    at = [step(k / 64) for k in (20, 30, 40)]
+    mlps = 2 * 3 * (2 * 4 * 8 * 32**2 + 4 * 8 * 64**2)  # both views, forward and two backward
+    assert at[1] - at[0] == at[2] - at[1] == 10 * mlps
+
+
+def test_a_resnet_is_all_convolutions() -> None:
+    spec = EncoderSpec(name="resnet18", image_size=64)
+    objective = built("moco/dense", spec)
+    counted = macs.count(objective, spec, TRAIN, 0)
+    assert counted.inference_parts == {"convolutions": objective.encoder.geometry.macs(4)}
+    assert counted.counters["fvcore"] == counted.counters["flop_counter"]
 
 
 def test_dense_step_is_the_formula() -> None:

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.measure import formula
 from bench.measure.counters import inference_macs
 from methods import STRATEGIES
-from methods.encoders.vit import Encoder, geometry_of
+from methods.encoders.encoder import Encoder
+from methods.encoders.vit import geometry_of
 from methods.strategies.strategy import Call
 
 SIZES = {"Ti": (192, 3), "S": (384, 6), "B": (768, 12)}

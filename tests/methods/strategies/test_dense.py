@@ -2,7 +2,8 @@ import pytest
 import timm
 import torch
 
-from methods.encoders.vit import Encoder, build_vit, geometry_of
+from methods.encoders.encoder import Encoder
+from methods.encoders.vit import build_vit, geometry_of
 from methods.noise import Noise
 from methods.strategies.dense import Dense
 from methods.strategies.strategy import Call, embed
