@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.environment import environment
-from bench.measure.paired import Estimate, PairedTimes
+from bench.measure.interval import Estimate
+from bench.measure.paired import PairedTimes
 
 RESULTS = Path(__file__).parent / "results"
 
