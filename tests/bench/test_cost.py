@@ -32,7 +32,7 @@ def test_measures_prints_and_writes(tmp_path: Path) -> None:
     assert "simclr/sparsecontrast[gate=key_bias]" in done.output
     assert "simclr/dense#2" in done.output
     assert "dense against itself" in done.output
-    assert "peak MiB" in done.output
+    assert "Peak MiB: resident" in " ".join(done.output.split())
     assert "Where a step's time goes" in done.output
     assert (tmp_path / "reports" / "figures" / "cost-parts-vit_stem_d64_l4_patch8-32.png").stat().st_size > 5000
     assert not list((tmp_path / "reports" / "figures").glob("cost-scaling*"))
