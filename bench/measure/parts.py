@@ -7,7 +7,8 @@ belongs to no module (gathering tokens, positions, pooling, the strategy's own l
 teacher does is the teacher's. Hooks cost some microseconds each and stand at whole blocks: well under 1 % of a step.
 
 A block whose attention a strategy replaces is not called as a module; it is told by its parts, norm to drop path, and
-its two residual additions then count as rest. On a GPU the device is synchronised at every switch.
+its two residual additions then count as rest. So is a ConvNeXt's block where patches are dropped, depthwise convolution
+to MLP; taking the kept positions lies within. On a GPU the device is synchronised at every switch.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ from methods.objectives.objective import Objective
 MODULES = (  # name of a module inside the objective -> part; the first that fits
     (r"teacher_\w+", "teacher"),
     (r"encoder", "selection"),
-    (r"encoder\.\w+\.(patch_embed|stem)|encoder\.\w+\.stem_\d", "embedding"),
+    (r"encoder\.\w+\.(patch_embed|stem|conv1|bn1)|encoder\.\w+\.stem_\d", "embedding"),
     (r"encoder\.strategy\.\w+(\.\d+)?", "predictor"),
-    (r"encoder\.\w+\.(blocks\.\d+|norm|stages\.\d+)", "blocks"),
+    (r"encoder\.\w+\.(blocks\.\d+|norm|stages\.\d+(\.downsample|\.blocks\.\d+)?|layer\d|head\.norm)", "blocks"),
     (r"projector|predictor", "heads"),
 )
-HALVES = (("norm1", "drop_path1"), ("norm2", "drop_path2"))  # first and last module of the halves of timm's block
+HALVES = (  # first and last module of the halves of timm's transformer block, and of a ConvNeXt's branch
+    ("norm1", "drop_path1"),
+    ("norm2", "drop_path2"),
+    ("conv_dw", "mlp"),
+)
 
 Clock = Callable[[], float]
 
