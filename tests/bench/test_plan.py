@@ -81,15 +81,15 @@ MISTAKES = {
     "encoder unknown": (["--encoder", "vit_smal"], r"unknown encoder 'vit_smal': use a plain ViT, ConvNeXt or ResNet"),
     "tokens on a CNN": (
         ["--methods", "dense,dynamicvit", "--encoder", "convnext_d64_l6_patch8"],
-        r"^strategy 'dynamicvit' is not defined on encoder 'convnext_d64_l6_patch8', a CNN: use only --methods d",
+        r"^Error: strategy 'dynamicvit' is not defined on encoder 'convnext_d64_l6_patch8', a CNN: use only --meth",
     ),
     "patches on a ResNet": (
         ["--methods", "moco/fixed", "--encoder", "resnet18"],
-        r"^strategy 'fixed' is not defined on encoder 'resnet18', a CNN: use --methods dense there, or a vision trans",
+        r"^Error: strategy 'fixed' is not defined on encoder 'resnet18', a CNN: use --methods dense there, ",
     ),
     "keys on a CNN": (
         ["--methods", "sparsecontrast[gate=key_bias]", "--encoder", "convnext_d64_l6_patch8"],
-        r"^SparseContrast's gate=key_bias is not defined on a CNN, which has neither keys nor tokens: leave it out",
+        r"^Error: SparseContrast's gate=key_bias is not defined on a CNN, which has neither keys nor tokens",
     ),
     "image size": (["--image-size", "36"], r"image size 36 is no multiple of the 8-pixel patches"),
     "data": (["--data", "nihh"], r"There is no data set 'nihh'; choose one of phantom"),
