@@ -71,7 +71,7 @@ def main(
             done.append(_measure(suite, spec, measure, training, count, results, reports, console))
         _write(done, encoders, results, reports, console)
     except (ValueError, FileNotFoundError) as wrong:
-        typer.echo(str(wrong), err=True)
+        typer.echo(f"Error: {wrong}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -133,13 +133,29 @@ def workers(job: Work, launcher: Launcher, count: int) -> Iterator[Sequence[Any]
     executor = submitit.LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=60 * 24 * 7, gpus_per_node=0)
     owned = replace(job, parent=os.getpid())
-    jobs = [executor.submit(work, owned) for _ in range(count)]
+    with _errors_to(folder / "controllers.log"):
+        jobs = [executor.submit(work, owned) for _ in range(count)]
     try:
         yield jobs
     finally:
         for one in jobs:
             if not one.done():
                 one.cancel(check=False)
+
+
+@contextmanager
+def _errors_to(path: Path) -> Iterator[None]:
+    """What is started inside writes its errors there: submitit's controllers share the terminal, and each would answer
+    Ctrl-C with a traceback."""
+    kept = os.dup(2)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(file)
+        os.close(kept)
 
 
 class _Inline:

@@ -34,7 +34,7 @@ def main(
         typer.echo(f"The report is refused. {refused}", err=True)
         raise typer.Exit(1) from None
     except (FileNotFoundError, NotADirectoryError) as missing:
-        typer.echo(str(missing), err=True)
+        typer.echo(f"Error: {missing}", err=True)
         raise typer.Exit(2) from None
     for group in summary.groups:
         typer.echo(f"\n{group.table}\n")

@@ -93,7 +93,7 @@ def _summary(suite: Suite, job: Any, tried: list[float], path: Path) -> dict[str
         "chosen": chosen,
         "sentence": f"Every method had the same tuning budget: learning rates {shown}, one run each with seed {SEED}, "
         f"compared by the linear probe's macro AUROC at {LABELS:g} % of the labels "
-        f"on the validation split of '{suite.data.name}'. "
+        f"on the validation split of '{suite.data.name}'. One seed tells no close rates apart. "
         f"Best at the edge of that range, so perhaps better beyond it: {', '.join(edge) or 'none'}.",
     }
 

@@ -54,7 +54,9 @@ def judge(low: float, high: float, threshold: float) -> Verdict:
 def judge_speed(speed: Speed, threshold: float) -> Verdict:
     """`judge` for a speed-up of `threshold` > 1, as far as the noise floor lets it be told: support wants a difference
     that was seen, and where dense against itself comes out as far from 1 as the threshold, only a slowdown that was
-    seen refutes it."""
+    seen refutes it. Fewer rounds than a 95 % interval needs decide nothing."""
+    if not speed.enough:
+        return "undecided"
     verdict = judge(speed.low, speed.high, threshold)
     if verdict == "supported":
         told = not speed.no_difference

@@ -14,17 +14,19 @@ import pandas as pd
 
 from bench.analysis.frames import SETTING
 from bench.analysis.groups import Arm, Group
-from bench.measure.interval import no_difference, noise_floor
+from bench.measure.interval import ENOUGH, no_difference, noise_floor
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A speed-up with its interval, and the noise floor of the table that it is from (1 where that is not known)."""
+    """A speed-up with its interval, the noise floor of the table that it is from (1 where that is not known), and
+    whether there were rounds enough for a 95 % interval."""
 
     value: float
     low: float
     high: float
     floor: float = 1.0
+    enough: bool = True
 
     @property
     def no_difference(self) -> bool:
@@ -77,7 +79,7 @@ def speed_of(row: pd.Series, kind: str) -> Speed | None:
     if pd.isna(row[f"{kind}_speedup"]):
         return None
     value, low, high = (float(row[f"{kind}_speedup{end}"]) for end in ("", "_low", "_high"))
-    return Speed(value, low, high, floor_of(row, kind))
+    return Speed(value, low, high, floor_of(row, kind), row["rounds"] >= ENOUGH)
 
 
 def nothing_seen(row: pd.Series, kind: str) -> bool:

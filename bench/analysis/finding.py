@@ -20,7 +20,7 @@ def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: i
     if scores is None or not scores.fractions:
         return [*out, "No evaluation on the test split is at hand, so nothing can be said about accuracy."]
     fraction = scores.primary
-    out += _discriminates(scores, fraction)
+    out += _discriminates(scores, fraction) + _weak_floor(scores, fraction)
     for name in dict.fromkeys(claim.arm for claim in claims):
         mine = [claim for claim in claims if claim.arm == name and claim.fraction in (None, fraction)]
         out += [_accuracy(c, scores, fraction) for c in mine if c.kind == "accuracy" and c.verdict != "not measured"]
@@ -48,7 +48,7 @@ def provisional(group: Group, scores: Scores | None, planned: int = 0) -> str:
     if short:
         parts.append(f"seeds are missing for {', '.join(short)}")
     if len(group.seeds) == 1:
-        parts.append("there is one seed, so intervals cover test patients but not seeds")
+        parts.append("there is one seed, so intervals do not cover seeds")
     return "; ".join(parts)
 
 
@@ -82,6 +82,20 @@ def _discriminates(scores: Scores, fraction: float) -> list[str]:
     return [f"{text}; the interval does not exclude 0, so this set-up can't tell good methods from bad ones."]
 
 
+def _weak_floor(scores: Scores, fraction: float) -> list[str]:
+    """A sentence where training on the labels alone is not seen to be worth anything."""
+    arms = {arm.strategy: arm for arm in scores.group.arms if arm.floor}
+    if not {"supervised", "untrained"} <= arms.keys():
+        return []
+    found = scores.difference(arms["supervised"], arms["untrained"], fraction)
+    if found is None or found.low > 0:
+        return []
+    return [
+        f"supervised, trained from scratch on {fraction:g} % of the labels, is not seen to beat a linear probe of the "
+        f"untrained encoder ({span(found)} macro AUROC): in as short a training as this it is a weak floor."
+    ]
+
+
 def _accuracy(claim: Claim, scores: Scores, fraction: float) -> str:
     cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}]"
     text = f"{claim.arm} against dense at {fraction:g} % of the labels: {cell} macro AUROC"
@@ -108,9 +122,14 @@ def _rival(claim: Claim, group: Group, fraction: float) -> str:
                 f"One fixed random mask for all images does better than {claim.arm} ({cell}): the selection is not "
                 "what carries the accuracy."
             )
+        lead = (
+            f"One fixed random mask for all images does as well as {claim.arm}, as far as can be seen ({cell})"
+            if claim.value <= 0
+            else f"Between {claim.arm} and one fixed random mask for all images nothing is decided ({cell})"
+        )
         return (
-            f"One fixed random mask for all images does as well as {claim.arm}, as far as can be seen ({cell}): "
-            f"nothing here shows that the selection is about the image. A gain above {signed(claim.high)} is excluded."
+            f"{lead}: nothing here shows that the selection is about the image. A gain above {signed(claim.high)} is "
+            "excluded."
         )
     rival = "PatchDropout, which drops patches at random in training only"
     if claim.verdict == "supported":

@@ -163,7 +163,7 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
             found[record.method, record.keep, rate, inference].append(run)
     arms = []
     for (method, keep, rate, inference), members in found.items():
-        members.sort(key=lambda run: run.seed)
+        members = sorted(_without_copies(members) if method in FLOORS else members, key=lambda run: run.seed)
         _refuse_twins(method, inference, members)
         label, rivals = method, [key for key in found if key[0] == method]
         if len({key[1] for key in rivals}) > 1:
@@ -208,6 +208,17 @@ def _order(arm: Arm) -> tuple[Any, ...]:
     rank = _STRATEGIES.index(arm.strategy) if arm.strategy in _STRATEGIES else len(_STRATEGIES)
     objective = {"none": 0, "simclr": 1, "moco": 2}.get(arm.objective, 3)
     return (0 if arm.floor else 1, objective, rank, arm.label)
+
+
+def _without_copies(runs: list[Run]) -> list[Run]:
+    """Of a floor's runs with the same weights (another learning rate means another run, but nothing to a floor) the one
+    that was evaluated most."""
+    best: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        key = (run.seed, str(run.record.spec.get("labels")), run.record.weights_sha256)
+        if key not in best or len(run.evaluations) > len(best[key].evaluations):
+            best[key] = run
+    return list(best.values())
 
 
 def _refuse_twins(method: str, inference: str, runs: list[Run]) -> None:

@@ -117,7 +117,7 @@ def _group(
                 f"{name}-cost",
                 f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; the line"
                 " is the front: no method beyond it is both cheaper and better. Bars are 95 % intervals;"
-                " points of (nearly) equal cost are set side by side.",
+                " the bars of points of (nearly) equal cost are set side by side.",
             )
         )
     blocks += [Heading(3, "Claims"), *account.claims_tables(claims)]
@@ -152,7 +152,7 @@ def _large_scale(large: speed.LargeTable | None, figures: Path) -> tuple[list[Bl
     """Cost at ViT-S/16, whatever the runs were made with."""
     title = Heading(2, f"Cost at the scale of the literature: ViT-S/16, {speed.SIZE} px")
     if large is None:
-        how = f"`python -m bench.cost --encoder {speed.LARGE}` measures it, in a quarter of an hour on two cores."
+        how = f"python -m bench.cost --encoder {speed.LARGE} measures it, in a quarter of an hour on two cores."
         return [title, Paragraph(f"Not measured on this machine: {how}")], set()
     blocks: list[Block] = [title, speed.at_large_scale(large)]
     if not large.own:

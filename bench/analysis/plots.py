@@ -192,23 +192,14 @@ def beside(values: list[float], gap: float) -> list[float]:
 def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
     widest = max(at * scale for _, _, at in points)
     places = beside([at * scale for _, _, at in points], 0.022 * widest)
-    for (arm, estimate, _), place in zip(points, places, strict=True):
+    for (arm, estimate, at), place in zip(points, places, strict=True):
         style = style_of(arm, scores.group) | {"linestyle": "none"}
         low, high = max(0, estimate.value - estimate.low), max(0, estimate.high - estimate.value)
         reach = [[low], [high]] if np.isfinite(low + high) else None
-        axes.errorbar(
-            [place],
-            [estimate.value],
-            yerr=reach,
-            label=arm.label,
-            markersize=7,
-            elinewidth=1,
-            capsize=2,
-            markeredgecolor="white",
-            markeredgewidth=0.7,
-            zorder=3,
-            **style,
-        )
+        bar = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1, "capsize": 2, "zorder": 2}
+        axes.errorbar([place], [estimate.value], yerr=reach, **bar)
+        edge = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 3}
+        axes.plot([at * scale], [estimate.value], label=arm.label, **edge, **style)
     best = front([(at * scale, estimate.value) for _, estimate, at in points])
     right = max(*places, widest) * 1.04
     x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]

@@ -6,7 +6,7 @@ draws and label fractions at hand. Where that set is empty, each fraction gets i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -117,11 +117,14 @@ class Scores:
         return out
 
     def estimate(self, arm: Arm, fraction: float, finding: str | None = None) -> Estimate | None:
-        """Macro AUROC of an arm, or the AUROC of one finding."""
+        """Macro AUROC of an arm, or the AUROC of one finding; its interval ends where an AUROC does, at 0 and 1."""
         names = (finding,) if finding else self.findings(fraction)
         if not names or (finding and finding in self._undefined.get(fraction, {})):
             return None
-        return _interval(list(self._of(arm, fraction, names).values()))
+        found = _interval(list(self._of(arm, fraction, names).values()))
+        if found is None or not np.isfinite(found.low):
+            return found
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def difference(self, arm: Arm, reference: Arm, fraction: float) -> Estimate | None:
         """Macro AUROC of `arm` minus that of `reference`, paired by seed, patient and draw; None without a common seed.

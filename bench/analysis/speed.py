@@ -18,6 +18,7 @@ from bench.analysis.gather import parse
 from bench.analysis.groups import Group
 from bench.analysis.tables import NONE, keep_cell
 from bench.environment import machine
+from bench.measure.interval import interval_name
 from bench.record import CostTable
 
 UNMEASURED = "not measured"
@@ -27,7 +28,7 @@ COMMITTED = Path(__file__).parents[2] / "results" / "reference"
 
 def times(group: Group, frame: pd.DataFrame) -> Table | None:
     """Paired times at the trained scale; None where nothing was measured."""
-    rows, floors, settings = [], set(), set()
+    rows, floors, settings, intervals = [], set(), set(), set()
     for arm in (one for one in group.arms if not one.floor):
         row = cost_of(arm, group, frame)
         if row is None:
@@ -38,6 +39,7 @@ def times(group: Group, frame: pd.DataFrame) -> Table | None:
         rows.append((arm.label, keep_cell(arm), arm.train_execution, *spent, *speeds))
         if not pd.isna(row["aa_infer_low"]):
             floors.add(floor_text(row))
+        intervals.add(interval_name(int(row["rounds"])))
         settings.add(
             f"{row['machine']}, {row['device']}, threads {row['threads']}, {row['precision']}, batch"
             f" {row['batch']}, {row['rounds']} rounds ({row['repeated_rounds']} measured again)"
@@ -46,7 +48,7 @@ def times(group: Group, frame: pd.DataFrame) -> Table | None:
         return None
     note = (
         "ms are per image. Speed-up: time of dense SimCLR / method time, interleaved in one process, median over"
-        " rounds [95 % interval]; above 1 is faster; step: at the target keep ratio; run: all steps, with"
+        f" rounds [{' or '.join(sorted(intervals))}]; above 1 is faster; step: at the target keep ratio; run: all steps, with"
         " the ramp. Making the views costs all methods the same and is in none of them: with it, ratios are nearer"
         " to 1. "
     )
@@ -155,7 +157,8 @@ def at_large_scale(found: LargeTable) -> Table:
     repeated = f"{first.rounds} rounds ({first.repeated_rounds} measured again)"
     note = (
         "ms and saved MiB are per image (a step: both views); peak MiB: of training with the whole batch, in a process"
-        " of its own. Speed-up: time of dense SimCLR / method time, median over rounds [95 % interval]; time / MACs:"
+        " of its own. Speed-up: time of dense SimCLR / method time, median over rounds"
+        f" [{interval_name(first.rounds)}]; time / MACs:"
         " the speed-up as a share of dense MACs / method MACs. Run: the whole pre-training with its ramp. "
         f"{floor_text(frame.iloc[0])} Measured on {whose}: {first.machine}, {first.device}, threads {first.threads},"
         f" {first.precision}, batch {first.batch}, {repeated}, {found.table.finished[:10]}."

@@ -26,6 +26,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
+ENOUGH = 6  # rounds, the fewest whose range holds the median with 95 %
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ def estimate(values: Array) -> Estimate:
     low = (1 - inward) * ordered[rank - 1] + inward * ordered[rank]
     high = (1 - inward) * ordered[n - rank] + inward * ordered[n - rank - 1]
     return Estimate(float(np.median(ordered)), float(low), float(high))
+
+
+def interval_name(rounds: int) -> str:
+    """What the interval of a ratio over so many rounds may be called."""
+    return (
+        "95 % interval" if rounds >= ENOUGH else f"smallest to largest of {rounds} rounds, too few for a 95 % interval"
+    )
 
 
 def _rank(n: int) -> int:

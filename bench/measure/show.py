@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure.interval import no_difference, noise_floor
+from bench.measure.interval import interval_name, no_difference, noise_floor
 from bench.record import PARTS, CostRow, CostTable
 
 KINDS = {"infer": "inference", "train": "step", "run": "whole run"}
@@ -86,7 +86,7 @@ def _note(table: CostTable) -> str:
         f"Noise floor, dense against itself ({again.method}): {'; '.join(floors)}. A ratio whose interval reaches into "
         "it is no difference seen.\n"
         "ms and saved MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, "
-        "median over rounds with 95 % interval; by MACs: dense MACs / method MACs; time / MACs: the speed-up as a "
+        f"median over rounds with {interval_name(first.rounds)}; by MACs: dense MACs / method MACs; time / MACs: the speed-up as a "
         f"share of that. {first.repeated_rounds} round(s) were repeated for a foreign load"
     )
     text += f", and {disturbed} kept in spite of it: measure again on a quieter machine." if disturbed else "."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -83,6 +84,22 @@ def test_two_runs_of_one_seed_are_refused(tmp_path, synthetic, small):
     synthetic.write_run(tmp_path, small, dense, 0)
     with pytest.raises(ReportRefused, match="Two runs claim to be simclr/dense, seed 0"):
         group_runs(read_runs(tmp_path))
+
+
+def test_a_floor_made_again_for_another_learning_rate_is_the_same_floor(tmp_path, synthetic, small):
+    floor = methods(synthetic, "untrained")[0]
+
+    def again(change):
+        folder = synthetic.write_run(tmp_path, small, floor, 0).rename(tmp_path / "again")
+        alter(folder, lambda r: (r.update(run_id="again"), r["spec"]["train"].update(lr=0.5), change(r)))
+        synthetic.write_run(tmp_path, small, floor, 0)
+        return group_runs(read_runs(tmp_path))
+
+    (group,) = again(lambda r: None)
+    assert [len(arm.runs) for arm in group.arms] == [1]
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ReportRefused, match="Two runs claim to be untrained, seed 0"):
+        again(lambda r: r.update(weights_sha256="cd" * 32))
 
 
 def test_other_splits_presets_encoders_and_settings_are_other_groups(tmp_path, synthetic, small):
