@@ -196,10 +196,26 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
         style = style_of(arm, scores.group) | {"linestyle": "none"}
         low, high = max(0, estimate.value - estimate.low), max(0, estimate.high - estimate.value)
         reach = [[low], [high]] if np.isfinite(low + high) else None
-        bar = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1, "capsize": 2, "zorder": 2}
-        axes.errorbar([place], [estimate.value], yerr=reach, **bar)
-        edge = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.7, "zorder": 3}
-        axes.plot([at * scale], [estimate.value], label=arm.label, **edge, **style)
+        axes.errorbar(
+            [place],
+            [estimate.value],
+            yerr=reach,
+            fmt="none",
+            ecolor=style["color"],
+            elinewidth=1,
+            capsize=2,
+            zorder=2,
+        )
+        axes.plot(
+            [at * scale],
+            [estimate.value],
+            label=arm.label,
+            markersize=7,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            zorder=3,
+            **style,
+        )
     best = front([(at * scale, estimate.value) for _, estimate, at in points])
     right = max(*places, widest) * 1.04
     x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]

@@ -86,8 +86,8 @@ def _note(table: CostTable) -> str:
         f"Noise floor, dense against itself ({again.method}): {'; '.join(floors)}. A ratio whose interval reaches into "
         "it is no difference seen.\n"
         "ms and saved MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, "
-        f"median over rounds with {interval_name(first.rounds)}; by MACs: dense MACs / method MACs; time / MACs: the speed-up as a "
-        f"share of that. {first.repeated_rounds} round(s) were repeated for a foreign load"
+        f"median over rounds with {interval_name(first.rounds)}; by MACs: dense MACs / method MACs; "
+        f"time / MACs: the speed-up as a share of that. {first.repeated_rounds} round(s) were repeated for a foreign load"
     )
     text += f", and {disturbed} kept in spite of it: measure again on a quieter machine." if disturbed else "."
     if any(row.peak_mib is not None for row in table.rows):
