@@ -49,8 +49,8 @@ def times(group: Group, frame: pd.DataFrame) -> Table | None:
     note = (
         "ms are per image. Speed-up: time of dense SimCLR / method time, interleaved in one process, median over"
         f" rounds [{' or '.join(sorted(intervals))}]; above 1 is faster; step: at the target keep ratio; run: all"
-        " steps, with the ramp. Making the views costs all methods the same and is in none of them: with it, ratios are nearer"
-        " to 1. "
+        " steps, with the ramp. Making the views costs all methods the same and is in none of them: with it,"
+        " ratios are nearer to 1. "
     )
     if floors:
         note += f"{'; '.join(sorted(floors))} "

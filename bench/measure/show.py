@@ -87,7 +87,8 @@ def _note(table: CostTable) -> str:
         "it is no difference seen.\n"
         "ms and saved MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, "
         f"median over rounds with {interval_name(first.rounds)}; by MACs: dense MACs / method MACs; "
-        f"time / MACs: the speed-up as a share of that. {first.repeated_rounds} round(s) were repeated for a foreign load"
+        f"time / MACs: the speed-up as a share of that. "
+        f"{first.repeated_rounds} round(s) were repeated for a foreign load"
     )
     text += f", and {disturbed} kept in spite of it: measure again on a quieter machine." if disturbed else "."
     if any(row.peak_mib is not None for row in table.rows):
