@@ -124,7 +124,7 @@ def _rival(claim: Claim, group: Group, fraction: float) -> str:
             )
         lead = (
             f"One fixed random mask for all images does as well as {claim.arm}, as far as can be seen ({cell})"
-            if claim.value <= 0
+            if claim.value <= 0 or claim.high <= MARGIN
             else f"Between {claim.arm} and one fixed random mask for all images nothing is decided ({cell})"
         )
         return (
