@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from bench.launch import Launcher, Work, cores
+from bench.store import check_folder
 from bench.suite import Suite, load_suite, read_change
 from datasets import load
 from datasets.splits import fraction, make_splits
@@ -101,8 +102,8 @@ def plan(options: Options) -> Plan:
         threads=max(1, cores() // count),
         plugins=options.plugins,
     )
-    _check_folder(options.results, "--results")
-    _check_folder(options.reports, "--reports")
+    check_folder(options.results, "--results")
+    check_folder(options.reports, "--reports")
     return Plan(suite, job, data, cast(Launcher, options.launcher), count)
 
 
@@ -191,16 +192,3 @@ def _check(suite: Suite, data: Dataset) -> None:
         )
     for percent in suite.evaluation.labels:
         fraction(data, splits, percent, 0)
-
-
-def _check_folder(folder: Path, option: str) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: {option} takes a folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PermissionError(
-            f"{folder} can't be made ({error.strerror}): give another folder with {option}."
-        ) from None
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{folder} can't be written to: give another folder with {option}.")

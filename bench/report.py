@@ -33,8 +33,11 @@ def main(
     except ReportRefused as refused:
         typer.echo(f"The report is refused. {refused}", err=True)
         raise typer.Exit(1) from None
-    except (FileNotFoundError, NotADirectoryError) as missing:
-        typer.echo(f"Error: {missing}", err=True)
+    except OSError as wrong:
+        text = str(wrong)  # ours, unless the system gave a number
+        if wrong.errno is not None:
+            text = f"{wrong.filename} can't be used ({wrong.strerror}): look at --results and --reports."
+        typer.echo(f"Error: {text}", err=True)
         raise typer.Exit(2) from None
     for group in summary.groups:
         typer.echo(f"\n{group.table}\n")

@@ -21,6 +21,21 @@ from bench.spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
 from methods import Inference, inference_modes
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Make a folder that an option names, and see that it can be written to. Raises NotADirectoryError or
+    PermissionError, which name the option."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: {option} takes a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(
+            f"{folder} can't be made ({error.strerror}): give another folder with {option}."
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} can't be written to: give another folder with {option}.")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write, sync, rename; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)

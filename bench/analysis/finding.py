@@ -32,8 +32,10 @@ def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: i
         out.append(_speed(name, [c for c in mine if c.kind == "speed"]))
     names = unlearned(group)
     if names:
-        lead = "Failed runs are missing from every mean, plateaued and collapsed ones are in them: "
-        out.append(lead + "; ".join(names) + ".")
+        where = [*(["Failed runs are missing from every mean"] if group.failed else [])]
+        where += ["plateaued and collapsed runs are in the means"] if len(names) > len(group.failed) else []
+        text = ", ".join(where)
+        out.append(f"{text[0].upper()}{text[1:]}: {'; '.join(names)}.")
     return out
 
 

@@ -166,6 +166,16 @@ def test_nothing_to_report_on_is_exit_code_2(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, synthetic):
+    results = synthetic.write_results(tmp_path / "results", synthetic.World(patients=40, seeds=(0,)))
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(app, ["--results", str(results), "--reports", str(tmp_path / "file" / "out")])
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert said.startswith("Error: ")
+    assert "(Not a directory): look at --results and --reports." in said
+
+
 def test_runs_that_all_failed_still_make_a_page(tmp_path, synthetic):
     world = synthetic.World(patients=40, seeds=(0,))
     synthetic.write_run(
