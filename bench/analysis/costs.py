@@ -82,12 +82,6 @@ def speed_of(row: pd.Series, kind: str) -> Speed | None:
     return Speed(value, low, high, floor_of(row, kind), row["rounds"] >= ENOUGH)
 
 
-def nothing_seen(row: pd.Series, kind: str) -> bool:
-    """Whether a speed-up's interval reaches into the noise floor: then no difference was seen."""
-    speed = speed_of(row, kind)
-    return speed is not None and speed.no_difference
-
-
 def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str) -> Speed | None:
     """Dense time of the same objective / this arm's time, with its interval; None where it was not measured.
 
@@ -101,4 +95,7 @@ def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str) -> Speed | N
     dense = next((one for one in group.arms if (one.objective, one.strategy) == (arm.objective, "dense")), None)
     other = cost_of(dense, group, cost) if dense else None
     base = None if other is None or other["measured"] != row["measured"] else speed_of(other, kind)
-    return base and Speed(own.value / base.value, own.low / base.high, own.high / base.low, own.floor)
+    if base is None:
+        return None
+    enough = own.enough and base.enough
+    return Speed(own.value / base.value, own.low / base.high, own.high / base.low, own.floor, enough)

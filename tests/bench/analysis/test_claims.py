@@ -7,7 +7,7 @@ import pytest
 from bench.analysis import claims
 from bench.analysis.account import claims_tables
 from bench.analysis.claims import READINGS, all_claims, judge, judge_speed
-from bench.analysis.costs import Speed, cost_of, nothing_seen, speed_up
+from bench.analysis.costs import Speed, cost_of, speed_of, speed_up
 from bench.analysis.finding import finding
 from bench.analysis.frames import cost_frame
 from bench.analysis.gather import group_runs, read_runs
@@ -130,9 +130,9 @@ def test_without_a_measurement_speed_is_not_judged(judged, tmp_path):
 def test_a_ratio_inside_the_noise_is_no_difference(judged):
     _, _, _, cost = judged()
     rows = cost.set_index("method", drop=False)
-    assert nothing_seen(rows.loc["simclr/fixed"], "train")
+    assert speed_of(rows.loc["simclr/fixed"], "train").no_difference
     assert speed_cell(rows.loc["simclr/fixed"], "train") == "no difference seen [0.99, 1.01]"
-    assert not nothing_seen(rows.loc["simclr/sparsecontrast"], "train")
+    assert not speed_of(rows.loc["simclr/sparsecontrast"], "train").no_difference
     assert speed_cell(rows.loc["simclr/sparsecontrast"], "train") == "1.82 [1.80, 1.84]"
     assert speed_cell(rows.loc["simclr/dense"], "train") == "1 (reference)"
 
@@ -149,6 +149,9 @@ def test_another_objective_is_measured_against_its_own_dense(tmp_path, synthetic
     assert speed.value == pytest.approx(1.2 / 0.8)
     assert (speed.low, speed.high) == pytest.approx((1.5 * 0.98 / 1.02, 1.5 * 1.02 / 0.98))
     assert speed.floor == pytest.approx(1 / 0.98)
+    assert judge_speed(speed, 1.2) == "supported"
+    few = cost_frame(tmp_path).assign(rounds=5)
+    assert judge_speed(speed_up(arm, group, few, "train"), 1.2) == "undecided"
 
 
 @pytest.mark.parametrize(
