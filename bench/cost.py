@@ -49,6 +49,7 @@ def main(
     from rich.console import Console
 
     from bench.environment import cores
+    from bench.store import check_folder
     from methods import check_defined
 
     console = Console() if Console().is_terminal else Console(width=WIDTH)
@@ -64,13 +65,17 @@ def main(
             for spec in encoders:
                 _count(suite, spec, reports, console)
             return
+        geometries = [_geometry(spec) for spec in encoders]  # what is wrong with one is said before any is measured
+        check_folder(results, "--results")
+        check_folder(reports, "--reports")
         done = []
-        for spec in encoders:
-            measure = _affordable(suite.measure, spec, batch, rounds)
+        for spec, geometry in zip(encoders, geometries, strict=True):
+            measure = _affordable(suite.measure, geometry, batch, rounds)
             training = spec.image_size <= train_up_to
             done.append(_measure(suite, spec, measure, training, count, results, reports, console))
-        _write(done, encoders, results, reports, console)
-    except (ValueError, FileNotFoundError) as wrong:
+        tokens = {spec.image_size: geometry.patches for spec, geometry in zip(encoders, geometries, strict=True)}
+        _write(done, encoders[0].name, tokens, results, reports, console)
+    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as wrong:
         typer.echo(f"Error: {wrong}", err=True)
         raise typer.Exit(2) from None
 
@@ -133,9 +138,8 @@ def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) 
     console.print(f"Per image; a step has both views. Written to {where}", markup=False, highlight=False)
 
 
-def _affordable(measure: MeasureSpec, encoder: EncoderSpec, batch: int | None, rounds: int | None) -> MeasureSpec:
+def _affordable(measure: MeasureSpec, geometry: Geometry, batch: int | None, rounds: int | None) -> MeasureSpec:
     """Fewer images and rounds for a large encoder, unless the user said how many."""
-    geometry = _geometry(encoder)
     if geometry.macs(geometry.patches) <= 1e9:
         return measure
     fit = max(2, min(BATCH_OF_LARGE, BATCH_OF_LARGE * TOKENS_OF_LARGE // geometry.patches))
@@ -199,18 +203,18 @@ def _measure(
 
 
 def _write(
-    tables: list[CostTable], encoders: list[EncoderSpec], results: Path, reports: Path, console: Console
+    tables: list[CostTable], encoder: str, tokens: dict[int, int], results: Path, reports: Path, console: Console
 ) -> None:
-    """reports/cost.csv: the newest row of all that was measured; and how cost grows, where there are several sizes."""
+    """reports/cost.csv: the newest row of all that was measured; and how cost grows with the `tokens` of an image size,
+    where there are several."""
     from bench.analysis import costplots
     from bench.analysis.frames import cost_csv, cost_frame, newest
     from bench.store import write_atomically
 
     write_atomically(reports / "cost.csv", cost_csv(cost_frame(results)).encode())
     console.print(f"All that was measured: {reports / 'cost.csv'}", markup=False, highlight=False)
-    tokens = {spec.image_size: _geometry(spec).patches for spec in encoders} if len(encoders) > 1 else {}
-    name = f"{costplots.PREFIX}scaling-{encoders[0].name}"
-    if tokens and costplots.scaling(newest(tables), tokens, reports / "figures", name):
+    name = f"{costplots.PREFIX}scaling-{encoder}"
+    if costplots.scaling(newest(tables), tokens, reports / "figures", name):
         console.print(f"Cost against tokens: {reports / 'figures' / name}.png", markup=False, highlight=False)
 
 

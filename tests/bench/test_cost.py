@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bench.cost import _affordable, app
-from bench.measure import counters
+from bench.cost import _affordable, _geometry, app
+from bench.measure import counters, table
 from bench.record import CostRow, CostTable
 from bench.spec import EncoderSpec, MeasureSpec
 
@@ -85,7 +85,7 @@ def test_large_encoders_get_fewer_images_and_rounds_unless_asked(
     name: str, size: int, batch: int | None, rounds: int | None, expected: tuple[int, int]
 ) -> None:
     given = MeasureSpec(batch=batch or 32, rounds=rounds or 15)
-    spec = _affordable(given, EncoderSpec(name=name, image_size=size), batch, rounds)
+    spec = _affordable(given, _geometry(EncoderSpec(name=name, image_size=size)), batch, rounds)
     assert (spec.batch, spec.rounds) == expected
 
 
@@ -123,6 +123,7 @@ def test_another_encoder_comes_at_its_own_size(tmp_path: Path) -> None:
         (("--keep", "1.5"), "keep"),
         (("--image-size", "big"), "--image-size has 'big'"),
         (("--image-size", "50"), "no multiple of the 8-pixel patches"),
+        (("--image-size", "32,50"), "no multiple of the 8-pixel patches"),  # before the first is measured
         (("--encoder", "resnetv2_50", "--methods", "dense"), "not one of timm's plain ResNets"),
         (("--encoder", "convnext_tiny"), "'dynamicvit' is not defined on encoder 'convnext_tiny', a CNN"),
         (("--encoder", "resnet50", "--methods", "fixed"), "'fixed' is not defined on encoder 'resnet50', a CNN"),
@@ -138,6 +139,19 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, options: tuple[str, ...
     assert "Traceback" not in done.output
     assert len(done.output.strip().splitlines()) == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("option", ["--results", "--reports"])
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(table, "measure", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    done = cost(tmp_path, "--methods", "dense", option, str(tmp_path / "file" / "out"))
+    assert done.exit_code == 2
+    assert " ".join(done.output.split()).endswith(
+        f"can't be made (Not a directory): give another folder with {option}."
+    )
 
 
 @pytest.mark.parametrize("only", [(), ("--macs-only",)])
