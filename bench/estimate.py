@@ -95,7 +95,8 @@ def estimate(planned: Plan) -> dict[str, float]:
 def _macs_per_second(suite: Suite) -> float:
     """How fast this machine trains the dense encoder, in MACs of its own step."""
 
-    from bench.measure.macs import count, random_views
+    from bench.measure.inputs import random_views
+    from bench.measure.macs import count
     from bench.pretrain import build
     from methods.names import parse_methods
     from methods.noise import Noise

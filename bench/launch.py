@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.environment import cores as cores
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.store import Store, missing_evaluations, process_lives
 from methods import load_plugin

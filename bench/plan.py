@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from bench.launch import Launcher, Work, cores
+from bench.environment import cores
+from bench.launch import Launcher, Work
 from bench.store import check_folder
 from bench.suite import Suite, load_suite, read_change
 from datasets import load

@@ -174,6 +174,9 @@ PARTS = {
 }
 
 
+TWICE = "#2"  # ends the name of the row in which dense is measured against itself
+
+
 class CostRow(Frozen):
     """One method in a paired measurement; a row of `cost.csv`. ms are per image, a step's with both views; a speed-up
     is dense time / method time, median over rounds, with its 95 % interval. The A/A row is `simclr/dense#2`.

@@ -58,7 +58,7 @@ def main(
     """Compare attention strategies in contrastive pre-training: run what of the grid is missing, then report."""
     from rich.console import Console
 
-    from bench.launch import cores
+    from bench.environment import cores
     from bench.plan import Options, plan
 
     signal.signal(signal.SIGTERM, _interrupt)

@@ -33,7 +33,8 @@ def main(
     """Try a few learning rates for every method on validation data and write the best ones down."""
     from rich.console import Console
 
-    from bench.launch import Work, cores, workers
+    from bench.environment import cores
+    from bench.launch import Work, workers
     from bench.plan import default_cache, numbers
     from bench.progress import Watch
     from bench.store import as_json, write_atomically

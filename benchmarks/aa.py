@@ -19,8 +19,8 @@ from lightning_fabric import Fabric
 
 from bench.environment import cores, machine, raise_allocator_thresholds
 from bench.measure.arm import Arm
+from bench.measure.inputs import random_views
 from bench.measure.interval import estimate
-from bench.measure.macs import random_views
 from bench.measure.paired import WallClock, paired_times
 from bench.spec import EncoderSpec, TrainSpec
 from methods.names import parse_methods

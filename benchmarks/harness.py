@@ -17,7 +17,7 @@ import torch
 from lightning_fabric import Fabric
 
 from bench import pretrain as harness
-from bench.measure.macs import random_views
+from bench.measure.inputs import random_views
 from bench.measure.paired import paired_times
 from bench.spec import EncoderSpec, RunSpec, TrainSpec
 from bench.suite import Suite

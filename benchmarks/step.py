@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from bench.measure.macs import random_views
+from bench.measure.inputs import random_views
 from bench.measure.paired import paired_times
 from bench.pretrain import build, optimizer_of, train_step
 from bench.spec import EncoderSpec

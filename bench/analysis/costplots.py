@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from bench.analysis.plots import COLOURS, SPARE, save, theme
-from bench.record import PARTS, CostRow
+from bench.record import PARTS, TWICE, CostRow
 
 PREFIX = "cost-"  # names of the figures that `bench.cost` writes
 SHADES = {
@@ -67,7 +67,7 @@ def scaling(frame: pd.DataFrame, tokens: dict[int, int], folder: Path, name: str
     sizes = sorted(set(frame["image_size"]))
     if len(sizes) < 2:
         return False
-    frame = frame[~frame["method"].str.endswith("#2")].sort_values("image_size")
+    frame = frame[~frame["method"].str.endswith(TWICE)].sort_values("image_size")
     panels = [("infer_ms", "inference, ms per image"), ("train_ms", "train step, ms per image")]
     panels = [panel for panel in panels if frame[panel[0]].notna().any()]
     with theme():

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.analysis.gather import encoder_of, parse
 from bench.analysis.groups import Group, Run
-from bench.record import CostRow, CostTable
+from bench.record import TWICE, CostRow, CostTable
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def table_frame(table: CostTable) -> pd.DataFrame:
     """A row a method, with the noise floor of its table (`aa_...`, the interval of dense against itself; none where
     that was not measured), dense's MACs / its own (`..._macs_ratio`), and the share of that ratio that its speed-up
     reaches (`..._time_over_macs`)."""
-    again = next((row for row in table.rows if row.method.endswith("#2")), None)
+    again = next((row for row in table.rows if row.method.endswith(TWICE)), None)
     dense = next((row for row in table.rows if row.method == "simclr/dense"), None)
     rows = []
     for row in table.rows:

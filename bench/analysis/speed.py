@@ -19,7 +19,7 @@ from bench.analysis.groups import Group
 from bench.analysis.tables import NONE, keep_cell
 from bench.environment import machine
 from bench.measure.interval import interval_name
-from bench.record import CostTable
+from bench.record import TWICE, CostTable
 
 UNMEASURED = "not measured"
 LARGE, SIZE = "vit_small_patch16_224", 224
@@ -82,7 +82,7 @@ def speed_cell(row: pd.Series, kind: str) -> str:
         return UNMEASURED
     if row["method"] == "simclr/dense":
         return "1 (reference)"
-    if speed.no_difference and not row["method"].endswith("#2"):
+    if speed.no_difference and not row["method"].endswith(TWICE):
         return f"no difference seen [{speed.low:.2f}, {speed.high:.2f}]"
     return f"{speed.value:.2f} [{speed.low:.2f}, {speed.high:.2f}]"
 

@@ -19,6 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from bench.measure.inputs import random_lesions
 from bench.measure.interval import Array, Estimate, estimate
 from bench.measure.macs import count, interpolate, kept_over_run, nodes
 from bench.measure.memory import saved_bytes
@@ -142,9 +143,7 @@ class Arm:
         return Call(keep, progress=0.5, noise=noise, lesions=self._lesions(2 * batch))
 
     def _lesions(self, batch: int) -> Tensor:
-        """For strategies that look at lesions: random ones."""
-        patches = self.objective.encoder.geometry.patches
-        return torch.rand(batch, patches, generator=torch.Generator().manual_seed(0)).to(self.views.device)
+        return random_lesions(batch, self.objective.encoder.geometry.patches).to(self.views.device)
 
     def run_speedup(self, times: PairedTimes, dense_step: str) -> Estimate:
         """Dense's whole run over this method's, the ramp integrated, round by round."""

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.measure import formula
+from bench.measure.inputs import random_lesions
 from bench.measure.products import by_part
 from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call
@@ -96,7 +97,7 @@ class _Features(nn.Module):
         self.encoder = encoder
 
     def call(self, batch: int) -> Call:
-        lesions = torch.rand(batch, self.encoder.geometry.patches, generator=torch.Generator().manual_seed(0))
+        lesions = random_lesions(batch, self.encoder.geometry.patches)
         return Call(inference=self.encoder.strategy.inference[0], lesions=lesions)
 
     def forward(self, images: Tensor) -> Tensor:

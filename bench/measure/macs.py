@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.measure import formula
 from bench.measure.counters import CountersDisagree, check_agreement, inference_macs
+from bench.measure.inputs import random_lesions, random_views
 from bench.measure.products import by_kind, by_part
 from bench.record import Macs
 from bench.spec import EncoderSpec, TrainSpec
@@ -36,7 +37,7 @@ from methods.objectives.objective import Objective
 from methods.schedule import keep_at, kept_tokens
 from methods.strategies.strategy import Call, Strategy
 
-__all__ = ["CountersDisagree", "count", "interpolate", "kept_over_run", "nodes", "random_views"]
+__all__ = ["CountersDisagree", "count", "interpolate", "kept_over_run", "nodes"]
 
 LARGE = 1e8  # MACs per image of a dense encoder above which computing for the sake of counting is slow
 KINDS = {
@@ -44,7 +45,6 @@ KINDS = {
     "linear layers": ("addmm", "mm"),
     "batched products": ("bmm", "baddbmm"),
 }
-IMAGES = 2  # of a counted batch: the fewest that a contrastive loss tells apart
 
 
 def count(
@@ -76,12 +76,6 @@ def count(
         train_parts=train_parts,
         train_counters=train_counters,
     )
-
-
-def random_views(encoder: EncoderSpec, batch: int = IMAGES) -> Tensor:
-    """Two views of `batch` random images, (2, B, channels, H, W), always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, batch, encoder.channels, encoder.image_size, encoder.image_size, generator=generator)
 
 
 def kept_over_run(strategy: Strategy, steps: int, ramp: float) -> Counter[int]:
@@ -189,7 +183,7 @@ def _counted_step(objective: Objective, views: Tensor, keep: float) -> dict[str,
 def _call(objective: Objective, views: Tensor, keep: float) -> Call:
     """What the counted step is told."""
     batch, patches = views.shape[1], objective.encoder.geometry.patches
-    lesions = torch.rand(2 * batch, patches, generator=torch.Generator().manual_seed(0)).to(views.device)
+    lesions = random_lesions(2 * batch, patches).to(views.device)
     return Call(keep=keep, noise=Noise(0, 0, batch), lesions=lesions)
 
 

@@ -20,11 +20,6 @@ from bench.spec import EncoderSpec, TrainSpec
 from bench.store import write_atomically
 from methods.names import Method
 
-COLUMNS = (
-    *("method", "encoder", "image_size", "channels", "keep", "keep_effective", "train_execution"),
-    *("infer_gmacs", "train_gmacs", "infer_ratio", "train_ratio", "run_ratio", "ramp", "batch"),
-)
-
 
 def count_methods(methods: Sequence[Method], encoder: EncoderSpec, train: TrainSpec) -> list[dict[str, Any]]:
     """A row a method, dense first. Raises CountersDisagree, which names the method."""
@@ -38,13 +33,24 @@ def count_methods(methods: Sequence[Method], encoder: EncoderSpec, train: TrainS
             raise CountersDisagree(f"{name}. {refused}") from None
         dense = dense or macs
         strategy = objective.encoder.strategy
-        rows.append(_macs_row(name, encoder, train, macs, dense))
-        rows[-1] |= {
-            "keep": method.keep,
-            "keep_effective": strategy.target,
-            "train_execution": execution(objective),
-            "ramp": train.ramp if strategy.ramps else None,
-        }
+        rows.append(
+            {
+                "method": name,
+                "encoder": encoder.name,
+                "image_size": encoder.image_size,
+                "channels": encoder.channels,
+                "keep": method.keep,
+                "keep_effective": strategy.target,
+                "train_execution": execution(objective),
+                "infer_gmacs": macs.inference / 1e9,
+                "train_gmacs": macs.train_step / 1e9,
+                "infer_ratio": dense.inference / macs.inference,
+                "train_ratio": dense.train_step / macs.train_step,
+                "run_ratio": dense.whole_run / macs.whole_run,
+                "ramp": train.ramp if strategy.ramps else None,
+                "batch": train.batch,
+            }
+        )
     return rows
 
 
@@ -64,34 +70,20 @@ def print_macs(rows: Sequence[dict[str, Any]], encoder: EncoderSpec, console: Co
     ):
         shown.add_column(column, justify="right")
     for row in rows:
-        numbers = (f"{row[key]:.4g}" for key in COLUMNS[7:12])
-        infer, train, infer_ratio, train_ratio, run_ratio = numbers
+        numbers = (
+            f"{row[key]:.4g}" for key in ("infer_gmacs", "infer_ratio", "train_gmacs", "train_ratio", "run_ratio")
+        )
         keep = "" if row["keep"] is None else f"{row['keep']:g}"
-        shown.add_row(row["method"].replace("[", r"\["), keep, infer, infer_ratio, train, train_ratio, run_ratio)
+        shown.add_row(row["method"].replace("[", r"\["), keep, *numbers)
     console.print(shown)
 
 
 def write_macs(rows: Sequence[dict[str, Any]], encoder: EncoderSpec, reports: Path) -> Path:
     """reports/macs-<encoder>-<size>.csv."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     where = reports / f"macs-{encoder.name}-{encoder.image_size}.csv"
     write_atomically(where, text.getvalue().encode())
     return where
-
-
-def _macs_row(name: str, encoder: EncoderSpec, train: TrainSpec, macs: Macs, dense: Macs) -> dict[str, Any]:
-    return {
-        "method": name,
-        "encoder": encoder.name,
-        "image_size": encoder.image_size,
-        "channels": encoder.channels,
-        "infer_gmacs": macs.inference / 1e9,
-        "train_gmacs": macs.train_step / 1e9,
-        "infer_ratio": dense.inference / macs.inference,
-        "train_ratio": dense.train_step / macs.train_step,
-        "run_ratio": dense.whole_run / macs.whole_run,
-        "batch": train.batch,
-    }

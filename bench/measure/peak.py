@@ -69,7 +69,7 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
 
     from bench.environment import raise_allocator_thresholds
     from bench.measure.arm import Arm
-    from bench.measure.macs import random_views
+    from bench.measure.inputs import random_views
     from bench.measure.memory import peak_mib, resident_mib
     from methods.names import parse_methods
 

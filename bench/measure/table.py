@@ -22,18 +22,17 @@ from torch import Tensor
 
 from bench.environment import environment, machine, raise_allocator_thresholds
 from bench.measure.arm import Arm, execution
+from bench.measure.inputs import random_views
 from bench.measure.interval import Estimate
-from bench.measure.macs import random_views
 from bench.measure.paired import PairedTimes, paired_times
 from bench.measure.parts import views_seconds
 from bench.measure.peak import NotMeasured, peak_of_training
-from bench.record import CostRow, CostTable
+from bench.record import TWICE, CostRow, CostTable
 from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods import FLOORS
 from methods.names import Method
 
 DENSE = Method("simclr", "dense")
-TWICE = "#2"
 AGAIN = f"{DENSE.name}{TWICE}"
 LOOKS = 3  # steps watched, and calls of inference, for where the time goes
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from methods.attention import HIDDEN, Core, RaggedCore, key_bias_core, run_block, trimmed_core
 from methods.convolution import Patches, kept_features
 from methods.schedule import kept_tokens
-from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool
+from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool, with_prefix
 
 
 @dataclass
@@ -128,11 +128,8 @@ class Selection(Strategy):
 
     def _trim_keys(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
         """All tokens ask and are pooled; only the kept ones (and the prefix) are asked."""
-        front = torch.arange(prefix, device=x.device).expand(x.shape[0], -1)
         bias = _bias(choice)
-        core = trimmed_core(
-            torch.cat([front, choice.index + prefix], 1), None if bias is None else F.pad(bias, (prefix, 0))
-        )
+        core = trimmed_core(with_prefix(choice.index, prefix), None if bias is None else F.pad(bias, (prefix, 0)))
         x = _scaled(x, _spread(choice, self.geometry.patches), prefix)
         return pool(self._blocks(vit, x, core), prefix)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bench import launch, suite
+from bench import environment, launch, suite
 from bench.record import Evaluation
 from bench.tune import LABELS, SEED, app
 from tests.bench import small
@@ -23,7 +23,7 @@ def tune(world: small.World, light: None, monkeypatch: pytest.MonkeyPatch) -> An
     workers = launch.workers
     monkeypatch.setattr(suite, "PRESETS", presets)
     monkeypatch.setattr(launch, "workers", lambda job, launcher, count: workers(job, "inline", 1))
-    monkeypatch.setattr(launch, "cores", lambda: 1)
+    monkeypatch.setattr(environment, "cores", lambda: 1)
 
     def run(*options: str) -> Any:
         where = ("--results", str(world.results), "--cache", str(world.cache))

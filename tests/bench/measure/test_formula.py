@@ -9,6 +9,7 @@ import torch
 
 from bench.measure import formula, macs
 from bench.measure.counters import CountersDisagree, inference_macs
+from bench.measure.inputs import random_views
 from bench.measure.products import Pass, Products, by_part
 from bench.pretrain import build
 from bench.spec import EncoderSpec, TrainSpec
@@ -51,7 +52,7 @@ def built(method: str, encoder: EncoderSpec = STEM) -> Objective:
 
 @pytest.mark.parametrize(("encoder", "method"), CASES, ids=lambda value: str(getattr(value, "name", value)))
 def test_formula_is_what_the_counters_see(encoder: EncoderSpec, method: str) -> None:
-    objective, views = built(method, encoder), macs.random_views(encoder)
+    objective, views = built(method, encoder), random_views(encoder)
     _, parts, totals = inference_macs(objective.encoder, views[0])
     assert totals["formula"] == pytest.approx(totals["flop_counter"], rel=1e-9)
     derived = formula.inference(objective.encoder, views[0], _inference_call(objective))

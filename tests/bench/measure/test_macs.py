@@ -10,6 +10,7 @@ import torch
 
 from bench.measure import counters, macs
 from bench.measure.counters import CountersDisagree, inference_macs
+from bench.measure.inputs import random_views
 from bench.pretrain import build
 from bench.record import Macs
 from bench.spec import EncoderSpec, TrainSpec
@@ -103,7 +104,7 @@ def test_dense_step_of_a_cnn_is_the_formula(name: str) -> None:
 
 
 def test_steps_of_a_convnext_are_linear_in_the_patches() -> None:
-    step = macs.StepMacs(built("simclr/sparsecontrast", CONVNEXT), 4, macs.random_views(CONVNEXT))
+    step = macs.StepMacs(built("simclr/sparsecontrast", CONVNEXT), 4, random_views(CONVNEXT))
     at = [step(k / 64) for k in (20, 30, 40)]
     mlps = 2 * 3 * (2 * 4 * 8 * 32**2 + 4 * 8 * 64**2)  # both views, forward and two backward
     assert at[1] - at[0] == at[2] - at[1] == 10 * mlps
@@ -169,14 +170,14 @@ def test_step_of_a_larger_batch_is_counted_without_running_it() -> None:
     """Only the contrast grows faster than the batch; against a step counted on that very batch."""
     for name in ("simclr/sparsecontrast", "moco/fixed"):
         objective = built(name)
-        few = macs.StepMacs(objective, 6, macs.random_views(SMALL, 2))
-        many = macs.StepMacs(objective, 6, macs.random_views(SMALL, 6))
+        few = macs.StepMacs(objective, 6, random_views(SMALL, 2))
+        many = macs.StepMacs(objective, 6, random_views(SMALL, 6))
         assert few(0.5) == pytest.approx(many(0.5), rel=1e-12)
 
 
 @pytest.mark.parametrize("options", ["", "[gate=key_bias]", "[fuse=true]", "[trim=keys]", "[execution=masked]"])
 def test_a_step_is_quadratic_in_the_tokens(options: str) -> None:
-    step = macs.StepMacs(built(f"simclr/sparsecontrast{options}"), 4, macs.random_views(SMALL))
+    step = macs.StepMacs(built(f"simclr/sparsecontrast{options}"), 4, random_views(SMALL))
     at = macs.nodes(20, 64)
     assert at == [20, 41, 63]
     wanted = np.array([25.0, 52.0])
@@ -186,7 +187,7 @@ def test_a_step_is_quadratic_in_the_tokens(options: str) -> None:
 
 def test_whole_run_is_the_sum_of_its_steps() -> None:
     objective, steps = built("simclr/sparsecontrast[keep=0.4]"), 20
-    step = macs.StepMacs(objective, TRAIN.batch, macs.random_views(SMALL))
+    step = macs.StepMacs(objective, TRAIN.batch, random_views(SMALL))
     one_by_one = [step(keep_at(i / steps, 0.4, TRAIN.ramp)) for i in range(steps)]
     counted = macs.count(objective, SMALL, TRAIN, steps)
     assert counted.whole_run == pytest.approx(TRAIN.batch * sum(one_by_one), rel=1e-9)

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bench.measure.arm import Arm
-from bench.measure.macs import random_views
+from bench.measure.inputs import random_views
 from bench.measure.parts import Stepwatch, attention_share, shares, views_seconds
 from bench.spec import EncoderSpec, TrainSpec
 from methods.names import parse_methods

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from bench.measure import arm as module
 from bench.measure import table
 from bench.measure.arm import Arm
-from bench.measure.macs import random_views
+from bench.measure.inputs import random_views
 from bench.measure.paired import PairedTimes
 from bench.measure.peak import NotMeasured
 from bench.measure.table import AGAIN, contestants, measure, table_path

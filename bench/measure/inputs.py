@@ -1,0 +1,21 @@
+"""What a network is counted and timed on where no data are given: random images and lesions, always the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.spec import EncoderSpec
+
+IMAGES = 2  # of a counted batch: the fewest that a contrastive loss tells apart
+
+
+def random_views(encoder: EncoderSpec, batch: int = IMAGES) -> Tensor:
+    """Two views of `batch` random images, (2, B, channels, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, batch, encoder.channels, encoder.image_size, encoder.image_size, generator=generator)
+
+
+def random_lesions(batch: int, patches: int) -> Tensor:
+    """For strategies that look at lesions: a share of each patch, (B, patches)."""
+    return torch.rand(batch, patches, generator=torch.Generator().manual_seed(0))
