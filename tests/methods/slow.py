@@ -6,7 +6,7 @@ It shares nothing with the package but the weights (timm's parameters by name), 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from timm.layers import PatchEmbed
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from methods.encoders.vit import geometry_of
 from methods.strategies.strategy import Geometry
+
+Reduce = Callable[[Tensor, Tensor, list[int], int], tuple[Tensor, list[int]]]
 
 
 def tiny_vit(
@@ -160,3 +162,23 @@ def assert_same(
             torch.testing.assert_close(
                 got / size, expected[name] / size, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+def pruned(vit: VisionTransformer, image: Tensor, reduce: Reduce) -> tuple[Tensor, list[list[int]]]:
+    """Features of one image of a 4x4 grid, and the patches left after each stage, where tokens are dropped between
+    attention and MLP of three blocks.
+
+    `reduce(patch tokens, the attention that each gets, their patches, stage)` -> what is left of tokens and patches.
+    """
+    prefix, depth = vit.num_prefix_tokens, len(vit.blocks)
+    x, left, history = embed(vit, image), list(range(16)), []
+    for i, block in enumerate(vit.blocks):
+        normed = layer_norm(block.norm1, x)
+        x = x + attention(block.attn, normed)
+        if i in [depth // 4, depth // 2, 3 * depth // 4]:
+            share = received(block.attn, normed, [0] if prefix else list(range(len(x))))[prefix:]
+            tokens, left = reduce(x[prefix:], share, left, len(history))
+            x = torch.cat([x[:prefix], tokens])
+            history.append(left)
+        x = mlp(block, x)
+    return layer_norm(vit.norm, x)[prefix:].mean(0), history

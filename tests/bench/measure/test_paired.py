@@ -35,6 +35,18 @@ class Machine:
 
         return call
 
+    def noted(self, names: str, seen: list[str]) -> dict[str, Callable[[], None]]:
+        """Contenders of a second each, by name; a call writes its name down."""
+
+        def contender(name: str) -> Callable[[], None]:
+            def call() -> None:
+                seen.append(name)
+                self.work(1.0)()
+
+            return call
+
+        return {name: contender(name) for name in names}
+
     @property
     def clock(self) -> WallClock:
         return WallClock(lambda: self.wall, lambda: self.cpu, lambda: None)
@@ -76,15 +88,7 @@ def test_a_drift_of_the_machine_cancels() -> None:
 def test_order_is_drawn_anew_every_round_and_by_the_seed() -> None:
     def orders(seed: int) -> list[str]:
         machine, seen = Machine(), []
-
-        def contender(name: str) -> Callable[[], None]:
-            def call() -> None:
-                seen.append(name)
-                machine.work(1.0)()
-
-            return call
-
-        paired_times({n: contender(n) for n in "abcd"}, 12, seed, shortest=0, stopwatch=machine.clock)
+        paired_times(machine.noted("abcd", seen), 12, seed, shortest=0, stopwatch=machine.clock)
         rounds = ["".join(seen[i : i + 4]) for i in range(0, len(seen), 4)][-12:]
         assert all(sorted(one) == list("abcd") for one in rounds)
         return rounds
@@ -192,17 +196,8 @@ def test_a_short_call_does_not_pay_for_who_stood_before_it() -> None:
 
 def test_who_stands_before_is_drawn_evenly() -> None:
     """Long calls have no call before: there the order decides, so each must stand behind each other as often."""
-    machine, seen = Machine(), []
-
-    def contender(name: str) -> Callable[[], None]:
-        def call() -> None:
-            seen.append(name)
-            machine.work(1.0)()
-
-        return call
-
-    rounds = 120
-    paired_times({n: contender(n) for n in "abcd"}, rounds, shortest=0, stopwatch=machine.clock)
+    machine, seen, rounds = Machine(), [], 120
+    paired_times(machine.noted("abcd", seen), rounds, shortest=0, stopwatch=machine.clock)
     order = [seen[i : i + 4] for i in range(8, len(seen), 4)]
     assert len(order) == rounds
     before = [(one[i], one[i + 1]) for one in order for i in range(3)]

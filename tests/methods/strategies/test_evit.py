@@ -18,23 +18,17 @@ FUSED = -1
 
 def slow_evit(vit: VisionTransformer, image: Tensor, rho: float) -> tuple[Tensor, list[list[int]]]:
     """Features of one image, and the patches left after each stage, FUSED for a fused one."""
-    prefix, depth = vit.num_prefix_tokens, len(vit.blocks)
-    x, left, history = slow.embed(vit, image), list(range(16)), []
-    for i, block in enumerate(vit.blocks):
-        normed = slow.layer_norm(block.norm1, x)
-        x = x + slow.attention(block.attn, normed)
-        if i in [depth // 4, depth // 2, 3 * depth // 4]:
-            share = slow.received(block.attn, normed, [0] if prefix else list(range(len(x))))[prefix:]
-            score = share.tolist()
-            best = sorted(range(len(left)), key=lambda j: -score[j])[: math.ceil(rho * len(left))]
-            rest = [j for j in range(len(left)) if j not in best]
-            if rest:
-                fused = sum(share[j] * x[prefix + j] for j in rest)
-                x = torch.stack([*x[:prefix], *(x[prefix + j] for j in sorted(best)), fused])
-                left = [*(left[j] for j in sorted(best)), FUSED]
-            history.append(left)
-        x = slow.mlp(block, x)
-    return slow.layer_norm(vit.norm, x)[prefix:].mean(0), history
+
+    def reduce(x: Tensor, share: Tensor, left: list[int], stage: int) -> tuple[Tensor, list[int]]:
+        score = share.tolist()
+        best = sorted(range(len(left)), key=lambda j: -score[j])[: math.ceil(rho * len(left))]
+        rest = [j for j in range(len(left)) if j not in best]
+        if not rest:
+            return x, left
+        fused = sum(share[j] * x[j] for j in rest)
+        return torch.stack([*(x[j] for j in sorted(best)), fused]), [*(left[j] for j in sorted(best)), FUSED]
+
+    return slow.pruned(vit, image, reduce)
 
 
 @pytest.mark.parametrize("call", [TRAIN, Call()], ids=["training", "inference"])

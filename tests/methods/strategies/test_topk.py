@@ -16,20 +16,13 @@ TRAIN = Call(1.0, noise=Noise(0, 0, 3, views=1))
 
 def slow_topk(vit: VisionTransformer, image: Tensor, rho: float) -> tuple[Tensor, list[list[int]]]:
     """Features of one image, and the patches left after each stage."""
-    prefix, depth = vit.num_prefix_tokens, len(vit.blocks)
-    x, left, history = slow.embed(vit, image), list(range(16)), []
-    for i, block in enumerate(vit.blocks):
-        normed = slow.layer_norm(block.norm1, x)
-        x = x + slow.attention(block.attn, normed)
-        if i in [depth // 4, depth // 2, 3 * depth // 4]:
-            queries = [0] if prefix else list(range(len(x)))
-            share = slow.received(block.attn, normed, queries).tolist()[prefix:]
-            best = sorted(range(len(left)), key=lambda j: -share[j])[: int(16 * rho ** (len(history) + 1))]
-            x = torch.cat([x[:prefix], x[[prefix + j for j in sorted(best)]]])
-            left = [left[j] for j in sorted(best)]
-            history.append(left)
-        x = slow.mlp(block, x)
-    return slow.layer_norm(vit.norm, x)[prefix:].mean(0), history
+
+    def reduce(x: Tensor, share: Tensor, left: list[int], stage: int) -> tuple[Tensor, list[int]]:
+        score = share.tolist()
+        best = sorted(range(len(left)), key=lambda j: -score[j])[: int(16 * rho ** (stage + 1))]
+        return x[sorted(best)], [left[j] for j in sorted(best)]
+
+    return slow.pruned(vit, image, reduce)
 
 
 @pytest.mark.parametrize("call", [TRAIN, Call()], ids=["training", "inference"])
