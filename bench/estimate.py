@@ -38,12 +38,26 @@ def describe(planned: Plan, console: Console) -> None:
         console.print(f"Note: {note}", markup=False, highlight=False)
     size = sum(_weights_mib(run) for run in job.runs)
     console.print(f"Disk: about {size + 0.2 * len(job.runs):.0f} MiB in {job.results}", markup=False, highlight=False)
-    console.print(
-        f"Time: about {left / 60 / planned.workers + 1.5:.0f} minutes with {planned.workers} worker(s) "
-        f"of {job.threads} thread(s)",
-        markup=False,
-        highlight=False,
-    )
+    for line in _time(planned, left, seconds):
+        console.print(line, markup=False, highlight=False)
+
+
+def _time(planned: Plan, left: float, seconds: dict[str, float]) -> list[str]:
+    """How long it takes; on SLURM, what it takes and what sbatch is told."""
+    job, fan = planned.job, planned.fan
+    if fan.launcher != "slurm":
+        minutes = left / 60 / fan.workers + 1.5
+        shared = "" if job.ranks == 1 else f", {job.ranks} ranks a run,"
+        return [f"Time: about {minutes:.0f} minutes with {fan.workers} worker(s){shared} of {job.threads} thread(s)"]
+    from bench.submit import parameters, shapes
+
+    lines = []
+    for ranks, runs in shapes(job, [run for run in job.runs if job.unfinished(run)]).items():
+        values = parameters(fan.slurm, ranks, job.results)
+        hours = sum(seconds[run.run_id] for run in runs) * values["nodes"] / 3600 / ranks
+        told = ", ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"SLURM: an array of {len(runs)} jobs, about {hours:.1f} node-hours at this host's speed: {told}")
+    return [*lines, f"A job is requeued at most {fan.slurm.requeues} times."]
 
 
 def fractions_table(suite: Suite, data: Dataset) -> Any:

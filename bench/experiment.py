@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import time
@@ -15,6 +16,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from bench.checkpoint import Checkpoints
 from bench.diagnose import learning, selection_figure
 from bench.environment import environment
 from bench.evaluate import Bench, Features, classify, evaluate, summarise
@@ -32,6 +34,10 @@ from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call
 
 
+class EvaluationFailed(Exception):
+    """An evaluation failed, the others of the run were made; the message is the reason."""
+
+
 def run_experiment(
     spec: RunSpec,
     evaluation: EvaluationSpec,
@@ -40,6 +46,7 @@ def run_experiment(
     cache: Path | None,
     threads: int,
     report: Report,
+    checkpoints: Checkpoints | None = None,
 ) -> Record:
     """Bring one run up to date: pre-train it if it is not done, then make the evaluations that are missing.
 
@@ -47,22 +54,37 @@ def run_experiment(
     interruption. Users' mistakes in the data are raised before, when the grid is planned.
     """
     started = _now()
+    checkpoints = checkpoints or Checkpoints(store.training(spec.run_id))
     try:
         record = store.record(spec.run_id)
         fabric = Fabric(accelerator="auto", devices=1, precision=spec.train.precision)
         bench = prepare(spec, fabric, cache)
         if record is None or record.status != "done":
-            record = _train(spec, bench, store, threads, started, report)
+            record = _train(spec, bench, store, threads, started, report, checkpoints)
+        checkpoints.clear()
         _evaluate(spec, evaluation, tuning, bench, store, report)
+        store.log(spec.run_id).unlink(missing_ok=True)  # of an earlier failure
         return record
     except Exception as error:
-        log = store.folder(spec.run_id) / "log.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        failed = _record(spec, started, threads, status="failed", reason=_reason(error, spec))
-        if not store.done(spec.run_id):  # a finished training is never lost to a failing evaluation
-            store.write_record(failed)
+        failed = failure(spec, threads, _reason(error, spec), started)
+        write_failure(store, failed, traceback.format_exc())
         return failed
+
+
+def failure(spec: RunSpec, threads: int, reason: str, started: str = "") -> Record:
+    """The record of a run that failed."""
+    return _record(spec, started or _now(), threads, status="failed", reason=reason)
+
+
+def write_failure(store: Store, failed: Record, log: str) -> None:
+    """Put a failure on disk, unless the training is done: that is never lost to an evaluation that fails. Where the
+    disk takes no more, the record says so to whoever is at hand to hear it."""
+    try:
+        write_atomically(store.log(failed.run_id), log.encode())
+        if not store.done(failed.run_id):
+            store.write_record(failed)
+    except OSError as error:
+        print(f"{failed.run_id} failed: {failed.reason}; and this can't be written down: {error}", flush=True)
 
 
 def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
@@ -81,16 +103,24 @@ def _load(spec: str, image_size: int, cache: Path | None, fingerprint: str) -> A
     return load(data.name, image_size, Path(data.root) if data.root else None, cache, **data.options)
 
 
-def _train(spec: RunSpec, bench: Bench, store: Store, threads: int, started: str, report: Report) -> Record:
+def _train(
+    spec: RunSpec,
+    bench: Bench,
+    store: Store,
+    threads: int,
+    started: str,
+    report: Report,
+    checkpoints: Checkpoints,
+) -> Record:
     """Pre-train (a floor does not), look at what was learnt, count and weigh it, write the record."""
     torch.manual_seed(spec.seed)
     trained: Trained | None = None
     if spec.parsed.strategy == "supervised":
-        return _train_supervised(spec, bench, store, threads, started, report)
+        return _train_supervised(spec, bench, store, threads, started, report, checkpoints)
     if spec.parsed.strategy == "untrained":
         objective = build(spec.parsed, spec.encoder, spec.seed)
     else:
-        trained = pretrain(spec, bench.data, bench.splits.train, bench.fabric, report)
+        trained = pretrain(spec, bench.data, bench.splits.train, bench.fabric, report, checkpoints)
         objective = trained.objective
     report({"doing": "diagnosing"})
     encoder = objective.encoder.eval()
@@ -108,7 +138,7 @@ def _train(spec: RunSpec, bench: Bench, store: Store, threads: int, started: str
         bench=bench,
         objective=objective,
         macs=count(objective, spec.encoder, spec.train, steps),
-        time=None if trained is None else _timing(trained.steps, trained.seconds),
+        time=None if trained is None else _timing(trained.steps, trained.seconds, trained.resumed),
         memory=_memory(objective, spec, bench) if trained else None,
         learning=learnt,
         weights_sha256=digest,
@@ -118,7 +148,15 @@ def _train(spec: RunSpec, bench: Bench, store: Store, threads: int, started: str
     return record
 
 
-def _train_supervised(spec: RunSpec, bench: Bench, store: Store, threads: int, started: str, report: Report) -> Record:
+def _train_supervised(
+    spec: RunSpec,
+    bench: Bench,
+    store: Store,
+    threads: int,
+    started: str,
+    report: Report,
+    checkpoints: Checkpoints,
+) -> Record:
     """The floor that learns from labels alone: one network a fraction (its first draw)."""
     assert spec.labels is not None and spec.finetune is not None
     objective = build(spec.parsed, spec.encoder, spec.seed)
@@ -134,6 +172,7 @@ def _train_supervised(spec: RunSpec, bench: Bench, store: Store, threads: int, s
         inference="dense",
         fabric=bench.fabric,
         report=report,
+        checkpoints=checkpoints,
     )
     seconds, digest = time.perf_counter() - clock, _save(store, spec, classifier)
     record = _record(
@@ -164,12 +203,21 @@ def _evaluate(
         return
     objective.encoder.load_state_dict(tensors)
     features = Features(objective.encoder.eval(), bench)
+    errors: list[Exception] = []
     for i, (probe, labels, inference) in enumerate(missing):
         report({"doing": f"{probe} at {labels:g} %", "step": i, "steps": len(missing)})
-        result, predictions = evaluate(
-            spec.run_id, features, bench, evaluation, tuning, probe, labels, inference, report
-        )
-        store.write_evaluation(evaluation_name(probe, labels, inference), result, predictions)
+        try:
+            result, predictions = evaluate(
+                spec.run_id, features, bench, evaluation, tuning, probe, labels, inference, report
+            )
+            store.write_evaluation(evaluation_name(probe, labels, inference), result, predictions)
+        except Exception as error:  # the others are made all the same
+            error.add_note(f"in the evaluation {evaluation_name(probe, labels, inference)}")
+            errors.append(error)
+    if errors:
+        first = f"{_reason(errors[0], spec)}, {errors[0].__notes__[-1]}"
+        more = "" if len(errors) == 1 else f" (the first of {len(errors)} evaluations of {len(missing)} that failed)"
+        raise EvaluationFailed(first + more) from errors[0]
 
 
 def _evaluate_supervised(
@@ -202,8 +250,8 @@ def _save(store: Store, spec: RunSpec, module: torch.nn.Module) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _timing(steps: int, seconds: float) -> Timing:
-    return Timing(steps=steps, steps_per_second=steps / max(seconds, 1e-9), wall_seconds=seconds)
+def _timing(steps: int, seconds: float, resumed: int = 0) -> Timing:
+    return Timing(steps=steps, steps_per_second=steps / max(seconds, 1e-9), wall_seconds=seconds, resumed=resumed)
 
 
 def _memory(objective: Objective, spec: RunSpec, bench: Bench) -> Memory:
@@ -278,11 +326,14 @@ def _split_record(bench: Bench) -> SplitRecord:
 
 
 def _reason(error: Exception, spec: RunSpec) -> str:
-    if isinstance(error, TrainingFailed):
+    if isinstance(error, (TrainingFailed, EvaluationFailed)):
         return str(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    text = f"{error}"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
         return f"out of memory at batch {spec.train.batch}: use a smaller one with --set train.batch=N"
-    return f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {error}; make room, then give the command again"
+    return f"{type(error).__name__}: {text}"
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from bench.checkpoint import Checkpoints, Point
 from bench.lesions import Lesions
 from bench.pretrain import Report, TrainingFailed, epoch_order, optimizer_of, schedule_of
 from bench.spec import FinetuneSpec
@@ -57,9 +59,11 @@ def finetune(
     inference: Inference,
     fabric: Fabric,
     report: Report,
+    checkpoints: Checkpoints | None = None,
 ) -> Classifier:
     """A classifier trained on `images` with binary cross-entropy on the labels that are known; the encoder given is
-    left as it was. Images are augmented by the views of pre-training. Raises TrainingFailed for a loss not finite."""
+    left as it was. Images are augmented by the views of pre-training. Goes on from the newest of its `checkpoints`, if
+    there is one. Raises TrainingFailed for a loss not finite."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
         classifier = Classifier(copy.deepcopy(encoder).requires_grad_(True), data.labels.shape[1], inference)
@@ -72,25 +76,29 @@ def finetune(
     model, optimizer = fabric.setup(classifier.to(fabric.device), optimizer)
     scheduler = schedule_of(optimizer, total, WARMUP)
     lesions = Lesions(data, encoder, seed)
-    step = 0
+    checkpoints = checkpoints or Checkpoints(None)
+    point = checkpoints.restore(classifier, optimizer)
+    step, per_epoch = 0 if point is None else point.step, len(images) // batch
     model.train()
-    for epoch in range(math.ceil(total / (len(images) // batch))):
-        for index in epoch_order(images, seed, epoch, batch):
-            if step == total:
-                break
-            scheduler.step_update(step)
-            parameters = views.draw(keyed_generator("finetune views", seed, step), len(index))
-            pair, call = lesions.make_views(views, index, parameters, Call(inference=inference), fabric.device)
-            loss = _known_bce(model(pair[0], _first_view(call, len(index))), data.labels[index])
-            if not math.isfinite(float(loss.detach())):
-                raise TrainingFailed(
-                    f"the loss became {float(loss.detach())} at step {step} of {total} on labels (lr {spec.lr:g})"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            optimizer.step()
-            step += 1
-            report({"step": step, "steps": total, "loss": float(loss.detach())})
+    with checkpoints.stopping.between_steps():
+        while step < total:
+            epoch, done = divmod(step, per_epoch)
+            for index in itertools.islice(epoch_order(images, seed, epoch, batch), done, done + total - step):
+                scheduler.step_update(step)
+                parameters = views.draw(keyed_generator("finetune views", seed, step), len(index))
+                pair, call = lesions.make_views(views, index, parameters, Call(inference=inference), fabric.device)
+                loss = _known_bce(model(pair[0], _first_view(call, len(index))), data.labels[index])
+                if not math.isfinite(float(loss.detach())):
+                    raise TrainingFailed(
+                        f"the loss became {float(loss.detach())} at step {step} of {total} on labels (lr {spec.lr:g})"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                fabric.backward(loss)
+                optimizer.step()
+                step += 1
+                report({"step": step, "steps": total, "loss": float(loss.detach())})
+                if checkpoints.due():
+                    checkpoints.save(classifier, optimizer, Point(step, {}))
     return classifier.eval()
 
 

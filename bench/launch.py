@@ -1,141 +1,89 @@
-"""Fan a grid out: one function that works through runs, three ways to execute it.
+"""Fan a grid out: one function that works through runs (`bench.work`), three ways to execute it.
 
-`inline` calls it in this process; `local` and (on a cluster) SLURM go through submitit's executors. Workers share the
-grid by claiming runs in the results folder, so that none waits for another and none trains what another has begun.
+`inline` calls it in this process; `local` starts workers that share the whole grid; `slurm` submits a job a run. The
+last two go through submitit's executors.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
-from bench.store import Store, missing_evaluations, process_lives
-from methods import load_plugin
+from bench.slurm import SlurmOptions
+from bench.work import Work, work
 
-Launcher = Literal["inline", "local"]
+Launcher = Literal["inline", "local", "slurm"]
+Trouble = tuple[str, str]  # a run's id ("" for none in particular), and what went wrong
+
+
+class Handle(Protocol):
+    """A part of the grid that is being done; `job_id` is its SLURM job, "" for none."""
+
+    job_id: str
+
+    def wait(self) -> list[Trouble]:
+        """Until it is over; what went wrong that no record tells."""
+
+    def state(self) -> tuple[str, str, str]:
+        """Run id, state and node of a job that is queued or runs; "" for what is not known."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What every worker is given: the runs in their order, and how to do them."""
+class Fan:
+    """How a grid is executed. `gpus` are those of this machine, for local workers."""
 
-    runs: tuple[RunSpec, ...]
-    evaluation: EvaluationSpec
-    finetune: FinetuneSpec
-    results: Path
-    cache: Path | None
-    threads: int
-    plugins: tuple[Path, ...] = ()
-    parent: int | None = None  # process that asked for local workers; they do not outlive it
-
-    def orphaned(self) -> bool:
-        """Is whoever asked for the grid gone? Then nothing more is done on its behalf."""
-        return self.parent is not None and not process_lives(self.parent)
-
-    def unfinished(self, run: RunSpec) -> bool:
-        store = Store(self.results)
-        return not store.done(run.run_id) or bool(missing_evaluations(store, run, self.evaluation, self.finetune))
+    launcher: Launcher = "inline"
+    workers: int = 1
+    gpus: int = 0
+    slurm: SlurmOptions = SlurmOptions()
 
 
-def work(job: Work) -> int:
-    """Do what of the grid nobody else has done or begun; returns how many runs failed here."""
-    from bench.environment import raise_allocator_thresholds
-
-    raise_allocator_thresholds()
-    for plugin in job.plugins:
-        load_plugin(plugin)
-    import torch
-
-    torch.set_num_threads(job.threads)
-    from bench.experiment import run_experiment
-
-    store, failed = Store(job.results), 0
-    left = list(job.runs)
-    while left:
-        others: list[RunSpec] = []
-        for run in left:
-            if job.orphaned():
-                return failed
-            with store.claim(run.run_id) as mine:
-                if not mine:
-                    others.append(run)
-                elif job.unfinished(run):
-                    progress = ProgressFile(job.results, run.run_id, job.orphaned)
-                    try:
-                        record = run_experiment(
-                            run, job.evaluation, job.finetune, store, job.cache, job.threads, progress
-                        )
-                    finally:
-                        progress.remove()
-                    failed += record.status == "failed"
-        # what others had begun and left: they may have died, or have trained a run that lacks evaluations of ours
-        free = [run for run in others if not store.claimed(run.run_id) and not store.failed(run.run_id)]
-        left = [run for run in free if job.unfinished(run)]
-    return failed
-
-
-class ProgressFile:
-    """Where a run stands, in a small file that whoever watches reads; written at most twice a second."""
-
-    def __init__(self, results: Path, run_id: str, orphaned: Callable[[], bool] = lambda: False) -> None:
-        self.path = results / ".progress" / f"{run_id}.json"
-        self.orphaned = orphaned
-        self._written = 0.0
-
-    def __call__(self, state: dict[str, Any]) -> None:
-        """Write the state. Raises KeyboardInterrupt, which ends the run unrecorded, where nobody waits for it."""
-        if self.orphaned():
-            raise KeyboardInterrupt
-        now = time.monotonic()
-        if now - self._written < 0.5 and "doing" not in state:
-            return
-        self._written = now
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(temporary, self.path)
-
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-    @staticmethod
-    def read_all(results: Path) -> dict[str, dict[str, Any]]:
-        """State by run id of all runs that are at work now."""
-        states = {}
-        for path in sorted((results / ".progress").glob("*.json")):
-            try:
-                states[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue  # just removed or replaced
-        return states
+def private_folder(results: Path) -> Path:
+    """`results/.workers`, where submitit keeps pickled calls and logs: for the user alone, who could otherwise be made
+    to load another's. Raises PermissionError where it is another's."""
+    folder = results / ".workers"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not this user's own folder: move it away, or give another --results.")
+    folder.chmod(0o700)
+    return folder
 
 
 @contextmanager
-def workers(job: Work, launcher: Launcher, count: int) -> Iterator[Sequence[Any]]:
-    """`count` workers on the job; yields handles with `done()` and `result()`. Leaving early ends them."""
-    if launcher == "inline":
+def workers(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
+    """The grid being done, by handles. Leaving early ends local workers and leaves SLURM's jobs."""
+    if fan.launcher == "inline":
         yield [_Inline(job)]
-        return
+    elif fan.launcher == "slurm":
+        from bench.submit import submit
+
+        yield submit(job, fan.slurm)
+    else:
+        with _local(job, fan) as handles:
+            yield handles
+
+
+@contextmanager
+def _local(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
     import submitit
 
-    # a worker's runs stand under results/, its pickled call and its log under .workers/, private to the user
-    folder = job.results / ".workers"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    executor = submitit.LocalExecutor(folder=folder)
-    executor.update_parameters(timeout_min=60 * 24 * 7, gpus_per_node=0)
+    folder = private_folder(job.results)
     owned = replace(job, parent=os.getpid())
+    jobs = []
     with _errors_to(folder / "controllers.log"):
-        jobs = [executor.submit(work, owned) for _ in range(count)]
+        for i in range(fan.workers):
+            mine = [(i * job.ranks + rank) % fan.gpus for rank in range(job.ranks)] if fan.gpus else []
+            executor = submitit.LocalExecutor(folder=folder)
+            executor.update_parameters(
+                timeout_min=60 * 24 * 365, tasks_per_node=job.ranks, gpus_per_node=len(mine), visible_gpus=mine
+            )
+            jobs.append(executor.submit(work, owned))
     try:
-        yield jobs
+        yield [_Local(one) for one in jobs]
     finally:
         for one in jobs:
             if not one.done():
@@ -157,17 +105,41 @@ def _errors_to(path: Path) -> Iterator[None]:
         os.close(kept)
 
 
+class _Local:
+    """A worker process of this machine."""
+
+    job_id = ""
+
+    def __init__(self, job: Any) -> None:
+        self._job = job
+
+    def wait(self) -> list[Trouble]:
+        return _trouble(self._job.results)
+
+    def state(self) -> tuple[str, str, str]:
+        return "", "", ""
+
+
 class _Inline:
-    """The same handle for a call in this process: it runs when its result is asked for."""
+    """The grid in this process: done when it is waited for."""
+
+    job_id = ""
 
     def __init__(self, job: Work) -> None:
-        self.job = job
-        self._failed: int | None = None
+        self._job = job
 
-    def done(self) -> bool:
-        return self._failed is not None
+    def wait(self) -> list[Trouble]:
+        return _trouble(lambda: work(self._job))
 
-    def result(self) -> int:
-        if self._failed is None:
-            self._failed = work(self.job)
-        return self._failed
+    def state(self) -> tuple[str, str, str]:
+        return "", "", ""
+
+
+def _trouble(call: Callable[[], object]) -> list[Trouble]:
+    """What a worker has to say of itself once it ended, well or not."""
+    try:
+        call()
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        return [("", f"a worker ended before its time: {lines[-1] if lines else type(error).__name__}")]
+    return []

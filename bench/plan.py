@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from bench.environment import cores
-from bench.launch import Launcher, Work
+from bench.launch import Fan, Launcher
+from bench.slurm import read_options
 from bench.store import check_folder
+from bench.submit import parameters
 from bench.suite import Suite, load_suite, read_change
+from bench.work import Work
 from datasets import load
 from datasets.splits import fraction, make_splits
 from methods import load_plugin
@@ -44,6 +48,9 @@ class Options:
     results: Path
     reports: Path
     cache: Path | None
+    slurm: tuple[str, ...] = ()
+    ranks: int = 1
+    checkpoint_minutes: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,7 @@ class Plan:
     suite: Suite
     job: Work
     data: Dataset
-    launcher: Launcher
-    workers: int
+    fan: Fan
 
     def data_sentence(self) -> str:
         """What was loaded, and what the cache of data sets holds on disk now."""
@@ -84,6 +90,7 @@ def plan(options: Options) -> Plan:
         raise ValueError(
             f"unknown launcher '{options.launcher}': {suggest(options.launcher, list(get_args(Launcher)))}"
         )
+    fan = _fan(options)
     for plugin in options.plugins:
         load_plugin(plugin)
     suite = load_suite(options.preset, options.spec, changes_of(options))
@@ -93,19 +100,46 @@ def plan(options: Options) -> Plan:
     root = Path(suite.data.root) if suite.data.root else None
     data = load(suite.data.name, suite.encoder.image_size, root, cache, **suite.data.options)
     _check(suite, data)
-    count = 1 if options.launcher == "inline" or _has_gpu() else options.workers
+    if suite.train.batch % options.ranks:
+        raise ValueError(
+            f"a batch of {suite.train.batch} images can't be shared equally by {options.ranks} ranks: change --ranks, "
+            "or the batch with --set train.batch=N."
+        )
     job = Work(
         runs=tuple(suite.runs(data.fingerprint)),
         evaluation=suite.evaluation,
         finetune=suite.finetune,
         results=options.results,
         cache=cache,
-        threads=max(1, cores() // count),
+        threads=fan.slurm.threads if fan.launcher == "slurm" else max(1, cores() // (fan.workers * options.ranks)),
         plugins=options.plugins,
+        checkpoint_minutes=options.checkpoint_minutes,
+        ranks=options.ranks,
+        requeues=fan.slurm.requeues,
+        grid=uuid.uuid4().hex,
+        begun=time.time(),
     )
     check_folder(options.results, "--results")
     check_folder(options.reports, "--reports")
-    return Plan(suite, job, data, cast(Launcher, options.launcher), count)
+    return Plan(suite, job, data, fan)
+
+
+def _fan(options: Options) -> Fan:
+    """How the grid is executed. Raises ValueError for options that contradict each other."""
+    launcher, ranks = cast(Launcher, options.launcher), options.ranks
+    if options.slurm and launcher != "slurm":
+        raise ValueError(f"--slurm is for --launcher slurm, and this is --launcher {launcher}.")
+    if ranks > 1 and launcher == "inline":
+        raise ValueError(f"--ranks {ranks} needs several processes: use --launcher local or slurm.")
+    slurm = read_options(options.slurm)
+    if launcher == "slurm":
+        parameters(slurm, ranks, options.results)
+        return Fan(launcher, 1, 0, slurm)
+    gpus = 0 if launcher == "inline" else _gpus()
+    if 0 < gpus < ranks:
+        raise ValueError(f"--ranks {ranks} needs as many GPUs, and there are {gpus} here.")
+    count = 1 if launcher == "inline" else options.workers or max(1, (gpus or cores()) // ranks)
+    return Fan(launcher, count, gpus)
 
 
 def changes_of(options: Options) -> dict[str, Any]:
@@ -165,10 +199,10 @@ def default_cache() -> Path:
     return Path(os.environ.get("BENCH_CACHE") or Path(home) / "sparse-attention-bench")
 
 
-def _has_gpu() -> bool:
+def _gpus() -> int:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.cuda.device_count()
 
 
 def _check(suite: Suite, data: Dataset) -> None:

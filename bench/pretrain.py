@@ -6,8 +6,8 @@ them. The keep ratio follows the schedule for strategies that ramp.
 
 from __future__ import annotations
 
+import itertools
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,8 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
+from bench.checkpoint import Checkpoints
+from bench.course import Course
 from bench.lesions import Lesions
 from bench.spec import EncoderSpec, RunSpec, TrainSpec
 from datasets.dataset import Dataset
@@ -45,6 +47,7 @@ class Trained:
     history: list[dict[str, Any]]
     steps: int
     seconds: float
+    resumed: int = 0  # how often it went on from a checkpoint
 
     @property
     def final_loss(self) -> float:
@@ -131,8 +134,19 @@ def steps_of(images: int, train: TrainSpec) -> int:
     return train.epochs * (images // train.batch)
 
 
-def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, report: Report) -> Trained:
-    """Pre-train on `images` (indices into `data`). Raises TrainingFailed, e.g. for a loss that is not finite."""
+def pretrain(
+    spec: RunSpec,
+    data: Dataset,
+    images: np.ndarray,
+    fabric: Fabric,
+    report: Report,
+    checkpoints: Checkpoints | None = None,
+) -> Trained:
+    """Pre-train on `images` (indices into `data`), from the newest of its `checkpoints` if there is one.
+
+    Raises TrainingFailed, e.g. for a loss that is not finite; KeyboardInterrupt or SystemExit, with a checkpoint
+    saved, where it was asked to stop.
+    """
     train = spec.train
     total = steps_of(len(images), train)
     if total == 0:
@@ -144,48 +158,40 @@ def pretrain(spec: RunSpec, data: Dataset, images: np.ndarray, fabric: Fabric, r
     scheduler = schedule_of(optimizer, total, train.warmup)
     views = views_of(spec)
     lesions = Lesions(data, objective.encoder, spec.seed)
-    history: list[dict[str, Any]] = []
-    step, started = 0, time.perf_counter()
+    checkpoints = checkpoints or Checkpoints(None)
+    course = Course.at(checkpoints.restore(objective, optimizer))
+    per_epoch = total // train.epochs
     model.train()
-    for epoch in range(train.epochs):
-        seen: dict[str, list[float]] = {}
-        epoch_started, first = time.perf_counter(), step
-        for index in epoch_order(images, spec.seed, epoch, train.batch):
-            progress = step / total
-            scheduler.step_update(step)
-            call = Call(
-                keep=keep_now(objective, progress, train.ramp),
-                progress=progress,
-                noise=Noise(spec.seed, step, train.batch),
-            )
-            parameters = draw_views(spec, objective.blur_probabilities, step, len(index))
-            pair, call = lesions.make_views(views, index, parameters, call, fabric.device)
-            loss = train_step(model, optimizer, pair, call, fabric)
-            value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
-            if not math.isfinite(whole):
-                raise TrainingFailed(f"the loss became {whole} at step {step} of {total} (learning rate {train.lr:g})")
-            _note(seen, loss, value)
-            step += 1
-            if step % 10 == 0 or step == total:
-                speed = (step - first) * train.batch / (time.perf_counter() - epoch_started)
-                report({"step": step, "steps": total, "loss": value, "keep": call.keep, "images_per_second": speed})
-        seconds = time.perf_counter() - epoch_started
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "step": step,
-                "loss": float(np.mean(seen.pop("loss"))),
-                "keep": call.keep,
-                "lr": optimizer.param_groups[0]["lr"],
-                "images_per_second": (step - first) * train.batch / seconds,
-                "selection": {name: float(np.mean(values)) for name, values in seen.items()},
-            }
-        )
-    return Trained(objective, history, step, time.perf_counter() - started)
-
-
-def _note(seen: dict[str, list[float]], loss: Loss, value: float) -> None:
-    """A step's contrastive loss, and the strategy's losses and statistics where the step had some."""
-    seen.setdefault("loss", []).append(value)
-    for name, part in {**loss.parts, **loss.encoding.stats}.items():
-        seen.setdefault(name, []).append(float(part.detach()))
+    with checkpoints.stopping.between_steps():
+        for epoch in range(course.step // per_epoch, train.epochs):
+            order = epoch_order(images, spec.seed, epoch, train.batch)
+            for index in itertools.islice(order, course.step % per_epoch, None):
+                step = course.step
+                progress = step / total
+                scheduler.step_update(step)
+                call = Call(
+                    keep=keep_now(objective, progress, train.ramp),
+                    progress=progress,
+                    noise=Noise(spec.seed, step, train.batch),
+                )
+                parameters = draw_views(spec, objective.blur_probabilities, step, len(index))
+                pair, call = lesions.make_views(views, index, parameters, call, fabric.device)
+                loss = train_step(model, optimizer, pair, call, fabric)
+                value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
+                if not math.isfinite(whole):
+                    raise TrainingFailed(
+                        f"the loss became {whole} at step {step} of {total} (learning rate {train.lr:g})"
+                    )
+                course.note(loss, value, len(index))
+                if course.step % 10 == 0 or course.step == total:
+                    speed = course.images_per_second()
+                    report(
+                        {"step": step + 1, "steps": total, "loss": value, "keep": call.keep, "images_per_second": speed}
+                    )
+                if course.step % per_epoch == 0:
+                    course.end_epoch(epoch + 1, call.keep, optimizer.param_groups[0]["lr"])
+                if course.step < total and checkpoints.due():
+                    checkpoints.save(objective, optimizer, course.point())
+        if course.new_steps:
+            checkpoints.save(objective, optimizer, course.point())
+    return Trained(objective, course.history, total, course.seconds(), course.resumed)

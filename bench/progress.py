@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,20 +14,28 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from bench.launch import ProgressFile, Work
+from bench.launch import Handle
 from bench.record import Record
 from bench.spec import RunSpec
 from bench.store import Store
+from bench.work import ProgressFile, Work
 
 INTERVAL = 0.5  # seconds between looks
+SHOWN = 20  # jobs that wait, in the table
 PLAIN_EVERY = 30.0  # seconds between lines on runs at work, without a terminal
 
 
 class Watch:
     """Shows the grid while it runs, in a thread of its own; calls `first_seed` once the first seed's runs ended."""
 
-    def __init__(self, job: Work, console: Console, first_seed: Callable[[], None] | None = None) -> None:
-        self.job, self.console, self.first_seed = job, console, first_seed
+    def __init__(
+        self,
+        job: Work,
+        console: Console,
+        first_seed: Callable[[], None] | None = None,
+        handles: Sequence[Handle] = (),
+    ) -> None:
+        self.job, self.console, self.first_seed, self.handles = job, console, first_seed, handles
         self.store = Store(job.results)
         self.left = {run.run_id: run for run in job.runs if job.unfinished(run)}
         self.before = len(job.runs) - len(self.left)
@@ -116,10 +125,15 @@ class Watch:
         if now - self._plain_at < PLAIN_EVERY:
             return
         self._plain_at = now
-        for run_id, state in ProgressFile.read_all(self.job.results).items():
+        at_work = ProgressFile.read_all(self.job.results)
+        for run_id, state in at_work.items():
             if run_id in self.left:
                 text = f"    {_title(self.left[run_id])}: {_state(state)}"
                 self.console.print(text, markup=False, highlight=False)
+        waiting = Counter(state for state, _ in self._jobs(at_work).values())
+        if waiting:
+            text = ", ".join(f"{count} {state}" for state, count in waiting.items())
+            self.console.print(f"    jobs: {text}", markup=False, highlight=False)
 
     def _table(self) -> Table:
         at_work = {k: v for k, v in ProgressFile.read_all(self.job.results).items() if k in self.left}
@@ -128,8 +142,9 @@ class Watch:
             title=f"{done} done ({len(self.failed)} failed), {len(at_work)} running, {self._eta()}",
             title_justify="left",
         )
-        for column in ("run", "step", "loss", "keep", "images/s"):
-            table.add_column(column, justify="left" if column == "run" else "right")
+        jobs = self._jobs(at_work)
+        for column in ("run", "step", "loss", "keep", "images/s", *(["job"] if jobs or self._on_slurm() else [])):
+            table.add_column(column, justify="left" if column in ("run", "job") else "right")
         for run_id, state in at_work.items():
             step = f"{state['step']}/{state['steps']}" if "steps" in state else ""
             table.add_row(
@@ -138,8 +153,30 @@ class Watch:
                 _number(state, "loss", ".3f"),
                 _number(state, "keep", ".2f"),
                 _number(state, "images_per_second", ".0f"),
+                *([_where(state)] if self._on_slurm() else []),
             )
+        for run_id, (state_of_job, job) in list(jobs.items())[:SHOWN]:
+            table.add_row(_title(self.left[run_id]), state_of_job, "", "", "", job)
+        if len(jobs) > SHOWN:
+            table.add_row(f"and {len(jobs) - SHOWN} more")
         return table
+
+    def _on_slurm(self) -> bool:
+        return any(handle.job_id for handle in self.handles)
+
+    def _jobs(self, at_work: dict[str, Any]) -> dict[str, tuple[str, str]]:
+        """State of the job, and which, of runs that are left and not at work: queued, preempted, starting."""
+        states = {}
+        for handle in self.handles:
+            run_id, state, node = handle.state()
+            if run_id in self.left and run_id not in at_work:
+                again = state == "queued" and self.job.begun_before(self.left[run_id])
+                states[run_id] = ("requeued" if again else state, f"{handle.job_id} {node}".strip())
+        return states
+
+
+def _where(state: dict[str, Any]) -> str:
+    return f"{state.get('job', '')} {state.get('node', '')}".strip()
 
 
 def _title(run: RunSpec) -> str:

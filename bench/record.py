@@ -68,6 +68,7 @@ class Timing(Frozen):
     steps: int
     steps_per_second: float
     wall_seconds: float
+    resumed: int = 0  # how often the training went on from a checkpoint
 
 
 class Memory(Frozen):

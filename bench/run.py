@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +15,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.launch import Launcher, Work
-    from bench.suite import Suite
+    from bench.launch import Handle
+    from bench.plan import Plan
+    from bench.work import Work
 
 app = typer.Typer(add_completion=False)
 
@@ -42,8 +45,17 @@ def main(
     plugin: Annotated[
         list[Path] | None, typer.Option(help="Python file with a method of your own; repeatable.")
     ] = None,
-    launcher: Annotated[str, typer.Option(help="inline: in this process; local: worker processes.")] = "local",
+    launcher: Annotated[
+        str, typer.Option(help="inline: in this process; local: worker processes; slurm: a job a run.")
+    ] = "local",
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one a core (one where a GPU is used).")] = 0,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value for SLURM: partition, time, gpus, cpus, mem, account, parallel, ...; repeatable."),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit SLURM's jobs and leave.")] = False,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that train a run together.")] = 1,
+    checkpoint_minutes: Annotated[float, typer.Option(min=0.0, help="Between two checkpoints of a training.")] = 5.0,
     results: Annotated[Path, typer.Option(help="Where records go.")] = Path("results"),
     reports: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("reports"),
     cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
@@ -58,8 +70,8 @@ def main(
     """Compare attention strategies in contrastive pre-training: run what of the grid is missing, then report."""
     from rich.console import Console
 
-    from bench.environment import cores
     from bench.plan import Options, plan
+    from bench.submit import JobsUnknown
 
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console(soft_wrap=True)
@@ -82,11 +94,16 @@ def main(
             probes=probes,
             plugins=tuple(plugin or ()),
             launcher=launcher,
-            workers=workers or cores(),
+            workers=workers,
             results=results,
             reports=reports,
             cache=cache,
+            slurm=tuple(slurm or ()),
+            ranks=ranks,
+            checkpoint_minutes=checkpoint_minutes,
         )
+        if detach and launcher != "slurm":
+            raise ValueError(f"--detach is for --launcher slurm, and this is --launcher {launcher}.")
         planned = plan(options)
         if dry_run:
             from bench.estimate import describe
@@ -97,13 +114,25 @@ def main(
         if fresh:
             planned.put_aside()
         left = sum(planned.job.unfinished(run) for run in planned.job.runs)
+        if detach:
+            _detach(planned, measure, console)
+            return
+    except JobsUnknown as unknown:
+        typer.echo(f"Error: {unknown}", err=True)
+        raise typer.Exit(1) from None
     except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as mistake:
         typer.echo(f"Error: {mistake}", err=True)
         raise typer.Exit(2) from None
     try:
-        code = _run(planned.suite, planned.job, left, planned.launcher, planned.workers, reports, measure, console)
+        code = _run(planned, left, reports, measure, console)
+    except JobsUnknown as unknown:
+        typer.echo(f"Error: {unknown}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.echo("\nInterrupted. What is done is kept; the same command goes on from there.", err=True)
+        kept = "What is done is kept; the same command goes on from there."
+        if launcher == "slurm":
+            kept = "The jobs go on; the same command finds them again (squeue shows them, scancel ends them)."
+        typer.echo(f"\nInterrupted. {kept}", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
     raise typer.Exit(code)
@@ -114,34 +143,34 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run(
-    suite: Suite, job: Work, left: int, launcher: Launcher, count: int, reports: Path, measure: bool, console: Console
-) -> int:
+def _run(planned: Plan, left: int, reports: Path, measure: bool, console: Console) -> int:
     """Measure, train and evaluate, report; returns the exit code."""
     from bench.launch import workers
     from bench.progress import Watch
 
-    if measure:
-        _measure(suite, job, console)
+    suite, job = planned.suite, planned.job
+    measuring = _measure(planned, console) if measure else []
     console.print(f"{len(job.runs)} runs, {len(job.runs) - left} of them done before.", highlight=False)
-    trouble: list[str] = []
+    trouble: list[tuple[str, str]] = []
     if left:
 
         def provisional() -> None:
             try:
-                summary = _report(suite, job, reports, trouble=[])
+                summary = _report(planned, reports, trouble=[])
             except Exception as error:  # the runs go on; the report at the end says what is wrong
                 console.print(f"The provisional report failed: {error}", markup=False, highlight=False)
                 return
             if summary is not None:
                 console.print(f"The first seed is done: a provisional report is in {summary.path}", highlight=False)
 
-        count = min(count, left)
-        with workers(job, launcher, count) as handles, Watch(job, console, provisional):
+        fan = replace(planned.fan, workers=min(planned.fan.workers, left))
+        with workers(job, fan) as handles, Watch(job, console, provisional, handles):
             for handle in handles:
-                trouble += _outcome(handle)
-    failures = _failures(job)
-    summary = _report(suite, job, reports, trouble)
+                trouble += handle.wait()
+    for cost in measuring:
+        trouble += cost.wait()
+    failures = _failures(job, dict(trouble))
+    summary = _report(planned, reports, trouble)
     if summary is not None:
         for group in summary.groups:
             console.print(f"\n{group.table}\n", markup=False, highlight=False)
@@ -150,64 +179,80 @@ def _run(
         console.print(f"\nReport: {summary.path}", markup=False, highlight=False)
     if not suite.evidence:
         console.print("This preset only tests the machinery: its numbers are no evidence of anything.", highlight=False)
-    for problem in [*failures, *trouble]:
+    others = [text for run_id, text in trouble if not run_id]
+    for problem in [*failures, *others]:
         typer.echo(f"Failed: {problem}", err=True)
-    return 1 if failures or trouble else 0
+    return 1 if failures or others else 0
 
 
-def _measure(suite: Suite, job: Work, console: Console) -> None:
-    """The paired measurement at the trained scale, unless it has been made, before anything else loads the machine."""
-    from bench.environment import raise_allocator_thresholds
-    from bench.measure.table import measure, table_path
-    from bench.store import as_json, write_atomically
+def _measure(planned: Plan, console: Console) -> list[Handle]:
+    """The paired measurement at the trained scale, unless it has been made, before anything else loads the machine. On
+    SLURM it is a job, whose handle is returned."""
+    from bench.grid_cost import contenders, grid_table, measure_grid
+    from bench.submit import submit_cost
 
-    raise_allocator_thresholds()
-    methods = [m for m in suite.parsed_methods() if m.objective != "none"]
-    path = table_path(job.results, methods, suite.encoder, suite.train, suite.measure, job.threads)
-    if not methods or path.exists():
-        return
-    console.print(f"Measuring the cost of {len(methods)} methods, paired and interleaved ...", highlight=False)
-    write_atomically(path, as_json(measure(methods, suite.encoder, suite.train, suite.measure, job.threads)))
-
-
-def _outcome(handle: Any) -> list[str]:
-    """Wait for a worker; a worker that died is named, and the others go on."""
-    try:
-        handle.result()
-    except KeyboardInterrupt:
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines()
-        return [f"a worker ended before its time: {lines[-1] if lines else type(error).__name__}"]
+    suite, results, threads = planned.suite, planned.job.results, planned.job.threads
+    path = grid_table(suite, results, threads)
+    if not contenders(suite) or path.exists():
+        return []
+    if planned.fan.launcher == "slurm":
+        call = functools.partial(measure_grid, suite, results.resolve(), threads)
+        return [submit_cost(call, path, results, planned.fan.slurm)]
+    console.print(
+        f"Measuring the cost of {len(contenders(suite))} methods, paired and interleaved ...", highlight=False
+    )
+    measure_grid(suite, results, threads)
     return []
 
 
-def _failures(job: Work) -> list[str]:
-    """Runs of the grid that failed or were never finished, each with its reason."""
+def _detach(planned: Plan, measure: bool, console: Console) -> None:
+    """Submit what is missing and say how to go on."""
+    from bench.launch import workers
+
+    handles = _measure(planned, console) if measure else []
+    with workers(planned.job, planned.fan) as jobs:
+        handles += jobs
+    ids = sorted({handle.job_id.partition("_")[0] for handle in handles}, key=int)
+    console.print(
+        f"{len(handles)} jobs are in the queue (SLURM {', '.join(ids) or 'none'}). The same command without --detach "
+        "waits for them and reports; scancel ends them.",
+        highlight=False,
+    )
+
+
+def _failures(job: Work, known: dict[str, str]) -> list[str]:
+    """Runs of the grid that failed or were never finished, each with its reason; `known` holds those that no record
+    tells, by run."""
     from bench.store import Store
+    from bench.work import died
 
     store, failures = Store(job.results), []
     for run in job.runs:
-        record = store.record(run.run_id)
-        log = store.folder(run.run_id) / "log.txt"
-        if record is None:
-            failures.append(f"{run.run_id}: not finished")
-        elif record.status == "failed":
-            failures.append(f"{run.run_id}: {record.reason} (see {log})")
-        elif job.unfinished(run):
-            failures.append(f"{run.run_id}: trained, but not evaluated (see {log})")
+        if not job.unfinished(run):
+            continue
+        record, log = store.record(run.run_id), store.log(run.run_id)
+        see = f" (see {log})" if log.exists() else ""
+        if run.run_id in known:
+            reason = known[run.run_id]
+        elif record is not None and record.status == "failed":
+            reason = f"{record.reason}{see}"
+        elif record is not None:
+            reason = f"trained, but not evaluated{see}"
+        else:
+            reason = died(job, run) or "not finished"
+        failures.append(f"{run.run_id}: {reason}")
     return failures
 
 
-def _report(suite: Suite, job: Work, reports: Path, trouble: list[str]) -> Any:
+def _report(planned: Plan, reports: Path, trouble: list[tuple[str, str]]) -> Any:
     """The report on all records, or None where it is refused (which is trouble)."""
     from bench.analysis.groups import ReportRefused
     from bench.report import write_report
 
     try:
-        return write_report(job.results, reports, planned=len(job.runs))
+        return write_report(planned.job.results, reports, planned=len(planned.job.runs))
     except (ReportRefused, FileNotFoundError) as refused:
-        trouble.append(f"the report is refused: {refused}")
+        trouble.append(("", f"the report is refused: {refused}"))
         return None
 
 

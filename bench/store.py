@@ -1,14 +1,11 @@
 """Records on disk: `results/<run id>/`. Every file is written under a temporary name, synced and renamed: it is whole
-or it is not there. A run is claimed by a file made exclusively, so that workers share a grid without a master."""
+or it is not there."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +43,18 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder written down too, so that a power failure can't take a rename back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def as_json(value: BaseModel | dict[str, Any]) -> bytes:
@@ -65,6 +72,11 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    @property
+    def jobs(self) -> Path:
+        """What is known of SLURM jobs that were submitted."""
+        return self.root / ".jobs"
 
     def folder(self, run_id: str) -> Path:
         return self.root / run_id
@@ -100,6 +112,19 @@ class Store:
         except (FileNotFoundError, ValidationError):
             return False
 
+    def training(self, run_id: str) -> Path:
+        """The folder of a training's checkpoints, there until its record is."""
+        return self.folder(run_id) / "training"
+
+    def log(self, run_id: str) -> Path:
+        """Why the run failed the last time, at length."""
+        return self.folder(run_id) / "log.txt"
+
+    def tidy(self, run_id: str) -> None:
+        """Remove what a killed process left half-written. For the run's owner alone."""
+        for path in self.folder(run_id).rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
     def write_record(self, record: Record) -> None:
         write_atomically(self.folder(record.run_id) / "record.json", as_json(record))
 
@@ -118,64 +143,6 @@ class Store:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         write_atomically(path, buffer.getvalue())
-
-    @contextmanager
-    def claim(self, run_id: str) -> Iterator[bool]:
-        """True inside if this process may do the run; a claim whose owner is dead is taken over."""
-        path = self.root / ".claims" / run_id
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not _make_exclusively(path):
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
-
-    def claimed(self, run_id: str) -> bool:
-        """Is a living process at work on the run?"""
-        return _owner_lives(self.root / ".claims" / run_id)
-
-
-def _make_exclusively(path: Path) -> bool:
-    for _ in range(2):
-        mine = path.with_name(f".{path.name}.{os.getpid()}")
-        mine.write_text(f"{socket.gethostname()} {os.getpid()}")
-        try:
-            os.link(mine, path)  # there with its content, or not at all
-        except FileExistsError:
-            if _owner_lives(path):
-                return False
-            path.unlink(missing_ok=True)
-            continue
-        finally:
-            mine.unlink()
-        return True
-    return False
-
-
-def _owner_lives(path: Path) -> bool:
-    """Does the process named in a claim live? One on another host is taken to: nobody here can tell."""
-    try:
-        host, _, pid = path.read_text().partition(" ")
-    except FileNotFoundError:
-        return False
-    if not pid.isdigit():
-        return False  # no claim of ours: those come with their content
-    if host != socket.gethostname():
-        return True
-    return process_lives(int(pid))
-
-
-def process_lives(pid: int) -> bool:
-    """Is there a process of this number on this machine?"""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def missing_evaluations(

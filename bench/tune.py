@@ -34,11 +34,12 @@ def main(
     from rich.console import Console
 
     from bench.environment import cores
-    from bench.launch import Work, workers
+    from bench.launch import Fan, workers
     from bench.plan import default_cache, numbers
     from bench.progress import Watch
     from bench.store import as_json, write_atomically
     from bench.suite import PRESETS, load_suite
+    from bench.work import Work
 
     try:
         tried = list(numbers("--rates", rates, "1e-3,2e-3"))
@@ -56,9 +57,9 @@ def main(
     count = min(cores(), len(runs))
     job = Work(runs, evaluation, suite.finetune, results, cache or default_cache(), max(1, cores() // count))
     try:
-        with workers(job, "local", count) as handles, Watch(job, Console(soft_wrap=True)):
+        with workers(job, Fan("local", count)) as handles, Watch(job, Console(soft_wrap=True)):
             for handle in handles:
-                handle.result()
+                handle.wait()
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     path = PRESETS / f"{preset}.tuning.json"

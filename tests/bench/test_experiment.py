@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,15 @@ def test_a_failed_training_is_recorded_with_its_reason_and_can_be_tried_again(be
     [
         (MemoryError(), "out of memory at batch 16: use a smaller one with --set train.batch=N"),
         (RuntimeError("a tensor is odd"), "RuntimeError: a tensor is odd"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: ..."),
+            "out of memory at batch 16: use a smaller one with --set train.batch=N",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.safetensors"),
+            "the disk is full: [Errno 28] No space left on device: 'x.safetensors'; make room, then give the command "
+            "again",
+        ),
     ],
 )
 def test_reasons(bench: Bench, monkeypatch, error: Exception, reason: str) -> None:
@@ -227,22 +237,38 @@ def test_reasons(bench: Bench, monkeypatch, error: Exception, reason: str) -> No
     assert bench.run("dense")[0].reason == reason
 
 
-def test_a_failing_evaluation_does_not_lose_the_training(bench: Bench, monkeypatch) -> None:
-    def fail(*args: Any) -> None:
-        raise RuntimeError("a probe is odd")
+def test_a_failing_evaluation_loses_neither_the_training_nor_the_others(bench: Bench, monkeypatch) -> None:
+    from bench.evaluate import evaluate
+
+    def at_half(
+        run_id: str, features: Any, of: Any, evaluation: Any, tuning: Any, probe: str, labels: float, *rest: Any
+    ):
+        if labels == 50:
+            raise RuntimeError("a probe is odd")
+        return evaluate(run_id, features, of, evaluation, tuning, probe, labels, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bench.experiment.evaluate", fail)
+        patch.setattr("bench.experiment.evaluate", at_half)
         record, folder = bench.run("dense")
-    assert (record.status, record.reason) == ("failed", "RuntimeError: a probe is odd")  # for whoever counts
+    # for whoever counts
+    assert (record.status, record.reason) == (
+        "failed",
+        "RuntimeError: a probe is odd, in the evaluation linear-50-dense",
+    )
+    assert [path.stem for path in (folder / "evaluations").iterdir()] == ["linear-100-dense"]
     assert bench.store.done(record.run_id)
     assert "a probe is odd" in (folder / "log.txt").read_text()
     weights = (folder / "checkpoint.safetensors").read_bytes()
-    monkeypatch.setattr("bench.experiment.pretrain", fail)
+
+    def refuse(*args: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("bench.experiment.pretrain", refuse)
     record, _ = bench.run("dense")
     assert record.status == "done"
     assert len(list((folder / "evaluations").iterdir())) == 2
     assert (folder / "checkpoint.safetensors").read_bytes() == weights
+    assert not (folder / "log.txt").exists()
 
 
 def test_an_interruption_is_no_failure(bench: Bench, monkeypatch) -> None:

@@ -1,9 +1,8 @@
-"""Workers share a grid: each run is done once, whoever does it, and what is left behind is tidy."""
+"""Three ways to execute a grid, and what is private about them."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,130 +11,90 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.launch import ProgressFile, Work, work, workers
-from bench.record import Record
+from bench.launch import Fan, private_folder, workers
 from bench.store import Store
+from bench.work import Work, work
 from tests.bench import small
 
 
 @pytest.fixture
-def done() -> list[str]:
-    """Methods that were run, in their order."""
-    return []
+def job(tmp_path: Path) -> Work:
+    suite = small.suite(tmp_path, methods="dense")
+    return Work(tuple(suite.runs()), suite.evaluation, suite.finetune, tmp_path / "results", None, 1)
+
+
+def test_inline_work_waits_until_it_is_asked_for(job: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Work] = []
+    monkeypatch.setattr("bench.launch.work", done.append)
+    with workers(job, Fan()) as handles:
+        (handle,) = handles
+        assert done == []
+        assert handle.wait() == []
+    assert done == [job]
+
+
+class Executor:
+    """Stands for submitit's: notes what it is told."""
+
+    made: list[Any] = []
+    cancelled: list[int] = []
+
+    def __init__(self, folder: Path) -> None:
+        assert folder.stat().st_mode & 0o77 == 0  # pickles are private
+        Executor.made.append(self)
+        self.number = len(Executor.made)
+        self.parameters: dict[str, Any] = {}
+
+    def update_parameters(self, **parameters: Any) -> None:
+        self.parameters = parameters
+
+    def submit(self, function: Any, *args: Any) -> Any:
+        self.call = function, args
+        cancel = lambda check: Executor.cancelled.append(self.number)  # noqa: E731
+        return SimpleNamespace(done=lambda: self.number == 1, cancel=cancel)
 
 
 @pytest.fixture
-def job(tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Three runs that a test's stand-in does: it fails `fixed`, and notes whom it was asked to do."""
-    suite = small.suite(tmp_path, methods="dense,fixed,centre", evaluation__probes=[])
-    made = Work(tuple(suite.runs()), suite.evaluation, suite.finetune, tmp_path / "results", None, 1)
-
-    def stand_in(run, evaluation, tuning, store, cache, threads, report) -> Record:
-        report({"doing": "as if"})
-        assert list(ProgressFile.read_all(made.results)) == [run.run_id]
-        assert store.claimed(run.run_id)
-        done.append(run.method)
-        record = small.record(run.run_id, status="failed" if "fixed" in run.method else "done")
-        store.write_record(record)
-        return record
-
-    monkeypatch.setattr("bench.experiment.run_experiment", stand_in)
-    return made
-
-
-def test_every_run_is_done_in_order_and_failures_are_counted(job: Work, done: list[str]) -> None:
-    assert work(job) == 1
-    assert done == ["simclr/dense", "simclr/fixed", "simclr/centre"]
-    assert not list((job.results / ".claims").iterdir())
-    assert ProgressFile.read_all(job.results) == {}
-
-
-def test_what_is_done_is_not_done_again_and_what_failed_is(job: Work, done: list[str]) -> None:
-    work(job)
-    done.clear()
-    work(job)
-    assert done == ["simclr/fixed"]
-
-
-def test_what_another_has_begun_is_left_to_it(job: Work, done: list[str]) -> None:
-    with Store(job.results).claim(job.runs[0].run_id):
-        work(job)
-    assert done == ["simclr/fixed", "simclr/centre"]
-    done.clear()
-    work(job)
-    assert done == ["simclr/dense", "simclr/fixed"]
-
-
-def test_what_another_has_begun_and_left_is_done_after_all(job: Work, done: list[str], monkeypatch: Any) -> None:
-    """Its worker ends while the last run is at work here."""
-    store = Store(job.results)
-    theirs = store.claim(job.runs[0].run_id)
-    theirs.__enter__()
-    unfinished = Work.unfinished
-
-    def ends(self: Work, run: Any) -> bool:
-        if run == job.runs[-1] and store.claimed(job.runs[0].run_id):
-            theirs.__exit__(None, None, None)
-        return unfinished(self, run)
-
-    monkeypatch.setattr(Work, "unfinished", ends)
-    work(job)
-    assert done == ["simclr/fixed", "simclr/centre", "simclr/dense"]
-
-
-def test_workers_do_not_outlive_who_asked_for_them(job: Work, done: list[str]) -> None:
-    asked = subprocess.Popen(["true"])
-    asked.wait()
-    work(replace(job, parent=asked.pid))
-    assert done == []
-    work(replace(job, parent=os.getppid()))  # who is no more than a living process: submitit puts another between
-    assert len(done) == 3
-
-
-def test_an_interruption_gives_the_claim_back(job: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(run, evaluation, tuning, store, cache, threads, report) -> Record:
-        report({"doing": "as if"})
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("bench.experiment.run_experiment", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        work(job)
-    assert not Store(job.results).claimed(job.runs[0].run_id)
-    assert ProgressFile.read_all(job.results) == {}
-
-
-def test_inline_work_waits_until_it_is_asked_for(job: Work, done: list[str]) -> None:
-    with workers(job, "inline", 5) as handles:
-        (handle,) = handles
-        assert not handle.done()
-        assert done == []
-        assert handle.result() == handle.result() == 1
-        assert handle.done()
-    assert len(done) == 3
-
-
-def test_leaving_early_ends_the_workers(job: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    cancelled = []
-
-    class Executor:
-        def __init__(self, folder: Path) -> None:
-            assert folder.stat().st_mode & 0o77 == 0  # pickles are private
-            self.jobs = 0
-
-        def update_parameters(self, **parameters: Any) -> None:
-            pass
-
-        def submit(self, function: Any, *args: Any) -> Any:
-            assert (function, args) == (work, (replace(job, parent=os.getpid()),))
-            self.jobs += 1
-            name = self.jobs
-            return SimpleNamespace(done=lambda: name == 1, cancel=lambda check: cancelled.append(name))
-
+def executors(monkeypatch: pytest.MonkeyPatch) -> list[Executor]:
+    monkeypatch.setattr(Executor, "made", [])
+    monkeypatch.setattr(Executor, "cancelled", [])
     monkeypatch.setattr("submitit.LocalExecutor", Executor)
-    with pytest.raises(KeyboardInterrupt), workers(job, "local", 3) as handles:
+    return Executor.made
+
+
+def test_leaving_early_ends_the_workers(job: Work, executors: list[Executor]) -> None:
+    with pytest.raises(KeyboardInterrupt), workers(job, Fan("local", 3)) as handles:
         assert len(handles) == 3
         raise KeyboardInterrupt
-    assert cancelled == [2, 3]
+    assert [one.call for one in executors] == [(work, (replace(job, parent=os.getpid()),))] * 3
+    assert Executor.cancelled == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("count", "ranks", "gpus", "each"),
+    [
+        (3, 1, 0, [(), (), ()]),
+        (3, 1, 2, [(0,), (1,), (0,)]),
+        (2, 2, 4, [(0, 1), (2, 3)]),
+    ],
+)
+def test_gpus_are_shared_out(
+    job: Work, executors: list[Executor], count: int, ranks: int, gpus: int, each: list[tuple[int, ...]]
+) -> None:
+    with workers(replace(job, ranks=ranks), Fan("local", count, gpus)):
+        pass
+    assert [tuple(one.parameters["visible_gpus"]) for one in executors] == each
+    assert {one.parameters["tasks_per_node"] for one in executors} == {ranks}
+    assert [one.parameters["gpus_per_node"] for one in executors] == [len(gpus) for gpus in each]
+
+
+def test_the_folder_of_pickles_is_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "mine" / ".workers").mkdir(parents=True, mode=0o777)
+    assert private_folder(tmp_path / "mine").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / ".workers").symlink_to(tmp_path / "mine" / ".workers")
+    with pytest.raises(PermissionError, match="is not this user's own folder: move it away"):
+        private_folder(tmp_path / "theirs")
 
 
 def readme_plugin() -> str:
@@ -177,13 +136,3 @@ def test_worker_processes_share_a_grid_with_a_plugin(world: small.World, registr
     del STRATEGIES["everyother"]  # as in a new process
     dry = world.run("--plugin", str(plugin), "--methods", "everyother", "--dry-run")
     assert dry.output.count("to do") == 1, "a changed plug-in makes new runs"
-
-
-def test_a_worker_that_nobody_waits_for_stops_in_the_middle_of_a_run(tmp_path: Path) -> None:
-    gone = False
-    progress = ProgressFile(tmp_path, "a", lambda: gone)
-    progress({"step": 10})
-    assert ProgressFile.read_all(tmp_path) == {"a": {"step": 10}}
-    gone = True
-    with pytest.raises(KeyboardInterrupt):
-        progress({"step": 20})

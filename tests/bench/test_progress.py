@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from bench import progress as module
-from bench.launch import ProgressFile, Work
+from bench.work import ProgressFile, Work
 from bench.progress import Watch
 from bench.record import Learning, Timing
 from bench.spec import RunSpec
@@ -227,7 +227,7 @@ def test_a_live_table_on_a_terminal(grid: Grid) -> None:
 
 def test_what_is_at_work_is_written_twice_a_second_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("bench.launch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("bench.work.time.monotonic", lambda: now[0])
     report = ProgressFile(tmp_path, "run")
     for step in range(6):
         report({"step": step})

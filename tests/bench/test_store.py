@@ -1,11 +1,10 @@
-"""Records on disk: whole or not there, refused when not JSON, claimed by one process at a time."""
+"""Records on disk: whole or not there, refused when not JSON."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,8 @@ def test_a_file_is_whole_and_synced_before_it_gets_its_name(tmp_path: Path, monk
     fsync, replace = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
-        events.append(("fsync", os.fstat(descriptor).st_size))
+        found = os.fstat(descriptor)
+        events.append(("folder", 0) if stat.S_ISDIR(found.st_mode) else ("fsync", found.st_size))
         fsync(descriptor)
 
     def renamed(source: Path, target: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_file_is_whole_and_synced_before_it_gets_its_name(tmp_path: Path, monk
     monkeypatch.setattr("bench.store.os.fsync", synced)
     monkeypatch.setattr("bench.store.os.replace", renamed)
     write_atomically(path, b"12345")
-    assert events == [("fsync", 5), ("replace", 5)]
+    assert events == [("fsync", 5), ("replace", 5), ("folder", 0)]
     assert path.read_bytes() == b"12345"
 
 
@@ -153,65 +153,6 @@ def test_a_supervised_run_has_one_evaluation(tmp_path: Path) -> None:
     (run,) = small.suite(tmp_path, methods="supervised", evaluation__labels=[50]).runs()
     missing = missing_evaluations(Store(tmp_path), run, EvaluationSpec(labels=(1, 50)), FinetuneSpec())
     assert missing == [("finetune", 50.0, "dense")]
-
-
-def write_claim(root: Path, run_id: str, text: str) -> Path:
-    path = root / ".claims" / run_id
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-@pytest.fixture(scope="module")
-def dead() -> int:
-    """The number of a process that has ended and been reaped."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
-
-
-def test_a_claim_is_exclusive_and_given_back(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    assert not store.claimed("a")
-    with store.claim("a") as mine:
-        assert mine
-        assert store.claimed("a")
-        with store.claim("a") as again, store.claim("b") as other:
-            assert not again
-            assert other
-        assert store.claimed("a")  # who did not get it does not give it back
-    assert not store.claimed("a")
-
-    def interrupted() -> None:
-        with store.claim("a"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert not list((tmp_path / ".claims").iterdir())
-
-
-def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path, dead: int) -> None:
-    path = write_claim(tmp_path, "a", f"{socket.gethostname()} {dead}")
-    store = Store(tmp_path)
-    assert not store.claimed("a")
-    with store.claim("a") as mine:
-        assert mine
-        assert path.read_text() == f"{socket.gethostname()} {os.getpid()}"
-
-
-@pytest.mark.parametrize("owner", ["living", "another host"])
-def test_the_claims_of_others_are_respected(tmp_path: Path, owner: str, dead: int) -> None:
-    text = {
-        "living": f"{socket.gethostname()} {os.getppid()}",
-        "another host": f"far-away {dead}",
-    }[owner]
-    path = write_claim(tmp_path, "a", text)
-    store = Store(tmp_path)
-    assert store.claimed("a")
-    with store.claim("a") as mine:
-        assert not mine
-    assert path.read_text() == text
 
 
 def test_json_is_plain(tmp_path: Path) -> None:

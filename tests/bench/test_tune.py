@@ -22,7 +22,7 @@ def tune(world: small.World, light: None, monkeypatch: pytest.MonkeyPatch) -> An
     (presets / "mine.toml").write_text(small.TOML, encoding="utf-8")
     workers = launch.workers
     monkeypatch.setattr(suite, "PRESETS", presets)
-    monkeypatch.setattr(launch, "workers", lambda job, launcher, count: workers(job, "inline", 1))
+    monkeypatch.setattr(launch, "workers", lambda job, fan: workers(job, launch.Fan()))
     monkeypatch.setattr(environment, "cores", lambda: 1)
 
     def run(*options: str) -> Any:

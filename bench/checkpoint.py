@@ -1,0 +1,156 @@
+"""Checkpoints of a training: by time, when it is asked to stop, and at its end.
+
+One is a pair of files in `results/<run id>/training/`: `<step>.safetensors` holds the networks (heads and teacher with
+them) and the optimizer's moments, `<step>.json`, written last, the position and the SHA-256 of both. A pair that is not
+whole is passed over for the one before it, so the two newest are kept. A training that goes on from one ends with the
+same bits as one that was never stopped: order, views and noise of every step are keyed by the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from bench.stopping import Stopping
+from bench.store import write_atomically
+
+KEPT = 2  # the newest, and the one before in case that is damaged
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a training stands: `step` steps are done; `position` is what else its loop must know, as plain JSON."""
+
+    step: int
+    position: dict[str, Any]
+
+
+class Checkpoints:
+    """Those of one training. `minutes` between two; None writes by time never (yet when asked to stop, and at the end).
+
+    Without a `folder` nothing is kept, and a stop is answered all the same.
+    """
+
+    def __init__(self, folder: Path | None, minutes: float | None = None, stopping: Stopping | None = None) -> None:
+        self.folder, self.minutes = folder, minutes
+        self.stopping = stopping or Stopping()
+        self._saved_at = time.monotonic()
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Point | None:
+        """Put the newest whole checkpoint's state into both; None, with both untouched, where there is none."""
+        self._saved_at = time.monotonic()
+        for step in reversed(self._steps()):
+            found = self._read(step)
+            if found is not None and _fits(found[0], model):
+                _put(found[0], model, optimizer)
+                return found[1]
+        return None
+
+    def due(self) -> bool:
+        """Is it time to save, by the clock or because somebody asks?"""
+        by_time = self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
+        return by_time or self.stopping.wanted()
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, point: Point) -> None:
+        """Write the state after `point.step` steps; then stop, if that was asked (see `Stopping.answer`)."""
+        if self.folder is not None:
+            content = save_tensors(_taken(model, optimizer))
+            inside = {"step": point.step, "tensors": _sha256(content), "position": point.position}
+            write_atomically(self.folder / f"{point.step}.safetensors", content)
+            sealed = {**inside, "seal": _seal(inside)}
+            write_atomically(self.folder / f"{point.step}.json", json.dumps(sealed, allow_nan=False).encode())
+            for old in self._steps()[:-KEPT]:
+                self._remove(old)
+        self._saved_at = time.monotonic()
+        self.stopping.answer()
+
+    def reached(self) -> int:
+        """Steps of the newest checkpoint, whole or not; 0 without any."""
+        return max(self._steps(), default=0)
+
+    def clear(self) -> None:
+        """Remove all: the training's result is recorded."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for step in self._steps():
+            self._remove(step)
+        for path in self.folder.iterdir():  # left by a process that was killed
+            path.unlink()
+        self.folder.rmdir()
+
+    def _steps(self) -> list[int]:
+        """Of the checkpoints on disk, ascending."""
+        paths = [] if self.folder is None else self.folder.glob("*.json")
+        return sorted(int(path.stem) for path in paths if path.stem.isdigit())
+
+    def _remove(self, step: int) -> None:
+        assert self.folder is not None
+        for suffix in ("json", "safetensors"):  # without its JSON a checkpoint does not count
+            (self.folder / f"{step}.{suffix}").unlink(missing_ok=True)
+
+    def _read(self, step: int) -> tuple[dict[str, Tensor], Point] | None:
+        """A checkpoint's tensors and point, None where it is not whole."""
+        assert self.folder is not None
+        try:
+            sealed = json.loads((self.folder / f"{step}.json").read_bytes())
+            seal = sealed.pop("seal")
+            content = (self.folder / f"{step}.safetensors").read_bytes()
+            if seal != _seal(sealed) or sealed["tensors"] != _sha256(content) or sealed["step"] != step:
+                return None
+            return load_tensors(content), Point(step, sealed["position"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+            return None
+
+
+def _taken(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors of both by name: `model.<name>`, `optimizer.<key>.<name of its parameter>`."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    state = _inner(optimizer).state
+    for name, parameter in model.named_parameters():
+        for key, value in state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _fits(tensors: dict[str, Tensor], model: nn.Module) -> bool:
+    """Are these the tensors of such a model?"""
+    mine = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
+    return mine == {name: t.shape for name, t in tensors.items() if name.startswith("model.")}
+
+
+def _put(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The reverse of `_taken`. Moments get their parameter's layout in memory, as the optimizer makes them."""
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    parameters = dict(model.named_parameters())
+    state = _inner(optimizer).state
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            key, _, of = rest.partition(".")
+            own = parameters[of]
+            like = torch.empty_like(own, dtype=tensor.dtype).copy_(tensor) if tensor.shape == own.shape else tensor
+            state[own][key] = like.detach()
+
+
+def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """torch's own, inside fabric's wrapper."""
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return _sha256(json.dumps(content, sort_keys=True).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,206 @@
+"""Who is at work on which run: claims, files made exclusively, so that workers share a grid without a master.
+
+The claims on a run are `results/.claims/<run id>/<number>`, each holding its owner; the highest counts. A claim is made
+by linking a finished file to the next number, which can succeed for one process only. A dead owner's claim is never
+removed to take its place (two who see it dead would remove each other's): the next number is.
+
+An owner on this machine is alive while its process is (number and time of birth). For one elsewhere the claim's time
+of last change tells, which its owner renews every half minute: it counts as dead after five, both read off the clock of
+the file system that they share. A SLURM job that was requeued takes over what it held before at once.
+
+Where this could fail: a process that is frozen for over five minutes and thawed, or a network file system that hides
+new files for as long, lets two processes do the same run. Both then write the same bytes under the same names, each
+file whole, so that the record is still one and right; only time is lost. The file system must have hard links.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from bench.stopping import on_slurm
+
+RENEWED = 30.0  # seconds between renewals of a claim
+DEAD = 300.0  # seconds without one after which an owner elsewhere counts as dead
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that holds a claim. `job` is its SLURM job, `restart` how often that was requeued; `grid` the command
+    on whose behalf it works."""
+
+    host: str
+    boot: str
+    pid: int
+    born: str
+    job: str
+    restart: int
+    grid: str
+
+    @classmethod
+    def me(cls, grid: str = "") -> Owner:
+        job, restart = slurm_job()
+        pid = os.getpid()
+        return cls(socket.gethostname(), _boot(), pid, born(pid), job, restart, grid)
+
+
+class Claims:
+    """The claims in a results folder."""
+
+    def __init__(self, results: Path) -> None:
+        self.root = results / ".claims"
+
+    @contextmanager
+    def hold(self, run_id: str, grid: str = "") -> Iterator[bool]:
+        """True inside if the run is this process's to do; given back at the end."""
+        path = self._make(run_id, Owner.me(grid))
+        if path is None:
+            yield False
+            return
+        ended = threading.Event()
+        renewal = threading.Thread(target=_renew, args=(path, ended), daemon=True)
+        renewal.start()
+        try:
+            yield True
+        finally:
+            ended.set()
+            renewal.join()
+            _give_back(path)
+
+    def held(self, run_id: str) -> bool:
+        """Is a living process at work on the run?"""
+        return any(_lives(path) for path in self._all(run_id))
+
+    def dead(self, run_id: str) -> list[Owner]:
+        """Who held the run and died with it, the last one last."""
+        return [owner for path in self._all(run_id) if not _lives(path) and (owner := _read(path)) is not None]
+
+    def _all(self, run_id: str) -> list[Path]:
+        folder = self.root / run_id
+        paths = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+        return sorted(paths, key=lambda path: int(path.name))
+
+    def _make(self, run_id: str, me: Owner) -> Path | None:
+        """This process's claim, or None where another's stands or came first."""
+        folder = self.root / run_id
+        for _ in range(10):  # the folder goes with its last claim, perhaps just before ours
+            folder.mkdir(parents=True, exist_ok=True)
+            found = self._all(run_id)
+            if any(_lives(path, me) for path in found):
+                return None
+            path = folder / str(int(found[-1].name) + 1 if found else 1)
+            mine = folder / f".{uuid.uuid4().hex}"
+            try:
+                mine.write_text(json.dumps(asdict(me)), encoding="utf-8")
+                os.link(mine, path)  # there with its content, or not at all
+            except FileExistsError:
+                return None
+            except FileNotFoundError:
+                continue
+            finally:
+                mine.unlink(missing_ok=True)
+            if any(other != path and _lives(other, me) for other in self._all(run_id)):
+                path.unlink()  # made meanwhile, after the old ones were given back: whoever it is goes on
+                return None
+            return path
+        raise OSError(f"{folder} disappears as soon as it is made: is another program cleaning {self.root}?")
+
+
+def slurm_job() -> tuple[str, int]:
+    """The SLURM job whose task this process is, `12` or `12_3` of an array, and how often it was requeued. ("", 0) for
+    none, also where a user works inside an allocation of their own."""
+    if not on_slurm():
+        return "", 0
+    job = os.environ.get("SLURM_JOB_ID", "")
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return f"{array}_{task}" if array and task else job, int(restart) if restart.isdigit() else 0
+
+
+def born(pid: int) -> str:
+    """When a process began, in the kernel's own count: tells it from a later one of the same number. "" if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def process_lives(pid: int) -> bool:
+    """Is there a process of this number on this machine?"""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@cache
+def _boot() -> str:
+    """Which start of which machine this is: containers of one machine share it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() if sys.platform == "linux" else ""
+    except OSError:
+        return ""
+
+
+def _lives(path: Path, me: Owner | None = None) -> bool:
+    """Does the owner of a claim live? `me`: my own earlier self, before its job was requeued, does not."""
+    owner = _read(path)
+    if owner is None:
+        return False  # given back just now, or no claim of ours: those come with their content
+    if me is not None and owner.job and owner.job == me.job and owner.restart < me.restart:
+        return False
+    here = Owner.me()
+    if (owner.host, owner.boot) == (here.host, here.boot):
+        return process_lives(owner.pid) and born(owner.pid) == owner.born
+    return _age(path) < DEAD
+
+
+def _read(path: Path) -> Owner | None:
+    try:
+        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _age(path: Path) -> float:
+    """Seconds since a claim was renewed, by the clock of its file system."""
+    probe = path.with_name(f".{uuid.uuid4().hex}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")  # given back just now
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _renew(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(RENEWED):
+        try:
+            os.utime(path)
+        except OSError:
+            continue  # a network file system's hiccup; if it lasts, others take over
+
+
+def _give_back(path: Path) -> None:
+    """Remove the claim, the dead ones below it first, and the folder if nobody else has a claim in it."""
+    for other in path.parent.iterdir():
+        if not other.name.isdigit() or int(other.name) < int(path.name):  # whoever makes a claim now makes it again
+            other.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+    try:
+        path.parent.rmdir()
+    except OSError:
+        return  # another's claim is in it

@@ -1,0 +1,46 @@
+"""How often a run's SLURM job was requeued, and whether it got on in between: a run that does not fails by name,
+instead of being requeued for ever. `results/.jobs/<run id>.progress.json`"""
+
+from __future__ import annotations
+
+import json
+
+from bench.claims import slurm_job
+from bench.store import Store, write_atomically
+
+
+class Requeues:
+    """Of one run's job."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.path = store.jobs / f"{run_id}.progress.json"
+        self.evaluations = store.folder(run_id) / "evaluations"
+
+    def hopeless(self, steps: int, most: int) -> str:
+        """Note that the job starts (again) with `steps` steps done; why it shall not go on, "" if it may.
+
+        It may not after more than `most` requeues, nor when it stands at its start where it stood at the start before,
+        which was a requeue too. Outside of SLURM it always may.
+        """
+        job, restart = slurm_job()
+        if not job:
+            return ""
+        done = steps + len(list(self.evaluations.glob("*.json")))
+        starts = [*self._earlier(job), done]
+        write_atomically(self.path, json.dumps({"job": job, "starts": starts}).encode())
+        if restart > most:
+            return f"its job {job} was requeued {restart} times, and {most} is the most: see --slurm requeues=N"
+        if len(starts) > 2 and starts[-1] == starts[-2]:
+            return (
+                f"its job {job} made no progress between two requeues (at step {steps} both times): give it more time "
+                "with --slurm time=MINUTES, or checkpoints more often with --checkpoint-minutes"
+            )
+        return ""
+
+    def _earlier(self, job: str) -> list[int]:
+        """What was done at the earlier starts of this job."""
+        try:
+            known = json.loads(self.path.read_bytes())
+            return [int(n) for n in known["starts"]] if known["job"] == job else []
+        except (OSError, ValueError, KeyError, TypeError):
+            return []

@@ -1,0 +1,207 @@
+"""Runs as SLURM jobs: one array for each shape of job, one task of it a run.
+
+What was submitted stands in `results/.jobs/<run id>.json`, so that a later command finds the jobs that still run and
+submits none twice. submitit's pickled results are never read: whether a run is done, its record says.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.claims import Claims
+from bench.launch import Trouble, private_folder
+from bench.slurm import Job, Queue, SlurmOptions, ended_as, explain
+from bench.spec import RunSpec
+from bench.store import Store, write_atomically
+from bench.work import Work, work
+from methods import FLOORS
+
+GRACE = 20.0  # seconds that a record may take to be seen here, and sacct to know of an end
+WORDS = {"PENDING": "queued", "CONFIGURING": "starting", "COMPLETING": "ending", "SUSPENDED": "suspended"}
+
+
+class JobsUnknown(Exception):
+    """SLURM can't be asked or refuses a job; the message says what it says."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What submitit calls in a job. It may be requeued: the training's own checkpoints say where to go on."""
+
+    job: Work
+
+    def __call__(self) -> int:
+        return work(self.job)
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before it requeues the job, when all that matters is on disk."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(job: Work, options: SlurmOptions) -> list[RunJob]:
+    """Submit what of the grid is neither done nor in the queue; handles of all its jobs. Raises JobsUnknown."""
+    queue, store = Queue(), Store(job.results)
+    with _one_at_a_time(store):
+        known = {run.run_id: submitted(store, run.run_id) for run in job.runs if job.unfinished(run)}
+        try:
+            alive = queue.alive(known.values())
+        except OSError as error:
+            raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
+        left = [run for run in job.runs if run.run_id in known and known[run.run_id] not in alive]
+        for ranks, runs in shapes(job, left).items():  # an array each
+            known |= _submit(replace(job, ranks=ranks), runs, options)
+    runs_of = {run.run_id: run for run in job.runs}
+    return [RunJob(job, runs_of[run_id], job_id, queue) for run_id, job_id in known.items()]
+
+
+def shapes(job: Work, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
+    """Runs by the number of processes that they need: those that pre-train have `job.ranks`, floors one."""
+    found: dict[int, list[RunSpec]] = {}
+    for run in runs:
+        found.setdefault(1 if run.parsed.strategy in FLOORS else job.ranks, []).append(run)
+    return found
+
+
+def parameters(options: SlurmOptions, ranks: int, results: Path) -> dict[str, Any]:
+    """Of submitit's executor for jobs of so many ranks. Raises ValueError where the nodes don't divide them."""
+    values = dict(options.parameters)
+    nodes = min(values.get("nodes", 1), ranks)
+    if ranks % nodes:
+        raise ValueError(f"{ranks} ranks can't be shared equally by {nodes} nodes: change --ranks or --slurm nodes=N.")
+    return {**values, "nodes": nodes, "ntasks_per_node": ranks // nodes}
+
+
+def submitted(store: Store, run_id: str) -> str:
+    """The run's last SLURM job; "" for none."""
+    try:
+        return str(json.loads((store.jobs / f"{run_id}.json").read_bytes())["job"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def submit_cost(call: Callable[[], None], table: Path, results: Path, options: SlurmOptions) -> CostJob:
+    """Submit the paired measurement that writes `table`, unless its job is in the queue. Raises JobsUnknown."""
+    queue, store = Queue(), Store(results)
+    name = f"cost-{table.stem}"
+    with _one_at_a_time(store):
+        job_id = submitted(store, name)
+        try:
+            waiting = job_id in queue.alive([job_id])
+        except OSError as error:
+            raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
+        if not waiting:
+            (job_id,) = _submit_calls([name], [call], store, parameters(options, 1, results), 0)
+    return CostJob(table, job_id, queue, results)
+
+
+def _submit(job: Work, runs: list[RunSpec], options: SlurmOptions) -> dict[str, str]:
+    """One array; the job of each run, written down at once."""
+
+    plugins = tuple(plugin.resolve() for plugin in job.plugins)
+    cache = None if job.cache is None else job.cache.resolve()
+    job = replace(job, results=job.results.resolve(), cache=cache, plugins=plugins)  # wherever the job starts
+    names = [run.run_id for run in runs]
+    calls = [Task(replace(job, runs=(run,))) for run in runs]
+    values = parameters(options, job.ranks, job.results)
+    ids = _submit_calls(names, calls, Store(job.results), values, options.requeues)
+    return dict(zip(names, ids, strict=True))
+
+
+def _submit_calls(
+    names: list[str], calls: Sequence[Callable[[], Any]], store: Store, values: dict[str, Any], requeues: int
+) -> list[str]:
+    """Jobs for calls: an array, where there are several. The job of each name is written down at once."""
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        executor = submitit.SlurmExecutor(private_folder(store.root).resolve(), max_num_timeout=requeues)
+        executor.update_parameters(**values)
+        with executor.batch():
+            jobs = [executor.submit(call) for call in calls]
+        ids = [str(one.job_id) for one in jobs]
+    except (FailedJobError, FailedSubmissionError, OSError, RuntimeError) as error:
+        said = str(error).strip().splitlines()
+        raise JobsUnknown(f"SLURM does not take the jobs: {said[-1] if said else type(error).__name__}") from None
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for name, job_id in zip(names, ids, strict=True):
+        write_atomically(store.jobs / f"{name}.json", json.dumps({"job": job_id, "submitted": now}).encode())
+    return ids
+
+
+@contextmanager
+def _one_at_a_time(store: Store) -> Iterator[None]:
+    """Two commands that start together shall not both submit."""
+    claims = Claims(store.root)
+    while True:
+        with claims.hold("submission") as mine:
+            if mine:
+                yield
+                return
+        time.sleep(0.5)
+
+
+@dataclass
+class RunJob:
+    """A run's job in the queue."""
+
+    job: Work
+    run: RunSpec
+    job_id: str
+    queue: Queue
+    sleep: Callable[[float], None] = time.sleep
+
+    def state(self) -> tuple[str, str, str]:
+        found = self.queue.job(self.job_id) or Job("gone")
+        return self.run.run_id, WORDS.get(found.state, found.state.lower()), found.node
+
+    def wait(self) -> list[Trouble]:
+        """Until the run is done or has failed, or its job left the queue without either."""
+        claims, gone = Claims(self.job.results), 0.0
+        while gone < GRACE:
+            if self.queue.job(self.job_id) is not None or claims.held(self.run.run_id):
+                gone = 0.0
+            elif not self.job.unfinished(self.run) or self.job.gave_up(self.run):
+                return []
+            self.sleep(1.0)
+            gone += 1.0
+        return [(self.run.run_id, f"{explain(self.job_id, ended_as(self.job_id))}; see {self.log}")]
+
+    @property
+    def log(self) -> Path:
+        """What the job's first process wrote to its standard error."""
+        return self.job.results / ".workers" / f"{self.job_id}_0_log.err"
+
+
+@dataclass
+class CostJob:
+    """The job of the paired measurement."""
+
+    table: Path
+    job_id: str
+    queue: Queue
+    results: Path
+
+    def state(self) -> tuple[str, str, str]:
+        found = self.queue.job(self.job_id) or Job("gone")
+        return "", WORDS.get(found.state, found.state.lower()), found.node
+
+    def wait(self) -> list[Trouble]:
+        """Until the table is there, or the job left the queue without it."""
+        gone = 0.0
+        while gone < GRACE:
+            if self.table.exists():
+                return []
+            gone = 0.0 if self.queue.job(self.job_id) is not None else gone + 1.0
+            time.sleep(1.0)
+        log = self.results / ".workers" / f"{self.job_id}_0_log.err"
+        return [("", f"the measurement of cost: {explain(self.job_id, ended_as(self.job_id))}; see {log}")]

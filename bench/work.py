@@ -1,0 +1,168 @@
+"""What a worker does: it works through a grid's runs, whoever started it (this process, a local one, a SLURM job).
+
+Workers share the grid by claiming runs in the results folder, so that none waits for another and none trains what
+another has begun. A run whose process dies without a word fails by name, and is tried again by the next command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.claims import Claims, process_lives, slurm_job
+from bench.requeues import Requeues
+from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.stopping import Stopping
+from bench.store import Store, missing_evaluations
+from methods import load_plugin
+
+if TYPE_CHECKING:
+    from bench.record import Record
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker is given: the runs in their order, and how to do them."""
+
+    runs: tuple[RunSpec, ...]
+    evaluation: EvaluationSpec
+    finetune: FinetuneSpec
+    results: Path
+    cache: Path | None
+    threads: int
+    plugins: tuple[Path, ...] = ()
+    checkpoint_minutes: float = 5.0
+    ranks: int = 1  # processes that train a run together
+    requeues: int = 20  # of a SLURM job, before it is given up
+    grid: str = ""  # the command that asked, and
+    begun: float = float("inf")  # when it did, by the clock: a run that failed since is not tried again on its behalf
+    parent: int | None = None  # its process, where it waits for local workers; they do not outlive it
+
+    def orphaned(self) -> bool:
+        """Is whoever asked for the grid gone? Then nothing more is done on its behalf."""
+        return self.parent is not None and not process_lives(self.parent)
+
+    def unfinished(self, run: RunSpec) -> bool:
+        """Is the run still to be trained, or one of its evaluations to be made?"""
+        store = Store(self.results)
+        return not store.done(run.run_id) or bool(missing_evaluations(store, run, self.evaluation, self.finetune))
+
+    def begun_before(self, run: RunSpec) -> bool:
+        """Has a training of the run left checkpoints?"""
+        return Store(self.results).training(run.run_id).is_dir()
+
+    def gave_up(self, run: RunSpec) -> bool:
+        """Has the run failed since the command began?"""
+        try:
+            return Store(self.results).log(run.run_id).stat().st_mtime >= self.begun
+        except FileNotFoundError:
+            return False
+
+
+def work(job: Work) -> int:
+    """Do what of the grid nobody else has done or begun; returns how many runs failed here."""
+    from bench.environment import raise_allocator_thresholds
+
+    raise_allocator_thresholds()
+    for plugin in job.plugins:
+        load_plugin(plugin)
+    import torch
+
+    torch.set_num_threads(job.threads)
+    stopping = Stopping(job.orphaned)
+    claims, failed = Claims(job.results), 0
+    tried: set[str] = set()
+    left = list(job.runs)
+    with stopping.listening():
+        while left:
+            others: list[RunSpec] = []
+            for run in left:
+                if job.orphaned():
+                    return failed
+                with claims.hold(run.run_id, job.grid) as mine:
+                    if not mine:
+                        others.append(run)
+                    elif job.unfinished(run) and not job.gave_up(run) and run.run_id not in tried:
+                        tried.add(run.run_id)
+                        failed += _do(job, run, stopping).status == "failed"
+                stopping.answer()
+            # what others had begun and left: they may have died, or have trained a run that lacks evaluations of ours
+            free = [run for run in others if not claims.held(run.run_id) and not job.gave_up(run)]
+            left = [run for run in free if job.unfinished(run)]
+    return failed
+
+
+def _do(job: Work, run: RunSpec, stopping: Stopping) -> Record:
+    """One run that is ours to do, up to its record."""
+    from bench.checkpoint import Checkpoints
+    from bench.experiment import failure, run_experiment, write_failure
+
+    store = Store(job.results)
+    store.tidy(run.run_id)
+    checkpoints = Checkpoints(store.training(run.run_id), job.checkpoint_minutes, stopping)
+    hopeless = died(job, run) or Requeues(store, run.run_id).hopeless(checkpoints.reached(), job.requeues)
+    if hopeless:
+        failed = failure(run, job.threads, hopeless)
+        write_failure(store, failed, hopeless)
+        return failed
+    progress = ProgressFile(job.results, run.run_id, job.orphaned)
+    try:
+        return run_experiment(
+            run, job.evaluation, job.finetune, store, job.cache, job.threads, progress, checkpoints=checkpoints
+        )
+    finally:
+        progress.remove()
+
+
+def died(job: Work, run: RunSpec) -> str:
+    """Why the run is not tried again for this command: a worker of the same command died on it. Else ""."""
+    for owner in Claims(job.results).dead(run.run_id):
+        if job.grid and owner.grid == job.grid and not owner.job:
+            return (
+                f"the process at work on it (number {owner.pid} on {owner.host}) ended without a word: it was killed, "
+                f"perhaps for want of memory at batch {run.train.batch}"
+            )
+    return ""
+
+
+class ProgressFile:
+    """Where a run stands, in a small file that whoever watches reads; written at most twice a second."""
+
+    def __init__(self, results: Path, run_id: str, orphaned: Callable[[], bool] = lambda: False) -> None:
+        self.path = results / ".progress" / f"{run_id}.json"
+        self.orphaned = orphaned
+        self._written = 0.0
+
+    def __call__(self, state: dict[str, Any]) -> None:
+        """Write the state. Raises KeyboardInterrupt, which ends the run unrecorded, where nobody waits for it: while
+        it trains that is the checkpoints' to say."""
+        if "doing" in state and self.orphaned():
+            raise KeyboardInterrupt
+        now = time.monotonic()
+        if now - self._written < 0.5 and "doing" not in state:
+            return
+        self._written = now
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        where = {"node": os.environ.get("SLURMD_NODENAME", ""), "job": slurm_job()[0]}
+        temporary.write_text(json.dumps({**state, **{k: v for k, v in where.items() if v}}), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    @staticmethod
+    def read_all(results: Path) -> dict[str, dict[str, Any]]:
+        """State by run id of all runs that are at work now."""
+        states = {}
+        for path in sorted((results / ".progress").glob("*.json")):
+            try:
+                states[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue  # just removed or replaced
+        return states

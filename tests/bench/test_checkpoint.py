@@ -1,0 +1,192 @@
+"""A training that was stopped anywhere ends as if it had not been; a damaged checkpoint gives way to the one before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.checkpoint import Checkpoints, Point
+from bench.experiment import prepare
+from bench.pretrain import Trained, optimizer_of, pretrain
+from bench.spec import RunSpec
+from bench.stopping import Stopping
+from methods import STRATEGIES
+from tests.bench import small
+
+VARIANTS = ["sparsecontrast[select=budget]", "sparsecontrast[gate=key_bias]", "patchdropout"]
+OBJECTIVES = ["simclr", "moco"]
+
+
+class StopsAt(Checkpoints):
+    """Asks to stop after so many steps, as a signal would."""
+
+    def __init__(self, folder: Path, *steps: int) -> None:
+        super().__init__(folder)
+        self.steps, self.done = steps, 0
+
+    def restore(self, model: Any, optimizer: Any) -> Point | None:
+        point = super().restore(model, optimizer)
+        self.done = 0 if point is None else point.step
+        return point
+
+    def due(self) -> bool:
+        self.done += 1
+        if self.done in self.steps:
+            self.stopping._asked = 2
+        return super().due()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, cache, fabric) -> Any:
+    def of(method: str, **changes: Any) -> tuple[RunSpec, Any]:
+        folder = tmp_path_factory.mktemp("spec")
+        (spec,) = small.suite(folder, methods=method, train__epochs=2, train__ramp=0.5, **changes).runs()
+        return spec, prepare(spec, fabric, cache)
+
+    return of
+
+
+def train(spec: RunSpec, bench: Any, checkpoints: Checkpoints | None = None) -> Trained:
+    return pretrain(spec, bench.data, bench.splits.train, bench.fabric, lambda state: None, checkpoints)
+
+
+def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in history]
+
+
+def same(a: Trained, b: Trained) -> None:
+    """Every tensor bit by bit, heads, teacher and buffers with them, and the history but for the speed."""
+    left, right = a.objective.state_dict(), b.objective.state_dict()
+    assert left.keys() == right.keys()
+    differing = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not differing
+    assert timeless(a.history) == timeless(b.history)
+    assert a.steps == b.steps
+
+
+def names() -> list[str]:
+    plain = [name for name in STRATEGIES if name not in ("untrained", "supervised")]
+    return [f"{objective}/{strategy}" for objective in OBJECTIVES for strategy in [*plain, *VARIANTS]]
+
+
+@pytest.mark.parametrize("method", names())
+def test_going_on_gives_the_same_bits(prepared, method: str, tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, on the ramp, and again at an epoch's end."""
+    spec, bench = prepared(method)
+    whole = train(spec, bench)
+    assert whole.steps > 4
+    for at in (1, whole.steps // 2):
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, bench, StopsAt(tmp_path, at))
+    resumed = train(spec, bench, Checkpoints(tmp_path))
+    same(whole, resumed)
+    assert (whole.resumed, resumed.resumed) == (0, 2)
+    again = train(spec, bench, Checkpoints(tmp_path))  # the end is a checkpoint too: nothing is trained twice
+    same(whole, again)
+
+
+@pytest.mark.parametrize("encoder", ["convnext_d64_l6_patch8"])
+def test_a_cnn_goes_on_in_its_memory_format(prepared, encoder: str, tmp_path: Path) -> None:
+    spec, bench = prepared("sparsecontrast", encoder__name=encoder)
+    whole = train(spec, bench)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, bench, StopsAt(tmp_path, 2))
+    same(whole, train(spec, bench, Checkpoints(tmp_path)))
+
+
+def test_checkpoints_come_by_the_clock_and_two_are_kept(prepared, tmp_path: Path) -> None:
+    spec, bench = prepared("dense")
+    steps = train(spec, bench, Checkpoints(tmp_path, minutes=0.0)).steps
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"{step}.{suffix}" for step in (steps - 1, steps) for suffix in ("json", "safetensors")
+    )
+    never = tmp_path / "never"
+    train(spec, bench, Checkpoints(never, minutes=60.0))
+    assert sorted(path.name for path in never.iterdir()) == [f"{steps}.json", f"{steps}.safetensors"]
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    changed = {
+        "truncated": content[: len(content) // 2],
+        "empty": b"",
+        "one bit": content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
+        "not there": None,
+        "a pickle": b"\x80\x04\x95",
+    }[how]
+    path.unlink()
+    if changed is not None:
+        path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "one bit", "not there", "a pickle"])
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_a_damaged_one_gives_way_to_the_one_before(prepared, tmp_path: Path, how: str, suffix: str) -> None:
+    spec, bench = prepared("sparsecontrast")
+    whole = train(spec, bench)
+    for at in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, bench, StopsAt(tmp_path, at))
+    damage(tmp_path / f"3.{suffix}", how)
+    seen: list[Point | None] = []
+
+    class Watched(Checkpoints):
+        def restore(self, model: Any, optimizer: Any) -> Point | None:
+            seen.append(super().restore(model, optimizer))
+            return seen[-1]
+
+    resumed = train(spec, bench, Watched(tmp_path))
+    assert [point.step for point in seen if point] == [2]
+    same(whole, resumed)
+
+
+@pytest.mark.parametrize("change", [{"step": 2}, {"position": {"history": [], "seen": {}, "seconds": 0, "resumed": 9}}])
+def test_an_edited_position_is_recognised(prepared, tmp_path: Path, change: dict[str, Any]) -> None:
+    spec, bench = prepared("dense")
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, bench, StopsAt(tmp_path, 3))
+    path = tmp_path / "3.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    objective = build_dense(spec)
+    assert Checkpoints(tmp_path).restore(objective, optimizer_of(objective, 1e-3, 0.05)) is None
+
+
+def build_dense(spec: RunSpec) -> Any:
+    from bench.pretrain import build
+
+    return build(spec.parsed, spec.encoder, spec.seed)
+
+
+def test_a_checkpoint_of_another_model_is_left_alone(prepared, tmp_path: Path) -> None:
+    spec, bench = prepared("sparsecontrast")
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, bench, StopsAt(tmp_path, 3))
+    other, _ = prepared("dense")
+    objective = build_dense(other)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    optimizer = optimizer_of(objective, 1e-3, 0.05)
+    assert Checkpoints(tmp_path).restore(objective, optimizer) is None
+    assert all(torch.equal(before[name], tensor) for name, tensor in objective.state_dict().items())
+    assert not optimizer.state
+
+
+def test_all_goes_when_the_result_is_recorded(tmp_path: Path, prepared) -> None:
+    folder = tmp_path / "training"
+    spec, bench = prepared("dense")
+    train(spec, bench, Checkpoints(folder, minutes=0.0))
+    (folder / ".5.json.123.tmp").write_bytes(b"half")
+    Checkpoints(folder).clear()
+    assert not folder.exists()
+    Checkpoints(folder).clear()
+    Checkpoints(None).clear()
+
+
+def test_without_a_folder_a_stop_is_answered_all_the_same(prepared) -> None:
+    spec, bench = prepared("dense")
+    gone = Stopping(orphaned=lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        train(spec, bench, Checkpoints(None, stopping=gone))

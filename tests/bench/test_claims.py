@@ -1,0 +1,190 @@
+"""Claims: one owner at a time, whatever dies and whoever comes at once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from bench import claims as module
+from bench.claims import Claims, Owner, born
+
+
+@pytest.fixture(scope="module")
+def dead() -> int:
+    """The number of a process that has ended and been reaped."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def write_claim(root: Path, run_id: str, owner: Owner | str, number: int = 1) -> Path:
+    path = root / ".claims" / run_id / str(number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(owner if isinstance(owner, str) else json.dumps(asdict(owner)))
+    return path
+
+
+def test_a_claim_is_exclusive_and_given_back(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    assert not claims.held("a")
+    with claims.hold("a") as mine:
+        assert mine
+        assert claims.held("a")
+        with claims.hold("a") as again, claims.hold("b") as other:
+            assert not again
+            assert other
+        assert claims.held("a")  # who did not get it does not give it back
+    assert not claims.held("a")
+
+    def interrupted() -> None:
+        with claims.hold("a"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list((tmp_path / ".claims").iterdir())
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path, dead: int) -> None:
+    owner = replace(Owner.me("their grid"), pid=dead)
+    write_claim(tmp_path, "a", owner)
+    claims = Claims(tmp_path)
+    assert not claims.held("a")
+    assert claims.dead("a") == [owner]
+    with claims.hold("a") as mine:
+        assert mine
+        assert claims.held("a")
+        assert claims.dead("a") == [owner]
+    assert not list((tmp_path / ".claims").iterdir())
+
+
+def test_a_process_of_the_same_number_born_later_is_another(tmp_path: Path) -> None:
+    parent = os.getppid()
+    write_claim(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
+    write_claim(tmp_path, "b", replace(Owner.me(), pid=parent, born=str(int(born(parent)) - 1)))
+    assert Claims(tmp_path).held("a")
+    assert not Claims(tmp_path).held("b")
+    assert int(born(os.getpid())) > int(born(1))
+
+
+@pytest.mark.parametrize("changes", [{"host": "far-away"}, {"boot": "before"}])
+def test_an_owner_elsewhere_lives_as_long_as_it_renews_its_claim(
+    tmp_path: Path, dead: int, changes: dict[str, str]
+) -> None:
+    path = write_claim(tmp_path, "a", replace(Owner.me(), pid=dead, **changes))
+    claims = Claims(tmp_path)
+    with claims.hold("a") as mine:
+        assert not mine
+    old = time.time() - module.DEAD - 5
+    os.utime(path, (old, old))
+    with claims.hold("a") as mine:
+        assert mine
+
+
+def test_a_claim_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RENEWED", 0.02)
+    with Claims(tmp_path).hold("a"):
+        path = tmp_path / ".claims" / "a" / "1"
+        os.utime(path, (1, 1))
+        until = time.monotonic() + 5
+        while path.stat().st_mtime == 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert path.stat().st_mtime > 1
+
+
+def test_a_requeued_job_takes_over_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = replace(Owner.me(), host="another-node", job="12_3", restart=0)
+    write_claim(tmp_path, "a", before)
+    for name, value in {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_ID": "15",
+        "SLURM_ARRAY_JOB_ID": "12",
+        "SLURM_ARRAY_TASK_ID": "4",
+        "SLURM_RESTART_COUNT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with Claims(tmp_path).hold("a") as mine:
+        assert not mine  # another task of the array
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    with Claims(tmp_path).hold("a") as mine:
+        assert not mine  # its own second process, not its next life
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with Claims(tmp_path).hold("a") as mine:
+        assert mine
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    assert Owner.me().job == ""  # a user's own allocation is no job of ours
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "x"}', "host 12"])
+def test_what_is_no_claim_of_ours_holds_nobody_up(tmp_path: Path, text: str) -> None:
+    write_claim(tmp_path, "a", text)
+    with Claims(tmp_path).hold("a") as mine:
+        assert mine
+
+
+def test_a_claim_made_while_the_old_ones_were_given_back_is_withdrawn(
+    tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We see a dead claim 1; before we make 2, its taker gives all back and another begins anew with 1."""
+    claims = Claims(tmp_path)
+    write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
+    link, parent = os.link, os.getppid()
+
+    def late(source: Path, target: Path) -> None:
+        write_claim(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
+        link(source, target)
+
+    monkeypatch.setattr("bench.claims.os.link", late)
+    with claims.hold("a") as mine:
+        assert not mine
+    assert [path.name for path in (tmp_path / ".claims" / "a").iterdir()] == ["1"]
+
+
+def _rush(root: Path, runs: int, dead: int, start: float) -> None:
+    """Hold each run a moment and note it; die with every seventh claim, without a word."""
+    claims = Claims(root)
+    time.sleep(max(0.0, start - time.time()))
+    for run in range(runs):
+        with claims.hold(f"run{run}") as mine:
+            if not mine:
+                continue
+            log = root / f"run{run}.log"
+            with open(log, "ab", buffering=0) as file:
+                file.write(b"in\n")
+                time.sleep(0.002)
+                if (os.getpid() + run) % 7 == 0:
+                    os._exit(9)
+                file.write(b"out\n")
+
+
+def test_however_many_come_at_once_and_die_one_is_inside(tmp_path: Path, dead: int) -> None:
+    """A dead owner's `in` has no `out`; otherwise the two alternate, or two were inside at once."""
+    runs = 30
+    for run in range(runs):
+        write_claim(tmp_path, f"run{run}", replace(Owner.me(), pid=dead))
+    context = multiprocessing.get_context("fork")
+    start = time.time() + 0.3
+    crowd = [context.Process(target=_rush, args=(tmp_path, runs, dead, start)) for _ in range(8)]
+    for process in crowd:
+        process.start()
+    died = 0
+    for process in crowd:
+        process.join(60)
+        died += process.exitcode == 9
+    inside = Counter()
+    for run in range(runs):
+        lines = (tmp_path / f"run{run}.log").read_text().split() if (tmp_path / f"run{run}.log").exists() else []
+        broken = sum(a == b for a, b in zip(lines, lines[1:], strict=False)) + (lines[-1:] == ["in"])
+        inside["broken"] += broken
+        inside["done"] += lines.count("out")
+    assert inside["broken"] == died, "two were inside at once"
+    assert inside["done"] > runs

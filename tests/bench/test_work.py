@@ -1,0 +1,119 @@
+"""A worker works through a grid that it shares: each run is done once, whoever does it, and what is left is tidy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.claims import Claims
+from bench.record import Record
+from bench.store import Store
+from bench.work import ProgressFile, Work, work
+from tests.bench import small
+
+
+@pytest.fixture
+def done() -> list[str]:
+    """Methods that were run, in their order."""
+    return []
+
+
+@pytest.fixture
+def job(tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Three runs that a test's stand-in does: it fails `fixed`, and notes whom it was asked to do."""
+    suite = small.suite(tmp_path, methods="dense,fixed,centre", evaluation__probes=[])
+    made = Work(tuple(suite.runs()), suite.evaluation, suite.finetune, tmp_path / "results", None, 1, begun=time.time())
+
+    def stand_in(run, evaluation, tuning, store, cache, threads, report, checkpoints) -> Record:
+        report({"doing": "as if"})
+        assert list(ProgressFile.read_all(made.results)) == [run.run_id]
+        assert Claims(made.results).held(run.run_id)
+        done.append(run.method)
+        record = small.record(run.run_id, status="failed" if "fixed" in run.method else "done")
+        store.write_record(record)
+        if record.status == "failed":
+            store.log(run.run_id).write_text("why")
+        return record
+
+    monkeypatch.setattr("bench.experiment.run_experiment", stand_in)
+    return made
+
+
+def test_every_run_is_done_in_order_and_failures_are_counted(job: Work, done: list[str]) -> None:
+    assert work(job) == 1
+    assert done == ["simclr/dense", "simclr/fixed", "simclr/centre"]
+    assert not list((job.results / ".claims").iterdir())
+    assert ProgressFile.read_all(job.results) == {}
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is_by_the_next_command(job: Work, done: list[str]) -> None:
+    work(job)
+    done.clear()
+    work(job)
+    assert done == []
+    work(replace(job, begun=time.time() + 1))
+    assert done == ["simclr/fixed"]
+
+
+def test_what_another_has_begun_is_left_to_it(job: Work, done: list[str]) -> None:
+    with Claims(job.results).hold(job.runs[0].run_id):
+        work(job)
+    assert done == ["simclr/fixed", "simclr/centre"]
+    done.clear()
+    work(job)
+    assert done == ["simclr/dense"]
+
+
+def test_what_another_has_begun_and_left_is_done_after_all(job: Work, done: list[str], monkeypatch: Any) -> None:
+    """Its worker ends while the last run is at work here."""
+    claims = Claims(job.results)
+    theirs = claims.hold(job.runs[0].run_id)
+    theirs.__enter__()
+    unfinished = Work.unfinished
+
+    def ends(self: Work, run: Any) -> bool:
+        if run == job.runs[-1] and claims.held(job.runs[0].run_id):
+            theirs.__exit__(None, None, None)
+        return unfinished(self, run)
+
+    monkeypatch.setattr(Work, "unfinished", ends)
+    work(job)
+    assert done == ["simclr/fixed", "simclr/centre", "simclr/dense"]
+
+
+def test_workers_do_not_outlive_who_asked_for_them(job: Work, done: list[str]) -> None:
+    asked = subprocess.Popen(["true"])
+    asked.wait()
+    work(replace(job, parent=asked.pid))
+    assert done == []
+    work(replace(job, parent=os.getppid()))  # who is no more than a living process: submitit puts another between
+    assert len(done) == 3
+
+
+def test_an_interruption_gives_the_claim_back(job: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(run, evaluation, tuning, store, cache, threads, report, checkpoints) -> Record:
+        report({"doing": "as if"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.experiment.run_experiment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        work(job)
+    assert not Claims(job.results).held(job.runs[0].run_id)
+    assert ProgressFile.read_all(job.results) == {}
+
+
+def test_a_worker_that_nobody_waits_for_stops_in_the_middle_of_a_run(tmp_path: Path) -> None:
+    gone = False
+    progress = ProgressFile(tmp_path, "a", lambda: gone)
+    progress({"step": 10})
+    assert ProgressFile.read_all(tmp_path) == {"a": {"step": 10}}
+    gone = True
+    progress({"step": 20})  # a training saves its state first
+    with pytest.raises(KeyboardInterrupt):
+        progress({"doing": "evaluating"})
