@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from bench import progress as module
-from bench.work import ProgressFile, Work
 from bench.progress import Watch
 from bench.record import Learning, Timing
 from bench.spec import RunSpec
 from bench.store import Store, evaluation_name, wanted_evaluations
+from bench.work import ProgressFile, Work
 from tests.bench import small
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from bench.claims import Claims
 from bench.record import Record
-from bench.store import Store
 from bench.work import ProgressFile, Work, work
 from tests.bench import small
 
