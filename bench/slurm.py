@@ -19,7 +19,6 @@ from methods.names import suggest
 OWN = {
     "gpus": "gpus_per_node",
     "cpus": "cpus_per_task",
-    "mem": "mem_gb",
     "parallel": "array_parallelism",
     "time": "time",
 }
@@ -83,7 +82,7 @@ def _value(key: str, value: str, default: Any) -> Any:
     if key == "time":
         return _minutes(value)
     if key == "mem":
-        return _gigabytes(value)
+        return _memory(value)
     if isinstance(default, bool) or key == "exclusive":
         return {"true": True, "false": False}.get(value.lower(), value)
     whole = key in OWN or isinstance(default, int) or key in ("nodes", "num_gpus", "gpus_per_node", "cpus_per_task")
@@ -115,8 +114,8 @@ def _minutes(value: str) -> int:
     return total
 
 
-def _gigabytes(value: str) -> float:
-    """`8`, `8GB`, `8G`, `500MB`, `500M`."""
+def _memory(value: str) -> str:
+    """Of `8`, `8GB`, `8G` (gigabytes), `500MB`, `500M`, in SLURM's form."""
     text = value.upper().removesuffix("B")
     scale = {"G": 1.0, "M": 1 / 1024, "T": 1024.0}.get(text[-1:], 0.0)
     number = text[:-1] if scale else text
@@ -126,7 +125,7 @@ def _gigabytes(value: str) -> float:
         size = 0.0
     if not 0 < size < float("inf"):
         raise ValueError(f"--slurm mem='{value}' can't be read: write gigabytes, e.g. 8 or 8GB, or 500MB.")
-    return size
+    return f"{max(1, round(size * 1024))}M"
 
 
 @dataclass(frozen=True)

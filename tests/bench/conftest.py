@@ -38,11 +38,7 @@ def world(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> small
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """No MACs counted and no report drawn, for tests that are about neither: both take longer than the small runs."""
-    from bench.record import Macs
-
-    macs = Macs(inference=1.0, train_step=3.0, whole_run=6.0, inference_parts={}, counters={})
-    monkeypatch.setattr("bench.experiment.count", lambda *args, **kwargs: macs)
-    monkeypatch.setattr("bench.report.write_report", small.light_report)
+    small.make_light(monkeypatch)
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from bench.record import Draw, Evaluation, Record, Subset
+from bench.record import Draw, Evaluation, Macs, Record, Subset
 from bench.spec import RunSpec
 from bench.suite import Suite, load_suite
 
@@ -70,6 +71,13 @@ def light_report(results: Path, reports: Path, planned: int = 0) -> Any:
     reports.mkdir(parents=True, exist_ok=True)
     (reports / "report.md").write_text("\n".join(names), encoding="utf-8")
     return SimpleNamespace(path=reports / "report.md", groups=())
+
+
+def make_light(patch: pytest.MonkeyPatch) -> None:
+    """No MACs counted and no report drawn."""
+    macs = Macs(inference=1.0, train_step=3.0, whole_run=6.0, inference_parts={}, counters={})
+    patch.setattr("bench.experiment.count", lambda *args, **kwargs: macs)
+    patch.setattr("bench.report.write_report", light_report)
 
 
 def record(run_id: str = "a-run", **changes: Any) -> Record:
