@@ -226,6 +226,8 @@ def summarise(
         n_patients=len(np.unique(patients)),
         n_images=len(index),
         settings=spec.settings_of(probe, tuning),
+        spec=spec.model_copy(update={"labels": (labels,), "probes": (probe,)}).model_dump(mode="json"),
+        finetune=tuning.model_dump(mode="json") if probe == "finetune" else {},
     )
     return evaluation, {"scores": scores, "labels": truth, "patients": patients.astype(str), "index": index}
 

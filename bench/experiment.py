@@ -292,8 +292,8 @@ def _record(
         spec=spec.model_dump(mode="json"),
         settings=spec.settings,
         evidence=spec.evidence,
-        data=None if bench is None else _data_record(bench),
-        splits=None if bench is None else _split_record(bench),
+        data=None if bench is None else data_record(bench),
+        splits=None if bench is None else split_record(bench),
         keep=method.keep,
         keep_effective=None if strategy is None else strategy.target,
         train_execution="none" if method.objective == "none" or strategy is None else strategy.train_execution,
@@ -304,7 +304,8 @@ def _record(
     )
 
 
-def _data_record(bench: Bench) -> DataRecord:
+def data_record(bench: Bench) -> DataRecord:
+    """What a record says of the data."""
     data = bench.data
     return DataRecord(
         name=data.name,
@@ -315,7 +316,8 @@ def _data_record(bench: Bench) -> DataRecord:
     )
 
 
-def _split_record(bench: Bench) -> SplitRecord:
+def split_record(bench: Bench) -> SplitRecord:
+    """What a record says of the splits."""
     splits = bench.splits
     return SplitRecord(
         hash=splits.hash,

@@ -1,7 +1,8 @@
 """What a finished run leaves on disk: the frozen models of `record.json` and of an evaluation.
 
 Everything that analysis reads is defined here, once. MACs are multiply-accumulates; times are seconds unless the
-name says otherwise; an interval is 95 %, `(low, high)`.
+name says otherwise; an interval is 95 %, `(low, high)`. A `digest` seals all other fields (bench.seal); it is blank in
+what was written before there were digests.
 """
 
 from __future__ import annotations
@@ -115,9 +116,11 @@ class Record(Frozen):
     memory: Memory | None = None
     learning: Learning | None = None
     weights_sha256: str = ""
+    files: dict[str, str] = {}  # SHA-256 of what lies beside it and was made with it: history.jsonl, selection.npz
     environment: dict[str, Any]
     started: str  # ISO 8601, UTC
     finished: str
+    digest: str = ""
 
 
 class LabelScore(Frozen):
@@ -161,6 +164,10 @@ class Evaluation(Frozen):
     n_patients: int
     n_images: int
     settings: str = ""  # hash of how it was evaluated
+    spec: dict[str, Any] = {}  # how it was evaluated: the EvaluationSpec, of this probe and fraction alone
+    finetune: dict[str, Any] = {}  # likewise, the FinetuneSpec of a probe that trains the network
+    predictions_sha256: str = ""  # of predictions/<the same name>.npz
+    digest: str = ""
 
 
 PARTS = {
@@ -242,3 +249,4 @@ class CostTable(Frozen):
     environment: dict[str, Any]
     started: str
     finished: str
+    digest: str = ""

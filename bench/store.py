@@ -14,8 +14,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from bench.record import SCHEMA_VERSION, Evaluation, Record
+from bench.seal import file_sha256, seal, sha256
 from bench.spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
 from methods import Inference, inference_modes
+
+BESIDE = ("history.jsonl", "selection.npz")  # made with a record, written before it
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -126,23 +129,31 @@ class Store:
             path.unlink(missing_ok=True)
 
     def write_record(self, record: Record) -> None:
-        write_atomically(self.folder(record.run_id) / "record.json", as_json(record))
+        """Sealed, and with the hashes of the files that a finished run left before its record."""
+        folder = self.folder(record.run_id)
+        if record.status == "done":
+            files = {name: file_sha256(folder / name) for name in BESIDE if (folder / name).is_file()}
+            record = record.model_copy(update={"files": files})
+        write_atomically(folder / "record.json", as_json(seal(record)))
 
     def write_history(self, run_id: str, history: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
         write_atomically(self.folder(run_id) / "history.jsonl", lines.encode())
 
     def write_evaluation(self, name: str, evaluation: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
-        """Predictions first: an evaluation that is there has its predictions."""
+        """Predictions first: an evaluation that is there has its predictions, and names their hash."""
         folder = self.folder(evaluation.run_id)
-        self.write_arrays(folder / "predictions" / f"{name}.npz", predictions)
-        write_atomically(folder / "evaluations" / f"{name}.json", as_json(evaluation))
+        written = self.write_arrays(folder / "predictions" / f"{name}.npz", predictions)
+        sealed = seal(evaluation.model_copy(update={"predictions_sha256": written}))
+        write_atomically(folder / "evaluations" / f"{name}.json", as_json(sealed))
 
     @staticmethod
-    def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
+        """An .npz without pickle; returns its SHA-256."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         write_atomically(path, buffer.getvalue())
+        return sha256(buffer.getvalue())
 
 
 def missing_evaluations(

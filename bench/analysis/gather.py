@@ -8,34 +8,63 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from bench.analysis.belonging import refuse_changed_data, refuse_strangers, refuse_twins
 from bench.analysis.groups import FLOORS, Arm, Group, ReportRefused, Run
-from bench.record import Evaluation, Record
+from bench.record import SCHEMA_VERSION, Evaluation, Record
+from bench.seal import file_sha256, state_of
 
 
 def read_runs(results: Path) -> list[Run]:
-    """All records of `results/*/record.json` with their test evaluations. Raises ReportRefused on a file that
-    can't be read as what it should be, FileNotFoundError where there is no record at all."""
+    """All records of `results/*/record.json` with their test evaluations. Raises ReportRefused on a file that can't be
+    read as what it should be, that was changed since it was written, or that is another run's; FileNotFoundError where
+    there is no record at all."""
     runs = []
     for path in sorted(results.glob("*/record.json")):
-        record = parse(Record, path)
-        files = sorted(path.parent.glob("evaluations/*.json"))
-        evaluations = tuple(one for one in (parse(Evaluation, file) for file in files) if one.split == "test")
-        runs.append(Run(record, path.parent, evaluations))
+        record, found = parse(Record, path), []
+        for file in sorted(path.parent.glob("evaluations/*.json")):
+            one = parse(Evaluation, file)
+            if one.run_id != record.run_id:
+                raise ReportRefused(
+                    f"{file} is an evaluation of {one.run_id}, and lies in another run's folder: {MEND}."
+                )
+            if one.split == "test":
+                found.append(one)
+        run = Run(record, path.parent, tuple(found))
+        _refuse_changed_files(run)
+        runs.append(run)
     if not runs:
         raise FileNotFoundError(f"There is no record in {results} (looked for */record.json); run bench.run first.")
     return runs
 
 
+MEND = "put the original back, or move it away and give the command that made it again"
+
+
 def parse(model: Any, path: Path) -> Any:
+    """A record, an evaluation or a cost table. Raises ReportRefused for one of another schema, one whose digest does
+    not fit (where it has one), and what is none at all."""
     try:
-        return model.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
+        content = path.read_bytes()
+        plain = json.loads(content)
+        if isinstance(plain, dict):
+            schema = plain.get("schema_version", SCHEMA_VERSION)
+            if schema != SCHEMA_VERSION:
+                raise ReportRefused(
+                    f"{path} has schema {schema}, and this code reads {SCHEMA_VERSION}: move it to another results "
+                    "folder, or run it again."
+                )
+            if state_of(plain) == "broken":
+                raise ReportRefused(f"{path} was changed after it was written (its digest does not fit): {MEND}.")
+        return model.model_validate_json(content)
+    except ReportRefused:
+        raise
+    except (ValueError, OSError) as error:
         where = (
             "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:3])
             if isinstance(error, ValidationError)
@@ -44,6 +73,15 @@ def parse(model: Any, path: Path) -> Any:
         raise ReportRefused(
             f"{path} can't be read as a {model.__name__} ({where}); move it away or make it anew."
         ) from error
+
+
+def _refuse_changed_files(run: Run) -> None:
+    """Raises ReportRefused for a file beside a record that is not the one that the record or an evaluation names."""
+    named = {run.folder / name: said for name, said in run.record.files.items()}
+    named |= {run.predictions(one): one.predictions_sha256 for one in run.evaluations if one.predictions_sha256}
+    for path, said in named.items():
+        if path.is_file() and file_sha256(path) != said:
+            raise ReportRefused(f"{path} is not the file that its record names (its SHA-256 does not fit): {MEND}.")
 
 
 def encoder_of(record: Record) -> tuple[str, int]:
@@ -77,6 +115,8 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Sorts runs into groups; raises ReportRefused where records of one group don't belong together."""
     done: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     failed: list[Record] = []
+    runs = list(runs)
+    refuse_changed_data([run for run in runs if run.record.data is not None and run.record.splits is not None])
     for run in runs:
         record = run.record
         if record.status == "failed" or record.data is None or record.splits is None:
@@ -91,7 +131,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
             done[key].append(run)
     groups = []
     for key, members in sorted(done.items()):
-        _refuse_strangers(members)
+        refuse_strangers(members)
         variants: dict[str, list[Run]] = defaultdict(list)
         for run in members:
             variants[_variant(run.record)].append(run)
@@ -115,45 +155,6 @@ def _same_place(record: Record, key: tuple[Any, ...]) -> bool:
     return (name, split, str(record.spec.get("preset", "")), *encoder_of(record)) == key
 
 
-def _refuse_strangers(runs: list[Run]) -> None:
-    def check(what: str, values: Iterable[tuple[str, Any]]) -> None:
-        by_value: dict[str, list[str]] = defaultdict(list)
-        for run_id, value in values:
-            by_value[str(value)].append(run_id)
-        if len(by_value) > 1:
-            parts = [
-                f"{value[:60]} in {', '.join(sorted(set(ids))[:3])}{' ...' if len(set(ids)) > 3 else ''}"
-                for value, ids in sorted(by_value.items(), key=lambda item: -len(item[1]))
-            ]
-            raise ReportRefused(
-                f"Records of the same data, split and preset differ in {what}: {'; '.join(parts)}. They can't"
-                " be compared; move the ones that don't belong to another results folder, or run them again."
-            )
-
-    identities: dict[str, Callable[[Any], Any]] = {
-        "the data's fingerprint": lambda r: r.data.fingerprint,
-        "the findings": lambda r: r.data.label_names,
-        "the training split": lambda r: r.splits.train.hash,
-        "the validation split": lambda r: r.splits.val.hash,
-        "the test split": lambda r: r.splits.test.hash,
-        "the science version of the code": lambda r: r.science_version,
-    }
-    for what, of in identities.items():
-        check(what, [(run.record.run_id, of(run.record)) for run in runs])
-    subsets: dict[tuple[float, int], list[tuple[str, str]]] = defaultdict(list)
-    ways: dict[tuple[str, float], list[tuple[str, str]]] = defaultdict(list)
-    for run in runs:
-        for one in run.evaluations:
-            for draw in one.draws:
-                subsets[one.labels, draw.draw].append((run.record.run_id, draw.subset.hash))
-            if run.record.strategy not in FLOORS:
-                ways[one.probe, one.labels].append((run.record.run_id, one.settings))
-    for (probe, labels), values in ways.items():
-        check(f"how they were evaluated ({probe}, {labels:g} %)", values)
-    for (labels, number), values in subsets.items():
-        check(f"the labelled images of draw {number} at {labels:g} %", values)
-
-
 def _arms(runs: list[Run]) -> tuple[Arm, ...]:
     found: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
@@ -164,7 +165,7 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
     arms = []
     for (method, keep, rate, inference), members in found.items():
         members = sorted(_without_copies(members) if method in FLOORS else members, key=lambda run: run.seed)
-        _refuse_twins(method, inference, members)
+        refuse_twins(method, inference, members)
         label, rivals = method, [key for key in found if key[0] == method]
         if len({key[1] for key in rivals}) > 1:
             label += f" keep {keep:g}" if keep is not None else ""
@@ -219,18 +220,3 @@ def _without_copies(runs: list[Run]) -> list[Run]:
         if key not in best or len(run.evaluations) > len(best[key].evaluations):
             best[key] = run
     return list(best.values())
-
-
-def _refuse_twins(method: str, inference: str, runs: list[Run]) -> None:
-    seen: dict[tuple[Any, ...], Run] = {}
-    for run in runs:
-        for one in run.evaluations:
-            if one.inference != inference or not run.own(one.labels):
-                continue
-            other = seen.setdefault((run.seed, one.probe, one.labels), run)
-            if other is not run:
-                raise ReportRefused(
-                    f"Two runs claim to be {method}, seed {run.seed}, {one.probe} at {one.labels:g} %:"
-                    f" {other.record.run_id} and {run.record.run_id}. Move one of them to another results"
-                    " folder."
-                )

@@ -28,6 +28,7 @@ from bench.measure.paired import PairedTimes, paired_times
 from bench.measure.parts import views_seconds
 from bench.measure.peak import NotMeasured, peak_of_training
 from bench.record import TWICE, CostRow, CostTable
+from bench.seal import seal
 from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods import FLOORS
 from methods.names import Method
@@ -83,15 +84,17 @@ def measure(
         except NotMeasured as why:
             lost.append(str(why))
     rows = [_detailed(row, details, peaks.get(row.method)) for row in rows]
-    return CostTable(
-        rows=tuple(rows),
-        environment={
-            **environment(threads),
-            "disturbed_rounds": times.disturbed,
-            **({"peaks_not_measured": lost} if lost else {}),
-        },
-        started=started,
-        finished=_now(),
+    return seal(
+        CostTable(
+            rows=tuple(rows),
+            environment={
+                **environment(threads),
+                "disturbed_rounds": times.disturbed,
+                **({"peaks_not_measured": lost} if lost else {}),
+            },
+            started=started,
+            finished=_now(),
+        )
     )
 
 

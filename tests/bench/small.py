@@ -96,6 +96,11 @@ def record(run_id: str = "a-run", **changes: Any) -> Record:
     return Record(**{**values, **changes})
 
 
+def unsealed(stored: Record) -> Record:
+    """A record as it was before the store sealed it."""
+    return stored.model_copy(update={"digest": "", "files": {}})
+
+
 def evaluation(
     run_id: str, settings: str, probe: str = "linear", labels: float = 10.0, value: float = 0.5
 ) -> Evaluation:

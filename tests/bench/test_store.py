@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.seal import seal, sha256, state_of
 from bench.spec import EvaluationSpec, FinetuneSpec
 from bench.store import Store, as_json, evaluation_name, missing_evaluations, write_atomically
 from tests.bench import small
@@ -77,7 +78,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert store.record("a-run") is None
     assert not store.done("a-run")
     store.write_record(record())
-    assert store.record("a-run") == record()
+    assert store.record("a-run") == seal(record())
     assert store.done("a-run")
     store.write_record(record(status="failed", reason="no"))
     assert not store.done("a-run")
@@ -96,6 +97,24 @@ def test_a_record_of_another_schema_is_named(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a-run" / "record.json", as_json(record(schema_version=99)))
     with pytest.raises(ValueError, match="a-run/record.json has schema 99"):
         Store(tmp_path).record("a-run")
+
+
+def test_what_is_written_is_sealed_and_names_the_files_that_go_with_it(tmp_path: Path) -> None:
+    store, folder = Store(tmp_path), tmp_path / "a"
+    store.write_history("a", [{"loss": 1.0}])
+    store.write_arrays(folder / "selection.npz", {"kept": np.zeros(1)})
+    store.write_record(record("a"))
+    store.write_evaluation("linear-10-dense", evaluation("a", "s"), {"scores": np.zeros(1)})
+    written = json.loads((folder / "record.json").read_bytes())
+    assert state_of(written) == "whole"
+    assert written["files"] == {
+        name: sha256((folder / name).read_bytes()) for name in ("history.jsonl", "selection.npz")
+    }
+    written = json.loads((folder / "evaluations" / "linear-10-dense.json").read_bytes())
+    assert state_of(written) == "whole"
+    assert written["predictions_sha256"] == sha256((folder / "predictions" / "linear-10-dense.npz").read_bytes())
+    store.write_record(record("a", status="failed", reason="no"))  # files of an earlier try are none of its own
+    assert json.loads((folder / "record.json").read_bytes())["files"] == {}
 
 
 def test_an_evaluation_counts_when_it_is_whole_and_made_the_same_way(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from bench.analysis.frames import cost_frame, results_frame
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.groups import ReportRefused
+from bench.seal import digest_of, file_sha256
 
 
 @pytest.fixture
@@ -22,10 +24,25 @@ def methods(synthetic, *names):
 
 
 def alter(folder, change):
+    """Change a record; its evaluations follow it when it gets another run id."""
     path = folder / "record.json"
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
+    for file in folder.glob("evaluations/*.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"run_id": record["run_id"]}))
+
+
+def seal_all(folder):
+    """Seal what lies in a run's folder as the store does."""
+    for file in folder.glob("evaluations/*.json"):
+        one = json.loads(file.read_text())
+        one["predictions_sha256"] = file_sha256(folder / "predictions" / f"{file.stem}.npz")
+        file.write_text(json.dumps(one | {"digest": digest_of(one)}))
+    path = folder / "record.json"
+    record = json.loads(path.read_text())
+    record["files"] = {"history.jsonl": file_sha256(folder / "history.jsonl")}
+    path.write_text(json.dumps(record | {"digest": digest_of(record)}))
 
 
 def test_runs_of_one_comparison_form_one_group_in_a_fixed_order(tmp_path, synthetic, small):
@@ -76,6 +93,108 @@ def test_other_labelled_images_or_another_evaluation_are_refused(tmp_path, synth
         group_runs(read_runs(tmp_path))
 
 
+def test_all_that_differs_is_said_at_once_and_by_whom(tmp_path, synthetic, small):
+    names = ("simclr/dense", "simclr/sparsecontrast", "simclr/fixed", "moco/dense", "simclr/tokenlearner")
+    synthetic.write_results(tmp_path, small, methods(synthetic, *names), cost=False)
+    (odd,) = tmp_path.glob("simclr-fixed*s1*")
+    alter(odd, lambda r: (r.update(science_version=2), r["splits"]["val"].update(hash="other")))
+    with pytest.raises(ReportRefused) as refused:
+        group_runs(read_runs(tmp_path))
+    head, *lines, mend = str(refused.value).splitlines()
+    assert head == "Records of the same data, split and preset differ in"
+    assert lines[0].startswith("- the validation split: va-00180 in ")
+    assert lines[0].endswith(f" and 6 more; other in {odd.name}")
+    assert lines[1].startswith("- the science version of the code: 1 in ")
+    assert lines[1].endswith(f"; 2 in {odd.name}")
+    assert len(lines) == 2
+    assert "move the ones that don't belong to another results folder" in mend
+    assert "run them again" in mend
+
+
+def test_one_method_from_two_versions_of_a_plugin_is_refused_and_two_methods_are_not(tmp_path, synthetic, small):
+    synthetic.write_results(tmp_path, small, methods(synthetic, "simclr/dense", "simclr/tokenlearner"), cost=False)
+    for folder in tmp_path.glob("simclr-tokenlearner*"):
+        alter(folder, lambda r: r["spec"].update(code="aaaa"))
+    (group,) = group_runs(read_runs(tmp_path))
+    assert len(group.arms) == 2
+    alter(folder, lambda r: r["spec"].update(code="bbbb"))
+    with pytest.raises(ReportRefused, match="code of the plug-in that defines simclr/tokenlearner: .*aaaa") as refused:
+        group_runs(read_runs(tmp_path))
+    assert f"bbbb in {folder.name}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: (r["data"].update(fingerprint="e" * 64), r["splits"].update(hash="e")), "the data's fingerprint"),
+        (lambda r: r["splits"].update(hash="e" * 64), "the split"),
+    ],
+)
+def test_data_that_changed_between_two_runs_are_refused(tmp_path, synthetic, small, change, words):
+    """Another hash of the split makes another group: from one and the same spec that is no group, but a mistake."""
+    for seed in (0, 1):
+        folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], seed)
+    alter(folder, change)
+    with pytest.raises(ReportRefused, match=f"that name the same data .*\n- {words}: .* in {folder.name}"):
+        group_runs(read_runs(tmp_path))
+    alter(folder, lambda r: r["spec"]["data"].update(root="/elsewhere"))
+    assert len(group_runs(read_runs(tmp_path))) == 2
+
+
+def test_other_schemas_are_refused(tmp_path, synthetic, small):
+    folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)
+    for path in (folder / "evaluations" / "linear-1-pruned.json", folder / "record.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 7}))
+        with pytest.raises(ReportRefused, match=rf"{path.name} has schema 7, and this code reads 1: .*run it again"):
+            read_runs(tmp_path)
+
+
+def test_an_evaluation_of_another_run_is_refused(tmp_path, synthetic, small):
+    folders = [synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], seed) for seed in (0, 1)]
+    name = Path("evaluations") / "linear-1-pruned.json"
+    shutil.copy(folders[0] / name, folders[1] / name)
+    with pytest.raises(ReportRefused, match=rf"{name} is an evaluation of {folders[0].name}, and lies in another"):
+        read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["record.json", "evaluations/linear-10-pruned.json"])
+def test_what_was_edited_by_hand_is_refused_by_name(tmp_path, synthetic, small, name):
+    folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)
+    seal_all(folder)
+    assert len(read_runs(tmp_path)) == 1
+    path = folder / name
+    one = json.loads(path.read_text())
+    path.write_text(json.dumps(one, indent=4, sort_keys=True))  # laid out anew, not changed
+    assert len(read_runs(tmp_path)) == 1
+    one["keep" if name == "record.json" else "macro_auroc"] = 0.999
+    path.write_text(json.dumps(one))
+    with pytest.raises(ReportRefused, match=rf"{name} was changed after it was written .*put the original back, or"):
+        read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "predictions/linear-10-pruned.npz"])
+def test_a_file_beside_a_record_that_was_changed_is_refused_by_name(tmp_path, synthetic, small, name):
+    folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)
+    seal_all(folder)
+    with open(folder / name, "ab") as file:
+        file.write(b" ")
+    with pytest.raises(ReportRefused, match=f"{name} is not the file that its record names"):
+        read_runs(tmp_path)
+
+
+def test_a_cost_table_that_was_edited_is_refused(tmp_path, synthetic):
+    synthetic.write_cost(tmp_path, methods(synthetic, "simclr/sparsecontrast"))
+    (path,) = (tmp_path / "cost").iterdir()
+    table = json.loads(path.read_text())
+    table["digest"] = digest_of(table)
+    path.write_text(json.dumps(table))
+    assert len(cost_frame(tmp_path)) == 2
+    table["rows"][0]["infer_speedup"] = 9.0
+    path.write_text(json.dumps(table))
+    with pytest.raises(ReportRefused, match=rf"cost/{path.name} was changed"):
+        cost_frame(tmp_path)
+
+
 def test_two_runs_of_one_seed_are_refused(tmp_path, synthetic, small):
     dense = methods(synthetic, "simclr/dense")[0]
     folder = synthetic.write_run(tmp_path, small, dense, 0)
@@ -110,7 +229,7 @@ def test_other_splits_presets_encoders_and_settings_are_other_groups(tmp_path, s
         alter(folder, lambda r: (r.update(run_id=folder.name), change(r)))
 
     run(0, lambda r: None)
-    run(1, lambda r: r["splits"].update(hash="another"))
+    run(1, lambda r: (r["spec"]["data"].update(split_seed=1), r["splits"].update(hash="another")))
     run(2, lambda r: r["spec"].update(preset="standard"))
     run(3, lambda r: r["spec"]["encoder"].update(name="vit_tiny"))
     run(4, lambda r: r["spec"]["train"].update(epochs=20))
