@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +52,23 @@ def registries() -> Iterator[None]:
     for registry, entries in before:
         registry.clear()
         registry.update(entries)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """The results folder of one finished run of SparseContrast, with two evaluations; not to be changed."""
+    world = small.World(tmp_path_factory.mktemp("verify"), cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.plan.cores", lambda: 1)
+        patch.setattr("bench.report.write_report", small.light_report)
+        result = world.run("--methods", "sparsecontrast")
+    assert result.exit_code == 0, result.output
+    return world.results
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run's folder, to be tampered with."""
+    shutil.copytree(trained, tmp_path / "results")
+    (path,) = (tmp_path / "results").glob("simclr-*")
+    return path

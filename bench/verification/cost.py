@@ -1,0 +1,118 @@
+"""A recorded speed-up, measured anew: this method against dense, paired.
+
+Two measurements agree where their intervals overlap, each widened by the noise floor of its own table: no ratio is
+known better than that of dense to itself.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.environment import machine
+from bench.measure.counters import CountersDisagree
+from bench.measure.interval import noise_floor
+from bench.measure.table import measure
+from bench.record import TWICE, CostRow, CostTable, Record
+from bench.seal import state_of
+from bench.spec import MeasureSpec, RunSpec
+from bench.verification.check import FAILS, HOLDS, OPEN, Check
+from bench.verification.source import Source
+
+WHAT = "speed-ups"
+KINDS = {"infer": "inference", "train": "step", "run": "run"}
+
+
+def cost(source: Source, spec: RunSpec) -> list[Check]:
+    """One check a ratio that the newest fitting table holds, or one that says why there is none."""
+    method = spec.parsed
+    if method.objective == "none":
+        return [Check(WHAT, OPEN, "floors are not measured")]
+    if method.name == "simclr/dense":
+        return [Check(WHAT, OPEN, "it is what all others are measured against")]
+    tables, checks = _tables(source.folder.resolve().parent / "cost")
+    fitting = [(table, row) for table in tables for row in table.rows if _about(row, source.record, spec)]
+    if not fitting:
+        return [*checks, Check(WHAT, OPEN, "no table in results/cost holds this method as it was trained")]
+    threads = source.record.environment.get("threads")
+    here = [(table, row) for table, row in fitting if (row.machine, row.threads) == (machine(), threads)]
+    if not here:
+        row = fitting[-1][1]
+        return [
+            *checks,
+            Check(
+                WHAT,
+                OPEN,
+                f"measured on {row.machine}, {row.threads} thread(s); this is {machine()}, run with {threads}",
+            ),
+        ]
+    table, row = here[-1]
+    spent, training = MeasureSpec(rounds=row.rounds, batch=row.batch), row.train_ms is not None
+    try:
+        anew = measure([method], spec.encoder, spec.train, spent, row.threads, training=training)
+    except (ValueError, CountersDisagree) as error:
+        return [*checks, Check(WHAT, OPEN, f"they can't be measured here: {error}")]
+    now = next(one for one in anew.rows if one.method == row.method)
+    kinds = [kind for kind in KINDS if getattr(row, f"{kind}_speedup") is not None]
+    return [*checks, *(_compared(kind, (table, row), (anew, now)) for kind in kinds)]
+
+
+def _tables(folder: Path) -> tuple[list[CostTable], list[Check]]:
+    """The cost tables by age, and a check for each that is not what was written."""
+    tables, checks = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = path.read_bytes()
+            table = CostTable.model_validate_json(content)
+            if state_of(json.loads(content)) == "broken":
+                raise ValueError("changed after it was written: its digest does not fit")
+        except (OSError, ValueError) as error:
+            checks.append(Check(f"cost/{path.name}", FAILS, str(error).splitlines()[0]))
+            continue
+        tables.append(table)
+    return sorted(tables, key=lambda table: table.finished), checks
+
+
+def _about(row: CostRow, record: Record, spec: RunSpec) -> bool:
+    """Is the row about this method as this run trained it?"""
+    encoder, train = spec.encoder, spec.train
+    mine = (
+        record.method,
+        record.keep,
+        encoder.name,
+        encoder.image_size,
+        encoder.channels,
+        train.precision,
+        train.attention,
+    )
+    its = (row.method, row.keep, row.encoder, row.image_size, row.channels, row.precision, row.attention)
+    return mine == its and row.ramp in (None, train.ramp)
+
+
+def _compared(kind: str, then: tuple[CostTable, CostRow], now: tuple[CostTable, CostRow]) -> Check:
+    what = f"{KINDS[kind]} speed-up, measured anew"
+    (low, high), (low_now, high_now) = (_widened(kind, *one) for one in (then, now))
+    texts = [_text(kind, row) for _, row in (then, now)]
+    said = f"{texts[0]} then, {texts[1]} now"
+    if low <= high_now and low_now <= high:
+        return Check(what, HOLDS, f"{said}: the intervals overlap")
+    if now[0].environment.get("disturbed_rounds"):
+        return Check(what, OPEN, f"{said}; the machine was busy: measure again on a quieter one")
+    return Check(what, FAILS, f"{said}: apart by more than the noise floors")
+
+
+def _widened(kind: str, table: CostTable, row: CostRow) -> tuple[float, float]:
+    """A ratio's interval, times and over what dense against itself shows in the same table."""
+    again = next((one for one in table.rows if one.method.endswith(TWICE)), None)
+    floor = 1.0 if again is None else noise_floor(*_ends(kind, again))
+    low, high = _ends(kind, row)
+    return low / floor, high * floor
+
+
+def _ends(kind: str, row: CostRow) -> tuple[float, float]:
+    return float(getattr(row, f"{kind}_speedup_low")), float(getattr(row, f"{kind}_speedup_high"))
+
+
+def _text(kind: str, row: CostRow) -> str:
+    low, high = _ends(kind, row)
+    return f"{getattr(row, f'{kind}_speedup'):.2f} [{low:.2f}, {high:.2f}]"

@@ -1,0 +1,79 @@
+"""Is the record about the run that its spec describes? Its name and its settings follow from the spec alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench.spec import SCIENCE_VERSION, RunSpec
+from bench.verification.check import FAILS, OPEN, Check, compare
+from bench.verification.source import Source
+from methods import code_of
+
+WHAT = "spec and run id"
+
+
+def identity(source: Source) -> tuple[RunSpec | None, list[Check]]:
+    """The spec, None where nothing can be rebuilt from it; and whether the record is what follows from it.
+
+    Raises ValueError where the spec holds and needs a plug-in that was not given, or was given in another version.
+    """
+    record = source.record
+    if record.science_version != SCIENCE_VERSION:
+        return None, [Check(WHAT, OPEN, f"{_made_by(record.science_version, record.environment)}")]
+    try:
+        spec = RunSpec.model_validate(record.spec)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        return None, [Check(WHAT, FAILS, f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}")]
+    unknown = list(_missing(spec.model_dump(mode="json"), record.spec))
+    if unknown:
+        return None, [Check(WHAT, OPEN, f"the spec has no {unknown[0]}: {_made_by('', record.environment)}")]
+    if spec.run_id != record.run_id:
+        return None, [Check(WHAT, FAILS, f"{record.run_id} recorded, {spec.run_id} follows from the spec")]
+    try:
+        method = spec.parsed
+        code = code_of(method.objective, method.strategy)
+    except ValueError as error:
+        if spec.code:
+            raise ValueError(_plugin(spec, str(error))) from None
+        return None, [Check(WHAT, OPEN, f"{error} {_made_by('', record.environment)}")]
+    if code != spec.code:
+        raise ValueError(_plugin(spec, f"what is known as {spec.method} has the hash '{code}'"))
+    follows = {
+        "method": method.name,
+        "objective": method.objective,
+        "strategy": method.strategy,
+        "settings": spec.settings,
+        "evidence": spec.evidence,
+        "keep": method.keep,
+    }
+    said = {name: getattr(record, name) for name in follows}
+    return spec, [compare(WHAT, said, follows, "the run id and the settings follow from the spec")]
+
+
+def _missing(full: Mapping[str, Any], given: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Keys of `full` that `given` has not."""
+    for key, value in full.items():
+        place = f"{at}.{key}" if at else key
+        if key not in given:
+            yield place
+        elif isinstance(value, Mapping) and isinstance(given[key], Mapping):
+            yield from _missing(value, given[key], place)
+
+
+def _made_by(version: int | str, environment: Mapping[str, Any]) -> str:
+    """Which code it takes instead of this one."""
+    commit = str(environment.get("commit", ""))
+    by = f"science version {version}" if version != "" else "another version of the code"
+    get = f": check out commit {commit[:12]} to verify it" if commit else ""
+    return f"made by {by}; this one has science version {SCIENCE_VERSION}{get}"
+
+
+def _plugin(spec: RunSpec, why: str) -> str:
+    return (
+        f"the record {spec.run_id} was made with a plug-in of the hash '{spec.code}', and {why.rstrip('.')}: give the "
+        "file that it was made with, --plugin FILE.py."
+    )

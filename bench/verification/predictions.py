@@ -1,0 +1,110 @@
+"""The stored predictions, and the evaluation that follows from them."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.evaluate import Bench, summarise
+from bench.record import Evaluation
+from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.verification.check import FAILS, OPEN, Check, differences, judged
+from bench.verification.rebuild import how
+from bench.verification.source import Source
+
+Arrays = dict[str, npt.NDArray[Any]]
+NAMES = ("scores", "labels", "patients", "index")
+BYTES = 1 << 32  # of unpacked predictions; more are no predictions of ours
+APART = {"digest", "predictions_sha256"}  # of an evaluation: about the files, not about the run
+
+
+def evaluations(source: Source, spec: RunSpec, bench: Bench) -> list[Check]:
+    """Predictions -> accuracy: of each evaluation all that is in it, computed again from its predictions, and the
+    images, labels and subsets that it is about, drawn again from the data."""
+    return [_evaluation(source, name, one, spec, bench) for name, one in source.evaluations.items()]
+
+
+def read(path: Path) -> Arrays:
+    """The arrays of a predictions file. Raises FileNotFoundError, or ValueError for one that is none."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(one.file_size for one in packed.infolist()) > BYTES:
+                raise ValueError("it unpacks to more than 4 GiB")
+        with np.load(path, allow_pickle=False) as saved:
+            missing = [name for name in NAMES if name not in saved.files]
+            if missing:
+                raise ValueError(f"it has no '{missing[0]}'")
+            return {name: saved[name] for name in NAMES}
+    except zipfile.BadZipFile:
+        raise ValueError("it is no .npz file") from None
+
+
+def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, bench: Bench) -> Check:
+    what, path = f"{name} from its predictions", source.predictions(name)
+    if not one.spec:
+        return Check(what, OPEN, "it does not say how it was made: written by an earlier version of the code")
+    if not path.is_file():
+        return Check(what, OPEN, f"predictions/{path.name} is not there")
+    try:
+        evaluation, tuning = how(one)
+        arrays = read(path)
+        amiss = _about(arrays, bench, evaluation)
+        if not amiss:
+            amiss = list(differences(plain(one), plain(_computed(one, arrays, evaluation, tuning, spec, bench))))
+    except ValueError as error:
+        return Check(what, FAILS, str(error).splitlines()[0])
+    low, high = one.interval
+    return judged(what, amiss, f"macro AUROC {one.macro_auroc:.4f} [{low:.4f}, {high:.4f}] follows from them")
+
+
+def _about(arrays: Arrays, bench: Bench, evaluation: EvaluationSpec) -> list[str]:
+    """What is wrong with the shapes of predictions, and with the images, labels and patients that they are about."""
+    index = bench.images_of(evaluation.split)
+    wanted = {
+        "index": index,
+        "labels": bench.data.labels[index],
+        "patients": bench.data.patients[index].astype(str),
+    }
+    found = [f"{key} of the predictions are others" for key, value in wanted.items() if not _equal(arrays[key], value)]
+    scores, shape = arrays["scores"], wanted["labels"].shape
+    if scores.ndim != 3 or scores.shape[1:] != shape or scores.dtype.kind != "f":
+        found.append(f"scores are {scores.dtype} {scores.shape}, and (draws, {shape[0]}, {shape[1]}) floats are wanted")
+    return found
+
+
+def _equal(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == other.dtype.kind == "f")
+
+
+def _computed(
+    one: Evaluation, arrays: Arrays, evaluation: EvaluationSpec, tuning: FinetuneSpec, spec: RunSpec, bench: Bench
+) -> Evaluation:
+    """The evaluation that follows from predictions; what cross-validation chose can't be seen in them. Raises
+    ValueError where the draws are not as many as were asked for, or nothing can be scored."""
+    subsets = bench.draws(one.labels, 1 if spec.labels is not None else evaluation.draws)
+    if not len(arrays["scores"]) == len(one.draws) == len(subsets):
+        raise ValueError(
+            f"{len(subsets)} draws were asked for, {len(one.draws)} are recorded, {len(arrays['scores'])} are predicted"
+        )
+    chosen = [draw.chosen for draw in one.draws]
+    computed, _ = summarise(
+        one.run_id,
+        arrays["scores"],
+        bench,
+        evaluation,
+        tuning,
+        one.probe,
+        one.labels,
+        one.inference,
+        subsets,
+        chosen,
+    )
+    return computed
+
+
+def plain(one: Evaluation) -> dict[str, Any]:
+    return one.model_dump(mode="json", exclude=APART)

@@ -1,0 +1,112 @@
+"""`python -m bench.verify`: does a record hold? Looks at its files, runs it again from what it says, and compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.verification.check import Check
+    from bench.verification.verify import Looked
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    records: Annotated[
+        list[Path], typer.Argument(help="results/<run id>, its record.json, or a results folder; several.")
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Don't train: digests, splits, MACs, predictions -> accuracy.")
+    ] = False,
+    data_root: Annotated[Path | None, typer.Option(help="Where the data lie, if not where the record says.")] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option(help="Python file with the method of a record; repeatable.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
+    measure: Annotated[bool, typer.Option(help="Measure recorded speed-ups anew, where this is the machine.")] = True,
+) -> None:
+    """Verify records: what of them holds, what does not, and what can't be compared here."""
+    from rich.console import Console
+
+    from bench.plan import default_cache
+    from bench.verification.check import FAILS, HOLDS, OPEN
+    from bench.verification.verify import anew
+
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(width=160)
+    where = cache or default_cache()
+    counts = dict.fromkeys((HOLDS, FAILS, OPEN), 0)
+    try:
+        looked = _look(records, data_root, where, tuple(plugin or ()), console)
+        for one in looked:
+            checks = list(one.checks)
+            if not quick:
+                with console.status(f"Running {one.folder.name} again ...") as status:
+                    checks += anew(one, where, measure, lambda state: status.update(_progress(state)))
+            _print(one.folder.name, checks, console)
+            for check in checks:
+                counts[check.verdict] += 1
+    except KeyboardInterrupt:
+        typer.echo("\nInterrupted. Nothing was changed.", err=True)
+        raise typer.Exit(130) from None
+    console.print(
+        f"{len(looked)} record(s): {counts[HOLDS]} checks hold, {counts[FAILS]} do not, "
+        f"{counts[OPEN]} can't be compared.",
+        highlight=False,
+    )
+    raise typer.Exit(1 if counts[FAILS] else 0)
+
+
+def _look(
+    records: list[Path], data_root: Path | None, cache: Path, plugins: tuple[Path, ...], console: Console
+) -> list[Looked]:
+    """What the files tell, of all records: what the user has to mend is said before anything is trained."""
+    from bench.verification.source import folders_of
+    from bench.verification.verify import look
+    from methods import load_plugin
+
+    try:
+        for file in plugins:
+            load_plugin(file)
+        looked = []
+        for folder in dict.fromkeys(folder for place in records for folder in folders_of(place)):
+            with console.status(f"Looking at {folder.name} ..."):
+                looked.append(look(folder, data_root, cache))
+        return looked
+    except (ValueError, OSError) as mistake:
+        typer.echo(f"Error: {mistake}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _progress(state: dict[str, Any]) -> str:
+    """A line on a run at work."""
+    steps = f", step {state['step']} of {state['steps']}" if "steps" in state else ""
+    return f"Running it again: {state.get('doing', 'training')}{steps}"
+
+
+def _print(run_id: str, checks: list[Check], console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from bench.verification.check import FAILS, HOLDS, OPEN
+
+    styles = {HOLDS: "green", FAILS: "bold red", OPEN: "yellow"}
+    table = Table(title=Text(run_id), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("check", "verdict"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for check in checks:
+        table.add_row(Text(check.what), Text(check.verdict, styles[check.verdict]), Text(check.why))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

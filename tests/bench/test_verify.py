@@ -1,0 +1,229 @@
+"""`bench.verify` as a user gives it: what holds, what a run made anew finds, and what is the user's to mend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from bench.seal import file_sha256
+from bench.store import Store
+from bench.verification.predictions import read
+from bench.verification.rebuild import bench_of, how, objective_of
+from bench.verification.source import read as read_source
+from bench.verification.verify import look
+from tests.bench import small
+from tests.bench.verification.tampering import Verified, edit, edit_history
+
+NAME = "linear-100-pruned"
+ACCURACY = f"{NAME} from its predictions"
+EVALUATION = f"evaluations/{NAME}.json"
+
+
+def test_a_record_that_nobody_touched_holds_and_is_left_as_it_is(folder: Path, cache: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
+    quick = Verified(folder, "--quick", "--cache", cache)
+    assert quick.code == 0, quick.output
+    assert set(quick.verdicts.values()) == {"holds"}
+    assert len(quick.verdicts) == 11
+    whole = Verified(folder / "record.json", "--cache", cache)
+    assert whole.code == 0, whole.output
+    new = {what: verdict for what, verdict in whole.verdicts.items() if what not in quick.verdicts}
+    assert new.pop("speed-ups") == "can't be compared"
+    assert set(new) == {
+        "weights, trained anew",
+        "loss, learning, MACs, memory made anew",
+        "linear-50-pruned made anew",
+        "linear-100-pruned made anew",
+    }
+    assert set(new.values()) == {"holds"}
+    assert "1 record(s): 15 checks hold, 0 do not, 1 can't be compared." in whole.said
+    assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+
+
+def test_whoever_forges_all_that_is_on_disk_is_found_by_the_run_made_anew(folder: Path, cache: Path) -> None:
+    source, _ = read_source(folder)
+    assert source is not None
+    looked = look(folder, None, cache)
+    assert looked.spec is not None
+    bench, one = bench_of(looked.spec, cache), source.evaluations[NAME]
+    arrays = read(source.predictions(NAME))
+    arrays["scores"] = (arrays["scores"] + 0.2 * np.nan_to_num(arrays["labels"])).astype(np.float32)
+    forged(folder, bench, one, arrays)
+    edit(folder / "record.json", lambda r: r["learning"].update(rankme=99.0), forge=True)
+    edit_history(folder, lambda lines: lines[0]["selection"].update(overlap=0.5))
+    quick = Verified(folder, "--quick", "--cache", cache)
+    assert quick.code == 0, quick.output
+    whole = Verified(folder, "--cache", cache)
+    assert whole.code == 1
+    assert whole.failing == {"linear-100-pruned made anew", "loss, learning, MACs, memory made anew"}
+    assert whole.verdicts["weights, trained anew"] == "holds"
+    assert "learning.rankme: 99 recorded" in whole.said
+
+
+def forged(folder: Path, bench: Any, one: Any, arrays: dict[str, Any]) -> None:
+    """Write the evaluation that follows from these predictions, as the suite does."""
+    from bench.evaluate import summarise
+
+    chosen = [draw.chosen for draw in one.draws]
+    subsets = bench.draws(one.labels, len(one.draws))
+    way = (bench, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
+    better, predictions = summarise(one.run_id, arrays["scores"], *way)
+    assert better.macro_auroc > one.macro_auroc + 0.05
+    Store(folder.parent).write_evaluation(NAME, better, predictions)
+
+
+def test_other_weights_are_found_where_they_must_be_equal_and_accuracy_decides_elsewhere(
+    folder: Path, cache: Path
+) -> None:
+    spec = look(folder, None, cache).spec
+    assert spec is not None
+    checkpoint = folder / "checkpoint.safetensors"
+    fresh = objective_of(spec, None).encoder.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in fresh.items()}, checkpoint)
+    edit(folder / "record.json", lambda r: r.update(weights_sha256=file_sha256(checkpoint)), forge=True)
+    assert Verified(folder, "--quick", "--cache", cache).code == 0
+    here = Verified(folder, "--cache", cache)
+    assert here.code == 1
+    assert here.failing == {"weights, trained anew"}
+    edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"), forge=True)
+    there = Verified(folder, "--cache", cache)
+    assert there.code == 0
+    assert there.verdicts["weights, trained anew"] == "can't be compared"
+    assert "machine: a Z80, 1 cores recorded" in there.said
+    assert there.verdicts["linear-100-pruned made anew"] == "holds"
+    assert "each in the other's interval" in there.said
+
+
+def test_a_record_without_digests_is_no_mistake(folder: Path, cache: Path) -> None:
+    for path in (folder / "record.json", *folder.glob("evaluations/*.json")):
+        edit(path, lambda one: [one.pop(key, None) for key in ("digest", "files", "predictions_sha256", "spec_")])
+    verified = Verified(folder, "--quick", "--cache", cache)
+    assert verified.code == 0
+    assert verified.verdicts["record.json"] == verified.verdicts["evaluations"] == "can't be compared"
+    assert "no digest" in verified.said
+    edit(folder / EVALUATION, lambda one: one.pop("spec"))
+    verified = Verified(folder, "--quick", "--cache", cache)
+    assert verified.verdicts[ACCURACY] == "can't be compared"
+    edit(folder / EVALUATION, lambda one: one.update(macro_auroc="high"))
+    assert Verified(folder, "--quick", "--cache", cache).failing == {"evaluations"}
+
+
+def test_failed_unreadable_and_foreign_records_beside_a_good_one(folder: Path, cache: Path) -> None:
+    results = folder.parent
+    Store(results).write_record(small.record("failed", status="failed", reason="out of memory"))
+    for name in ("broken", "later", "older"):
+        shutil.copytree(folder, results / name)
+    (results / "broken" / "record.json").write_text("{")
+    edit(results / "later" / "record.json", lambda r: r.update(schema_version=9), forge=True)
+    edit(results / "older" / "record.json", lambda r: r.update(science_version=0), forge=True)
+    verified = Verified(results, "--quick", "--cache", cache)
+    assert verified.code == 1
+    assert "5 record(s): " in verified.said
+    assert "it failed, and left nothing to compare: out of memory" in verified.said
+    assert "can't be read: " in verified.said
+    assert "schema 9; this code reads 1" in verified.said
+    assert "made by science version 0; this one has science version 1" in verified.said
+    shutil.rmtree(results / "broken")
+    assert Verified(results, "--quick", "--cache", cache).code == 0
+
+
+def test_no_such_record(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere", tmp_path / "nowhere" / "record.json"):
+        verified = Verified(place)
+        assert verified.code == 2
+        assert verified.stderr.startswith(f"Error: there is no record in {place}: name results/<run id>")
+    assert Verified().code == 2
+
+
+PLUGIN = """
+import torch
+
+from methods import Entry
+from methods.strategies.selection import Choice, Selection
+
+
+class Every(Selection):
+    def __init__(self, geometry):
+        super().__init__(geometry, keep=0.5)
+
+    def choose(self, images, call):
+        return Choice(torch.arange(0, self.geometry.patches, 2).expand(len(images), -1))
+
+
+STRATEGIES = {"every": Entry(":Every", "every other patch", "a test")}
+"""
+
+
+def test_files_and_plugins_that_a_record_needs(world: small.World, registries: None, monkeypatch) -> None:
+    from bench.experiment import _load
+    from methods import STRATEGIES
+
+    monkeypatch.setattr("bench.report.write_report", small.light_report)
+    plugin, data = world.folder / "every.py", small.make_folder(world.folder / "data")
+    plugin.write_text(PLUGIN, encoding="utf-8")
+    options = ("--plugin", str(plugin), "--methods", "every", "--labels", "100", "--data", "folder")
+    result = world.run(*options, "--data-root", str(data), "--set", "train.batch=8")
+    assert result.exit_code == 0, result.output
+    (folder,) = (path.parent for path in world.results.glob("*/record.json"))
+    del STRATEGIES["every"]
+
+    without = Verified(folder, "--quick", "--cache", world.cache)
+    assert without.code == 2
+    assert "was made with a plug-in of the hash" in without.stderr
+    assert "--plugin FILE.py" in without.stderr
+
+    moved = data.rename(world.folder / "moved")
+    lost = Verified(folder, "--quick", "--cache", world.cache, "--plugin", plugin)
+    assert lost.code == 2
+    assert str(data) in lost.stderr
+    found = Verified(folder, "--cache", world.cache, "--plugin", plugin, "--data-root", moved)
+    assert found.code == 0, found.output
+    assert found.verdicts["weights, trained anew"] == found.verdicts["data"] == found.verdicts["MACs"] == "holds"
+
+    _load.cache_clear()  # a process reads data once; a user's next command is another one
+    (moved / "images" / "1.png").write_bytes((moved / "images" / "0.png").read_bytes())
+    changed = Verified(folder, "--quick", "--cache", world.cache, "--plugin", plugin, "--data-root", moved)
+    assert (changed.code, changed.failing) == (1, {"data"})
+    assert changed.verdicts["splits, MACs, accuracy"] == "can't be compared"
+
+    del STRATEGIES["every"]
+    plugin.write_text(PLUGIN + "# changed\n", encoding="utf-8")
+    other = Verified(folder, "--quick", "--cache", world.cache, "--plugin", plugin, "--data-root", moved)
+    assert other.code == 2
+    assert "give the file that it was made with" in other.stderr
+
+
+def test_ctrl_c_is_quiet(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.verification.rebuild.run_experiment", interrupt)
+    stopped = Verified(folder, "--cache", cache)
+    assert stopped.code == 130
+    assert "Traceback" not in stopped.output
+    monkeypatch.setattr("bench.verification.verify.bench_of", interrupt)
+    assert Verified(folder, "--cache", cache).code == 130
+
+
+def test_a_run_that_fails_this_time(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("bench.experiment.pretrain", fails)
+    failed = Verified(folder, "--cache", cache)
+    assert (failed.code, failed.failing) == (1, {"run made anew"})
+    assert "out of memory at batch 16" in failed.said
+
+
+def test_the_record_of_a_real_run_says_how_it_was_evaluated(folder: Path) -> None:
+    one = json.loads((folder / EVALUATION).read_bytes())
+    assert one["spec"]["labels"] == [100.0]
+    assert one["spec"]["probes"] == ["linear"]
+    assert one["spec"]["resamples"] == 50
+    assert one["finetune"] == {}

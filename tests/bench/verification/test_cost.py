@@ -1,0 +1,133 @@
+"""Recorded speed-ups against those measured anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.environment import environment
+from bench.measure.table import measure
+from bench.record import CostTable
+from bench.seal import seal
+from bench.spec import MeasureSpec, RunSpec
+from bench.store import as_json, write_atomically
+from bench.verification.cost import cost
+from bench.verification.source import Source
+from tests.bench import small
+
+METHOD = "simclr/sparsecontrast"
+KINDS = ["inference speed-up, measured anew", "step speed-up, measured anew", "run speed-up, measured anew"]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    return small.run_spec(tmp_path_factory.mktemp("spec"), "sparsecontrast")
+
+
+@pytest.fixture(scope="module")
+def table(spec: RunSpec) -> CostTable:
+    """A real measurement, far too short to tell anything."""
+    return measure([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1)
+
+
+@pytest.fixture
+def source(tmp_path: Path, spec: RunSpec) -> Source:
+    record = small.record(spec.run_id, method=METHOD, keep=0.5, environment=environment(1))
+    return Source(tmp_path / spec.run_id, record, {})
+
+
+def with_interval(table: CostTable, low: float, high: float, floor: float = 1.0, **changes: Any) -> CostTable:
+    """The same table, the method's ratios and the noise floor replaced."""
+    rows = []
+    for row in table.rows:
+        ends = {METHOD: (low, high), "simclr/dense#2": (1 / floor, floor)}.get(row.method, (1.0, 1.0))
+        ratios = {}
+        for kind in ("infer", "train", "run"):
+            ratios |= {f"{kind}_speedup_low": ends[0], f"{kind}_speedup_high": ends[1]}
+        rows.append(row.model_copy(update={**ratios, **changes}))
+    return seal(table.model_copy(update={"rows": tuple(rows)}))
+
+
+def store(source: Source, table: CostTable, name: str = "a") -> Path:
+    path = source.folder.parent / "cost" / f"{name}.json"
+    write_atomically(path, as_json(table))
+    return path
+
+
+def test_measured_anew_for_real(source: Source, spec: RunSpec, table: CostTable) -> None:
+    store(source, with_interval(table, 0.001, 1000.0))
+    checks = cost(source, spec)
+    assert [(one.what, one.verdict) for one in checks] == [(kind, "holds") for kind in KINDS]
+    store(source, with_interval(table, 500.0, 1000.0))
+    apart = {one.verdict for one in cost(source, spec)}
+    assert apart in ({"does not hold"}, {"can't be compared"})  # the latter on a machine that is busy just now
+
+
+@pytest.mark.parametrize(
+    ("recorded", "anew", "disturbed", "verdict"),
+    [
+        ((1.5, 1.6, 1.0), (1.55, 1.7, 1.0), 0, "holds"),
+        ((1.5, 1.6, 1.0), (1.6, 1.7, 1.0), 0, "holds"),
+        ((1.5, 1.6, 1.0), (1.65, 1.7, 1.0), 0, "does not hold"),
+        ((1.65, 1.7, 1.0), (1.5, 1.6, 1.0), 0, "does not hold"),
+        ((1.5, 1.6, 1.02), (1.65, 1.7, 1.02), 0, "holds"),  # within what dense against itself shows
+        ((1.5, 1.6, 1.0), (1.65, 1.7, 1.0), 3, "can't be compared"),
+    ],
+)
+def test_intervals_overlap_or_not(
+    source: Source, spec: RunSpec, table: CostTable, monkeypatch, recorded, anew, disturbed: int, verdict: str
+) -> None:
+    store(source, with_interval(table, *recorded))
+    now = with_interval(table, *anew).model_copy(update={"environment": {"disturbed_rounds": disturbed}})
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "bench.verification.cost.measure", lambda *args, **kwargs: (asked.append((args, kwargs)), now)[1]
+    )
+    assert [(one.what, one.verdict) for one in cost(source, spec)] == [(kind, verdict) for kind in KINDS]
+    args, kwargs = asked[0]
+    assert args == ([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1)
+    assert kwargs == {"training": True}
+
+
+def refuse(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("measured")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"keep": 0.7}, "no table in results/cost holds this method"),
+        ({"image_size": 64}, "no table in results/cost holds this method"),
+        ({"ramp": 0.9}, "no table in results/cost holds this method"),
+        ({"machine": "a Z80, 1 cores"}, "measured on a Z80, 1 cores, 1 thread(s); this is "),
+        ({"threads": 2}, "2 thread(s); this is "),
+    ],
+)
+def test_what_was_measured_otherwise_is_not_compared(source, spec, table, monkeypatch, changes, why: str) -> None:
+    monkeypatch.setattr("bench.verification.cost.measure", refuse)
+    store(source, with_interval(table, 1.5, 1.6, **changes))
+    (check,) = cost(source, spec)
+    assert check.verdict == "can't be compared"
+    assert why in check.why
+
+
+def test_floors_and_dense_have_no_ratio(source: Source, spec: RunSpec, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bench.verification.cost.measure", refuse)
+    for method in ("untrained", "dense"):
+        (check,) = cost(source, small.run_spec(tmp_path, method))
+        assert check.verdict == "can't be compared"
+
+
+def test_an_edited_table_is_named_and_the_other_is_used(source, spec, table, monkeypatch) -> None:
+    monkeypatch.setattr("bench.verification.cost.measure", lambda *args, **kwargs: table)
+    path = store(source, with_interval(table, 0.001, 1000.0), "edited")
+    plain = json.loads(path.read_bytes())
+    plain["rows"][1]["infer_speedup"] = 40.0
+    path.write_text(json.dumps(plain))
+    store(source, with_interval(table, 0.001, 1000.0), "whole")
+    first, *others = cost(source, spec)
+    assert (first.what, first.verdict) == ("cost/edited.json", "does not hold")
+    assert [one.verdict for one in others] == ["holds"] * 3
