@@ -1,4 +1,4 @@
-"""Everything in a run's folder that can be tampered with: found by the digest, or without training when that is forged."""
+"""What can be tampered with in a run's folder: found by the digest, or without training where that is forged."""
 
 from __future__ import annotations
 
