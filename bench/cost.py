@@ -68,11 +68,13 @@ def main(
         geometries = [_geometry(spec) for spec in encoders]  # what is wrong with one is said before any is measured
         check_folder(results, "--results")
         check_folder(reports, "--reports")
-        done = []
+        jobs = []
         for spec, geometry in zip(encoders, geometries, strict=True):
             measure = _affordable(suite.measure, geometry, batch, rounds)
             training = spec.image_size <= train_up_to
-            done.append(_measure(suite, spec, measure, training, count, results, reports, console))
+            left_out = _too_large(suite, spec, geometry, measure.batch, console) if training else {}
+            jobs.append((spec, measure, training, left_out))
+        done = [_measure(suite, *job, count, results, reports, console) for job in jobs]
         tokens = {spec.image_size: geometry.patches for spec, geometry in zip(encoders, geometries, strict=True)}
         _write(done, encoders[0].name, tokens, results, reports, console)
     except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as wrong:
@@ -156,26 +158,38 @@ def _geometry(encoder: EncoderSpec) -> Geometry:
     return build(DENSE, encoder, seed=0).encoder.geometry
 
 
+def _too_large(suite: Suite, encoder: EncoderSpec, geometry: Geometry, batch: int, console: Console) -> dict[str, str]:
+    """Rows whose train step does not fit into memory, with the reasons, which are printed."""
+    from bench.measure.headroom import too_large
+
+    found = too_large(suite.parsed_methods(), encoder, geometry, suite.train, batch)
+    for reason in found.values():
+        console.print(f"Training is left out: {reason}.", markup=False, highlight=False)
+    return found
+
+
 def _measure(
     suite: Suite,
     encoder: EncoderSpec,
     spec: MeasureSpec,
     training: bool,
+    left_out: dict[str, str],
     threads: int,
     results: Path,
     reports: Path,
     console: Console,
 ) -> CostTable:
-    """One table: measured, stored, printed, and drawn."""
+    """One table: measured, stored, printed, and drawn. Where dense is `left_out` of training, all are: there is nothing
+    to compare with."""
     from rich.progress import Progress
 
     from bench.analysis import costplots
     from bench.measure.macs import CountersDisagree
     from bench.measure.show import print_costs
-    from bench.measure.table import measure, table_path
+    from bench.measure.table import DENSE, measure, table_path
     from bench.store import as_json, write_atomically
 
-    methods = suite.parsed_methods()
+    methods, training = suite.parsed_methods(), training and DENSE.name not in left_out
     where = table_path(results, methods, encoder, suite.train, spec, threads, training)
     try:
         with Progress(console=console, disable=not console.is_terminal) as bar:
@@ -187,6 +201,7 @@ def _measure(
                 spec,
                 threads,
                 training=training,
+                left_out=left_out,
                 detail=True,
                 progress=lambda done, _: bar.update(task, completed=done),
             )

@@ -68,6 +68,11 @@ class Arm:
             with self.fabric.autocast():
                 self.saved = saved_bytes(self.objective, self.views, self._call(self.points[0]))
 
+    def most_saved(self) -> float:
+        """Bytes kept for backward by the largest step that is timed, for all of `views`."""
+        with self.fabric.autocast():
+            return self.views.shape[1] * saved_bytes(self.objective, self.views, self._call(max(self.points)))
+
     @property
     def ramps(self) -> bool:
         return self.objective.encoder.strategy.ramps and self.objective.encoder.strategy.target is not None

@@ -2,8 +2,8 @@
 
 fvcore reads a trace of the graph; torch's FlopCounterMode sees the operators as they run and gives 2 x MACs. Each is
 blind to fused attention on a CPU in its own way: fvcore gets a handle for it, under FlopCounterMode attention runs
-unfused. The third is a formula (`formula.py`), for all strategies but those of plug-ins. Where two of them differ by
-more than 1 % there is no count but an error that shows the difference by part.
+unfused. The third is a formula (`formula/`), for all strategies but those of plug-ins. Where two of them differ by more
+than 1 % there is no count but an error that shows the difference by part.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.measure import formula
+from bench.measure.formula.products import by_part
 from bench.measure.inputs import random_lesions
-from bench.measure.products import by_part
 from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call
 

@@ -4,7 +4,7 @@ no MACs.
 A train step (both views, forward and backward, teacher, predictor, heads) is counted by FlopCounterMode as it is
 executed, padding included, on the images given (or random ones); for large encoders on the meta device, where nothing
 is computed, if no shape depends on the images' content. Recomputation inside fused kernels is not counted. The formula
-(`formula.py`) is the other witness of every step that is counted: over 1 % apart, there is no count but an error.
+(`formula/`) is the other witness of every step that is counted: over 1 % apart, there is no count but an error.
 
 Over the schedule a step's MACs are a quadratic in the number of kept tokens (projections and MLPs linear, attention
 quadratic), so three counts give all; steps that keep every patch take another path and are counted by themselves.
@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.measure import formula
 from bench.measure.counters import CountersDisagree, check_agreement, inference_macs
+from bench.measure.formula.products import by_kind, by_part
 from bench.measure.inputs import random_lesions, random_views
-from bench.measure.products import by_kind, by_part
 from bench.record import Macs
 from bench.spec import EncoderSpec, TrainSpec
 from methods.encoders.encoder import Encoder

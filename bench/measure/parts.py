@@ -111,6 +111,8 @@ class Stepwatch:
         def leave(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             inside, owner = self.at.pop()
             self._switch(*(self.at[-1] if self.at else ("heads", None)))  # backward begins with the loss
+            if first is last and any(output is one for one in inputs):
+                return  # an identity: the gradient of its output is that of another module's
             if isinstance(output, Tensor) and output.requires_grad:
                 output.register_hook(lambda _: self._switch(inside, owner))  # type: ignore[no-untyped-call]
 

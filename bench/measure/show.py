@@ -37,7 +37,10 @@ def print_costs(table: CostTable, console: Console) -> None:
         ]
         if trained:
             saved = "" if row.saved_mib is None else f"{row.saved_mib:.2f}"
-            cells += [*_times(row, first, again, "train"), _speedup(row, again, "run"), saved]
+            if row.train_ms is None:
+                cells += ["left out", *[""] * 4, saved]
+            else:
+                cells += [*_times(row, first, again, "train"), _speedup(row, again, "run"), saved]
         shown.add_row(*cells, *(["" if row.peak_mib is None else f"{row.peak_mib:.0f}"] if peaks else []))
     console.print(shown)
     console.print(_note(table), markup=False, highlight=False)
@@ -98,6 +101,8 @@ def _note(table: CostTable) -> str:
         text += f"\nPeak MiB: {of}, of a few train steps in a process of their own, for the whole batch."
     if first.train_ms is None:
         text += "\nTraining was left out at this size."
+    for reason in table.environment.get("training_left_out", ()):
+        text += f"\nTraining left out: {reason}."
     for lost in table.environment.get("peaks_not_measured", ()):
         text += f"\nPeak memory not measured: {lost}."
     return text

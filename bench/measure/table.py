@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -49,14 +50,16 @@ def measure(
     images: Tensor | None = None,
     *,
     training: bool = True,
+    left_out: Mapping[str, str] = MappingProxyType({}),
     detail: bool = False,
     progress: Progress = lambda done, rounds: None,
 ) -> CostTable:
     """The paired measurement of `methods` (floors are left out), dense SimCLR first and once more as `simclr/dense#2`.
 
     `images` (2, batch, channels, H, W): the views that all methods get; random ones by default. torch runs with
-    `threads` threads meanwhile. `training` False times inference alone; `detail` adds where the time goes and peak
-    memory. Raises ValueError where the attention backend or the precision can't be had, CountersDisagree.
+    `threads` threads meanwhile. `training` False times inference alone, `left_out` (row: reason) does so for some rows;
+    `detail` adds where the time goes and peak memory. Raises ValueError where the attention backend or the precision
+    can't be had, CountersDisagree.
     """
     started = _now()
     raise_allocator_thresholds()
@@ -65,7 +68,10 @@ def measure(
     peaks: dict[str, tuple[float, str]] = {}
     with _threads(threads):
         views = random_views(encoder, measure.batch) if images is None else images[:, : measure.batch]
-        arms = [Arm(name, method, encoder, train, views, fabric, training) for name, method in contestants(methods)]
+        arms = [
+            Arm(name, method, encoder, train, views, fabric, training and name not in left_out)
+            for name, method in contestants(methods)
+        ]
         for arm in arms:
             arm.weigh()
         contenders = {key: call for arm in arms for key, call in arm.contenders().items()}
@@ -78,7 +84,7 @@ def measure(
     rows = [_row(arm, times, threads) for arm in arms]
     del arms, contenders  # the memory is the next processes'
     lost = []
-    for row in rows if detail and training else []:
+    for row in [row for row in rows if detail and row.train_ms is not None]:
         try:
             peaks[row.method] = peak_of_training(row.method.removesuffix(TWICE), encoder, train, measure.batch, threads)
         except NotMeasured as why:
@@ -91,6 +97,7 @@ def measure(
                 **environment(threads),
                 "disturbed_rounds": times.disturbed,
                 **({"peaks_not_measured": lost} if lost else {}),
+                **({"training_left_out": list(left_out.values())} if left_out else {}),
             },
             started=started,
             finished=_now(),
@@ -130,7 +137,7 @@ def _row(arm: Arm, times: PairedTimes, threads: int) -> CostRow:
     strategy, batch, train = arm.objective.encoder.strategy, arm.views.shape[1], arm.train
     dense_step = next((name for name in times.seconds if name.startswith(f"{DENSE.name} train ")), None)
     steps = runs = step_ms = None
-    if dense_step is not None:
+    if arm.training and dense_step is not None:
         steps = times.speedup(arm.train_key(), dense_step)
         runs = arm.run_speedup(times, dense_step)
         step_ms = 1e3 * times.median(arm.train_key()) / batch

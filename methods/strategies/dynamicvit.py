@@ -166,8 +166,8 @@ class DynamicViT(Strategy):
             for block in vit.blocks[self.before[0] :]:
                 x = run_block(block, x, self.core)
             dense = vit.norm(x)
-        prefix, kept = self.geometry.prefix, encoding.kept
+        prefix, kept = self.geometry.prefix, masked.policies[-1].detach() > 0.5
         cosine = F.cosine_similarity(encoding.features.float(), pool(dense, prefix).float(), dim=1)
         encoding.losses["distil"] = self.distil_weight * (1 - cosine).mean()
         apart = (masked.tokens[:, prefix:].float() - dense[:, prefix:].float()).square().mean(-1)  # (B, patches)
-        encoding.losses["distil_tokens"] = self.distil_weight * apart[kept].mean()
+        encoding.losses["distil_tokens"] = self.distil_weight * (apart * kept).sum() / kept.sum()

@@ -79,12 +79,12 @@ class SparseContrast(Selection):
             return None  # the schedule has not begun to trim
         logits = self.predictor(images).float()
         if not call.training:
-            return self._choice(logits, self._kept(logits, k, training=False))
+            return self._choice(logits, self._kept(logits, k, training=False), k)
         noise = self._noise(logits, call)
         kept = self._kept(logits.detach() + noise, k, training=True)
         if self.select == "budget":
             self._remember_threshold(logits.detach(), k)
-        choice = self._choice(logits, kept)
+        choice = self._choice(logits, kept, k)
         choice.stats = self._stats(logits, noise, kept, k)
         if self.trained:
             self._let_gradients_cross(choice, logits, kept, call.keep)
@@ -111,10 +111,9 @@ class SparseContrast(Selection):
             kept = scores > self.threshold  # stays 0 for "threshold"
         return kept | as_mask(highest(scores, 1), self.geometry.patches)
 
-    def _choice(self, logits: Tensor, kept: Tensor) -> Choice:
-        """Indices of the kept patches, ascending, padded where images keep different numbers."""
-        counts = kept.sum(1)
-        most = int(counts.max())
+    def _choice(self, logits: Tensor, kept: Tensor, k: int) -> Choice:
+        """Indices of the kept patches, ascending: k an image, or padded where images keep different numbers."""
+        most = k if self.select == "topk" else int(kept.sum(1).max())
         order = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         return Choice(
             order,

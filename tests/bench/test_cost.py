@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bench.cost import _affordable, _geometry, app
-from bench.measure import counters, table
+from bench.measure import counters, headroom, table
 from bench.record import CostRow, CostTable
 from bench.spec import EncoderSpec, MeasureSpec
 
@@ -69,6 +69,27 @@ def test_sizes_up_to_which_training_is_measured(tmp_path: Path) -> None:
     with open(tmp_path / "reports" / "cost.csv", newline="") as file:
         blank = {row["image_size"]: row["train_ms"] == "" for row in csv.DictReader(file)}
     assert blank == {"32": False, "64": True}
+
+
+def test_a_step_that_memory_does_not_hold_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--methods", "random,fixed", "--rounds", "2", "--batch", "2", "--threads", "1")
+    monkeypatch.setattr(headroom, "too_large", lambda *_: {"simclr/fixed": "simclr/fixed at 32 px: takes too much"})
+    done = cost(tmp_path, *options)
+    assert done.exit_code == 0, done.output
+    assert "Training is left out: simclr/fixed at 32 px: takes too much." in done.output
+    assert "Training left out: simclr/fixed at 32 px: takes too much." in done.output
+    (path,) = (tmp_path / "results" / "cost").glob("*.json")
+    rows = {row.method: row for row in CostTable.model_validate_json(path.read_bytes()).rows}
+    steps = {name: (row.train_ms, row.run_speedup, row.saved_mib, row.peak_mib) for name, row in rows.items()}
+    assert steps.pop("simclr/fixed") == (None,) * 4
+    assert all(value is not None for row in steps.values() for value in row)
+    assert rows["simclr/fixed"].infer_ms > 0
+    monkeypatch.undo()
+    monkeypatch.setattr(headroom, "free_bytes", lambda device: 1e6)
+    done = cost(tmp_path / "none", *options)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("Training is left out: simclr/") == 3
+    assert "Training was left out at this size." in done.output
 
 
 @pytest.mark.parametrize(

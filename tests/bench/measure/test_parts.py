@@ -17,12 +17,14 @@ from bench.spec import EncoderSpec, TrainSpec
 from methods.names import parse_methods
 
 TINY = EncoderSpec(name="vit_stem_d64_l4_patch8", image_size=32)
+CONVNEXT = EncoderSpec(name="convnext_d64_l6_patch8", image_size=32)
+RESNET = EncoderSpec(name="resnet18", image_size=32)
 SLOW = 0.05  # seconds
 
 
-def arm(method: str) -> Arm:
+def arm(method: str, encoder: EncoderSpec = TINY) -> Arm:
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Arm(method, parse_methods(method)[0], TINY, TrainSpec(), random_views(TINY, 2), fabric)
+    return Arm(method, parse_methods(method)[0], encoder, TrainSpec(), random_views(encoder, 2), fabric)
 
 
 class _Sleep(torch.autograd.Function):
@@ -72,7 +74,41 @@ def watched(one: Arm) -> dict[str, float]:
     ],
 )
 def test_what_is_slow_is_found_where_it_is(method: str, name: str, part: str, direction: str) -> None:
-    plain, slowed = arm(method), arm(method)
+    check_found(arm(method), arm(method), name, part, direction)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("encoder", "method", "name", "part"),
+    [
+        *(
+            (CONVNEXT, f"simclr/{strategy}", f"encoder.convnext.{name}", part)
+            for strategy in ("dense", "sparsecontrast")  # as modules, and by their halves
+            for name, part in (
+                ("stem", "embedding"),
+                ("stages.0.blocks.0.conv_dw", "blocks"),
+                ("stages.0.blocks.1.mlp", "blocks"),
+                ("stages.1.downsample", "blocks"),
+                ("stages.1.blocks.3.norm", "blocks"),
+                ("head.norm", "blocks"),
+            )
+        ),
+        (CONVNEXT, "simclr/sparsecontrast", "encoder.strategy.predictor", "predictor"),
+        (CONVNEXT, "simclr/fixed[execution=masked]", "encoder.convnext.stages.0.blocks.0", "blocks"),
+        (CONVNEXT, "simclr/random", "projector", "heads"),
+        (RESNET, "simclr/dense", "encoder.resnet.conv1", "embedding"),
+        (RESNET, "simclr/dense", "encoder.resnet.layer1.0.conv1", "blocks"),
+        (RESNET, "moco/dense", "encoder.resnet.layer4", "blocks"),
+    ],
+    ids=lambda value: str(getattr(value, "name", value)),
+)
+def test_what_is_slow_in_a_cnn_is_found_where_it_is(
+    encoder: EncoderSpec, method: str, name: str, part: str, direction: str
+) -> None:
+    check_found(arm(method, encoder), arm(method, encoder), name, part, direction)
+
+
+def check_found(plain: Arm, slowed: Arm, name: str, part: str, direction: str) -> None:
     slow(slowed.objective.get_submodule(name), **{direction: SLOW})
     before, after = watched(plain), watched(slowed)
     gain = {key: after.get(key, 0.0) - before.get(key, 0.0) for key in after}
@@ -89,14 +125,31 @@ def test_a_teacher_pays_for_all_that_it_does() -> None:
     assert "teacher" not in watched(arm("simclr/sparsecontrast"))
 
 
-def test_no_time_is_lost_or_counted_twice_and_nothing_stays_behind() -> None:
-    """On a clock that counts its readings: the parts add up to all of them."""
-    one = arm("simclr/dynamicvit")
+ALWAYS = {"optimizer", "heads", "selection", "embedding", "blocks"}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "method", "more"),
+    [
+        (TINY, "simclr/dynamicvit", {"predictor"}),
+        (CONVNEXT, "simclr/dense", set()),
+        (CONVNEXT, "simclr/random", set()),
+        (CONVNEXT, "moco/sparsecontrast", {"predictor", "teacher"}),
+        (RESNET, "moco/dense", {"teacher"}),
+    ],
+    ids=lambda value: str(getattr(value, "name", value)),
+)
+def test_no_time_is_lost_or_counted_twice_and_nothing_stays_behind(
+    encoder: EncoderSpec, method: str, more: set[str]
+) -> None:
+    """On a clock that counts its readings: the parts add up to all of them, and each has some."""
+    one = arm(method, encoder)
     step = one.train_steps()[one.points[0]]
     ticks = iter(range(10**6))
     with Stepwatch(one.objective, one._set_up[1], clock=lambda: float(next(ticks))).watch() as seconds:
         step()
     assert sum(seconds.values()) == next(ticks) - 1
+    assert {part for part, value in seconds.items() if value} == ALWAYS | more
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in one.objective.modules())
     assert next(ticks) == sum(seconds.values()) + 2
     step()
