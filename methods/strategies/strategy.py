@@ -77,7 +77,7 @@ class ConvGeometry(Geometry):
         return (macs - self.stem_macs) / self.patch_macs
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: what converts a model's inputs to another precision makes it anew
 class Call:
     """What one forward pass is told besides the images (B, channels, H, W).
 
