@@ -19,7 +19,7 @@ def keyed_generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen, as a part of `Call`
 class Noise:
     """The randomness of one training step.
 

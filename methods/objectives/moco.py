@@ -25,6 +25,7 @@ from torch import Tensor
 
 from methods.encoders.encoder import Encoder
 from methods.objectives.objective import Loss, Objective, follow, head_width, mlp, total
+from methods.ranks import gather_views
 from methods.strategies.strategy import Call
 
 
@@ -61,9 +62,10 @@ class MoCo(Objective):
     def forward(self, views: Tensor, call: Call) -> Loss:
         images = views.flatten(0, 1)  # view-major (2B, ...)
         encoding = self.encoder(images, call)
-        queries = self.predictor(self.projector(encoding.features))
+        queries = self.predictor(self.projector(gather_views(encoding.features)))
         with torch.no_grad():
-            keys = self.teacher_projector(self.teacher_encoder(images, self._teacher_call(call)).features)
+            features = self.teacher_encoder(images, self._teacher_call(call)).features
+            keys = self.teacher_projector(gather_views(features))
         q1, q2 = queries.chunk(2)
         k1, k2 = keys.chunk(2)
         return total(self.contrast(q1, k2) + self.contrast(q2, k1), encoding)

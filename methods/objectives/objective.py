@@ -1,13 +1,19 @@
-"""What an objective is: an encoder with heads and a contrastive loss on two views."""
+"""What an objective is: an encoder with heads and a contrastive loss on two views.
+
+Over several ranks the encoder runs on a rank's own images, and the heads on the features of all (`gather_views`), on
+every rank alike: so their batch norm and the negatives are those of the global batch, and the gradients exact, for the
+heads' part of a step, some 0.1 % of it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from methods.encoders.encoder import Encoder
+from methods.ranks import sum_over_ranks, world
 from methods.strategies.strategy import Call, Encoding
 
 
@@ -35,7 +41,7 @@ class Objective(nn.Module):
         self.encoder = encoder
 
     def forward(self, views: Tensor, call: Call) -> Loss:
-        """Loss of a batch of two views (2, B, channels, H, W)."""
+        """Loss of the global batch, of which `views` (2, B, channels, H, W) are this rank's images."""
         raise TypeError(f"{type(self).__name__} defines no loss")
 
     def after_step(self, progress: float) -> None:
@@ -47,11 +53,25 @@ class Objective(nn.Module):
 
 
 def total(contrastive: Tensor, encoding: Encoding) -> Loss:
-    """The contrastive loss plus the strategy's own, already weighted."""
+    """The contrastive loss of the global batch plus the strategy's own, already weighted.
+
+    The strategy's losses and statistics become means over the ranks: of what is a mean over images or over the global
+    batch that is the global value; of a share of the kept patches (`overlap`), where ranks keep different numbers,
+    nearly.
+    """
+    encoding = replace(encoding, losses=_means(encoding.losses), stats=_means(encoding.stats))
     whole = contrastive
     for part in encoding.losses.values():
         whole = whole + part
     return Loss(whole, contrastive, encoding, encoding.losses)
+
+
+def _means(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Their means over the ranks, in one exchange."""
+    if world() == 1 or not scalars:
+        return scalars
+    means = sum_over_ranks(torch.stack(list(scalars.values()))) / world()
+    return dict(zip(scalars, means.unbind(), strict=True))
 
 
 def mlp(widths: list[int], last_norm_affine: bool | None, first_norm: bool = False) -> nn.Sequential:

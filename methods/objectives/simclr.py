@@ -14,6 +14,7 @@ from torch import Tensor
 
 from methods.encoders.encoder import Encoder
 from methods.objectives.objective import Loss, Objective, head_width, mlp, total
+from methods.ranks import gather_views
 from methods.strategies.strategy import Call
 
 
@@ -29,7 +30,8 @@ class SimCLR(Objective):
 
     def forward(self, views: Tensor, call: Call) -> Loss:
         encoding = self.encoder(views.flatten(0, 1), call)  # view-major (2B, ...)
-        return total(nt_xent(self.projector(encoding.features), self.temperature), encoding)
+        projections = self.projector(gather_views(encoding.features))
+        return total(nt_xent(projections, self.temperature), encoding)
 
     def plateau(self, batch: int) -> float:
         return math.log(2 * batch - 1)

@@ -27,6 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods.attention import policy_core, run_block
+from methods.ranks import mean_over_ranks
 from methods.strategies.selection import highest
 from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool, stages
 
@@ -170,4 +171,4 @@ class DynamicViT(Strategy):
         cosine = F.cosine_similarity(encoding.features.float(), pool(dense, prefix).float(), dim=1)
         encoding.losses["distil"] = self.distil_weight * (1 - cosine).mean()
         apart = (masked.tokens[:, prefix:].float() - dense[:, prefix:].float()).square().mean(-1)  # (B, patches)
-        encoding.losses["distil_tokens"] = self.distil_weight * (apart * kept).sum() / kept.sum()
+        encoding.losses["distil_tokens"] = self.distil_weight * mean_over_ranks(apart, kept)

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from methods.ranks import gather_views, mean_over_ranks
 from methods.strategies.predictor import Predictor, predictor_width
 from methods.strategies.selection import Choice, Selection, highest
 from methods.strategies.strategy import Call, Geometry, as_mask
@@ -28,9 +29,9 @@ Gate = Literal["token", "key_bias"]
 class SparseContrast(Selection):
     """Saliency-guided selection.
 
-    `select`: "topk" keeps exactly k patches an image; "budget" keeps the B x k highest scores of the batch in training
-    and what exceeds a stored threshold at inference (an image never depends on its neighbours there); "threshold"
-    keeps logits above 0, whose number only L_sparsity controls.
+    `select`: "topk" keeps exactly k patches an image; "budget" keeps the B x k highest scores of the batch, of all
+    ranks, in training and what exceeds a stored threshold at inference (an image never depends on its neighbours
+    there); "threshold" keeps logits above 0, whose number only L_sparsity controls.
     `gate`: how the loss reaches the predictor, with straight-through values: "token" scales a kept token by
     g = 1 + s - stopgrad(s), "key_bias" adds log g to the attention logits of the kept keys and weighs them by g in the
     pooling: what dropping a token does to the others. (log s in the place of log g would push a kept token's logit with
@@ -105,8 +106,7 @@ class SparseContrast(Selection):
         if self.select == "topk":
             return as_mask(highest(scores, k), self.geometry.patches)
         if self.select == "budget" and training:
-            cut = scores.flatten().topk(k * scores.shape[0]).values[-1]
-            kept = scores >= cut
+            kept = scores >= _budget_cut(scores, k)
         else:
             kept = scores > self.threshold  # stays 0 for "threshold"
         return kept | as_mask(highest(scores, 1), self.geometry.patches)
@@ -124,8 +124,7 @@ class SparseContrast(Selection):
 
     def _remember_threshold(self, logits: Tensor, k: int) -> None:
         """Running quantile of the noise-free logits above which the batch's budget lies."""
-        cut = logits.flatten().topk(k * logits.shape[0]).values[-1]
-        self.threshold.lerp_(cut, 0.1)
+        self.threshold.lerp_(_budget_cut(logits, k), 0.1)
 
     def _let_gradients_cross(self, choice: Choice, logits: Tensor, kept: Tensor, keep: float) -> None:
         at = logits.gather(1, choice.index)
@@ -135,9 +134,9 @@ class SparseContrast(Selection):
             choice.token_scale = hard
         else:
             choice.key_bias = hard.log()
-        mean = logits.sigmoid().mean()
+        mean = mean_over_ranks(logits.sigmoid())
         if self.select == "threshold":
-            mean = mean + (kept.float().mean() - mean).detach()  # the count itself, straight-through
+            mean = mean + (mean_over_ranks(kept.float()) - mean).detach()  # the count itself, straight-through
         choice.losses["sparsity"] = self.lambda_sparsity * (mean - keep) ** 2
 
     def _stats(self, logits: Tensor, noise: Tensor, kept: Tensor, k: int) -> dict[str, Tensor]:
@@ -151,6 +150,12 @@ class SparseContrast(Selection):
                 "overlap": (kept & clean).sum() / kept.sum(),
                 "kept_share": kept.float().mean(),
             }
+
+
+def _budget_cut(scores: Tensor, k: int) -> Tensor:
+    """The lowest of the B x k highest `scores` (B, patches) of the batch, which is that of all ranks."""
+    everyone = gather_views(scores)
+    return everyone.flatten().topk(k * everyone.shape[0]).values[-1]
 
 
 class Frozen(SparseContrast):

@@ -77,7 +77,7 @@ class ConvGeometry(Geometry):
         return (macs - self.stem_macs) / self.patch_macs
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: what converts a model's inputs to another precision makes it anew
 class Call:
     """What one forward pass is told besides the images (B, channels, H, W).
 
@@ -114,7 +114,11 @@ class Encoding:
 
 class Strategy(nn.Module):
     """Base of all strategies. Subclasses define `forward(network, images, call) -> Encoding` on timm's networks of
-    the families for which the registry names them."""
+    the families for which the registry names them.
+
+    Over several ranks `images` are this rank's own. Losses that are means over images need no more; what depends on the
+    whole batch otherwise (a square of its mean, a budget that images share) asks `methods.ranks` for it.
+    """
 
     inference: tuple[Inference, ...] = ("pruned",)  # how it is evaluated, its own way first; set from the registry
     train_execution: ClassVar[Literal["gathered", "masked"]] = "gathered"

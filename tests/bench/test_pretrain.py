@@ -54,6 +54,19 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("method", ["simclr/sparsecontrast", "moco/dynamicvit"])
+def test_mixed_precision_stays_near_the_full_one(train, tmp_path, phantom, method: str) -> None:
+    from lightning_fabric import Fabric
+
+    mixed = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    run = small.run_spec(tmp_path, method, train__precision="bf16-mixed")
+    trained = pretrain(run, phantom, np.arange(64), mixed, lambda state: None)
+    full = train(method)
+    assert trained.final_loss == pytest.approx(full.final_loss, rel=0.02)
+    assert not same(weights(trained), weights(full))
+    assert all(t.dtype != torch.bfloat16 for t in weights(trained).values())
+
+
 def test_the_same_spec_gives_the_same_weights_whatever_ran_before(train) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
