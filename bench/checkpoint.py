@@ -38,11 +38,14 @@ class Point:
 class Checkpoints:
     """Those of one training. `minutes` between two; None writes by time never (yet when asked to stop, and at the end).
 
-    Without a `folder` nothing is kept, and a stop is answered all the same.
+    Without a `folder` nothing is kept, and a stop is answered all the same. With `writes` False what there is is read,
+    and another process writes.
     """
 
-    def __init__(self, folder: Path | None, minutes: float | None = None, stopping: Stopping | None = None) -> None:
-        self.folder, self.minutes = folder, minutes
+    def __init__(
+        self, folder: Path | None, minutes: float | None = None, stopping: Stopping | None = None, writes: bool = True
+    ) -> None:
+        self.folder, self.minutes, self.writes = folder, minutes, writes
         self.stopping = stopping or Stopping()
         self._saved_at = time.monotonic()
 
@@ -63,7 +66,7 @@ class Checkpoints:
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, point: Point) -> None:
         """Write the state after `point.step` steps; then stop, if that was asked (see `Stopping.answer`)."""
-        if self.folder is not None:
+        if self.folder is not None and self.writes:
             content = save_tensors(_taken(model, optimizer))
             inside = {"step": point.step, "tensors": _sha256(content), "position": point.position}
             write_atomically(self.folder / f"{point.step}.safetensors", content)

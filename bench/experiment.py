@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
@@ -24,6 +25,7 @@ from bench.finetune import Classifier, finetune, finetune_steps
 from bench.measure.macs import count
 from bench.measure.memory import peak_mib, saved_bytes
 from bench.pretrain import Report, Trained, TrainingFailed, build, keep_now, pretrain, views_of
+from bench.ranks import RanksLost, fabric_of, leading
 from bench.record import DataRecord, Memory, Record, SplitRecord, Timing
 from bench.spec import SCIENCE_VERSION, DataSpec, EvaluationSpec, FinetuneSpec, RunSpec
 from bench.store import Store, evaluation_name, missing_evaluations, write_atomically
@@ -51,7 +53,8 @@ def run_experiment(
     """Bring one run up to date: pre-train it if it is not done, then make the evaluations that are missing.
 
     A failure (an exception, a loss that is not finite) becomes a record with its reason; nothing is raised but an
-    interruption. Users' mistakes in the data are raised before, when the grid is planned.
+    interruption, and RanksLost where its ranks can't make another run. Users' mistakes in the data are raised before,
+    when the grid is planned.
     """
     started = _now()
     checkpoints = checkpoints or Checkpoints(store.training(spec.run_id))
@@ -68,7 +71,17 @@ def run_experiment(
     except Exception as error:
         failed = failure(spec, threads, _reason(error, spec), started)
         write_failure(store, failed, traceback.format_exc())
+        if isinstance(error, RanksLost):
+            raise
         return failed
+
+
+def train_along(spec: RunSpec, cache: Path | None, checkpoints: Checkpoints) -> None:
+    """What a rank other than 0 does of a run: its share of the pre-training."""
+    bench = prepare(spec, Fabric(accelerator="auto", devices=1, precision=spec.train.precision), cache)
+    fabric = fabric_of(spec.train.precision)
+    with contextlib.suppress(TrainingFailed):  # as it did on rank 0, which writes it down
+        pretrain(spec, bench.data, bench.splits.train, fabric, lambda state: None, checkpoints)
 
 
 def failure(spec: RunSpec, threads: int, reason: str, started: str = "") -> Record:
@@ -120,7 +133,9 @@ def _train(
     if spec.parsed.strategy == "untrained":
         objective = build(spec.parsed, spec.encoder, spec.seed)
     else:
-        trained = pretrain(spec, bench.data, bench.splits.train, bench.fabric, report, checkpoints)
+        fabric = fabric_of(spec.train.precision)
+        with leading(fabric, spec):
+            trained = pretrain(spec, bench.data, bench.splits.train, fabric, report, checkpoints)
         objective = trained.objective
     report({"doing": "diagnosing"})
     encoder = objective.encoder.eval()
@@ -330,6 +345,10 @@ def split_record(bench: Bench) -> SplitRecord:
 def _reason(error: Exception, spec: RunSpec) -> str:
     if isinstance(error, (TrainingFailed, EvaluationFailed)):
         return str(error)
+    if isinstance(error, RanksLost) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+        if "peer" in str(error) or isinstance(error, torch.distributed.DistBackendError):
+            return "another of its ranks ended before its time: what that said stands in results/.workers"
     text = f"{error}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
         return f"out of memory at batch {spec.train.batch}: use a smaller one with --set train.batch=N"

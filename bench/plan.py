@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from bench.environment import cores
 from bench.launch import Fan, Launcher
+from bench.ranks import check_ranks
 from bench.slurm import read_options
 from bench.store import check_folder
 from bench.submit import parameters
@@ -100,11 +101,7 @@ def plan(options: Options) -> Plan:
     root = Path(suite.data.root) if suite.data.root else None
     data = load(suite.data.name, suite.encoder.image_size, root, cache, **suite.data.options)
     _check(suite, data)
-    if suite.train.batch % options.ranks:
-        raise ValueError(
-            f"a batch of {suite.train.batch} images can't be shared equally by {options.ranks} ranks: change --ranks, "
-            "or the batch with --set train.batch=N."
-        )
+    check_ranks(options.ranks, suite.train.batch)
     job = Work(
         runs=tuple(suite.runs(data.fingerprint)),
         evaluation=suite.evaluation,

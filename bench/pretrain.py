@@ -22,13 +22,16 @@ from torch import Tensor
 from bench.checkpoint import Checkpoints
 from bench.course import Course
 from bench.lesions import Lesions
+from bench.ranks import any_rank
 from bench.spec import EncoderSpec, RunSpec, TrainSpec
 from datasets.dataset import Dataset
 from datasets.views import Parameters, Views
 from methods import build_encoder, build_objective
+from methods.encoders.batchnorm import globalise
 from methods.names import Method
 from methods.noise import Noise, keyed_generator
 from methods.objectives.objective import Loss, Objective
+from methods.ranks import rows_of_rank, together, world
 from methods.schedule import keep_at
 from methods.strategies.strategy import Call
 
@@ -134,6 +137,7 @@ def steps_of(images: int, train: TrainSpec) -> int:
     return train.epochs * (images // train.batch)
 
 
+@together()
 def pretrain(
     spec: RunSpec,
     data: Dataset,
@@ -144,6 +148,7 @@ def pretrain(
 ) -> Trained:
     """Pre-train on `images` (indices into `data`), from the newest of its `checkpoints` if there is one.
 
+    Of several ranks each trains on its own rows of every batch; all end with the same weights, and rank 0 reports.
     Raises TrainingFailed, e.g. for a loss that is not finite; KeyboardInterrupt or SystemExit, with a checkpoint
     saved, where it was asked to stop.
     """
@@ -154,12 +159,17 @@ def pretrain(
     objective = build(spec.parsed, spec.encoder, spec.seed)
     objective.encoder.use_attention(train.attention, fabric.device)
     optimizer = optimizer_of(objective, train.lr, train.weight_decay)
+    if world() > 1:
+        globalise(objective)
     model, optimizer = fabric.setup(objective, optimizer)
+    rows = rows_of_rank(train.batch)
     scheduler = schedule_of(optimizer, total, train.warmup)
     views = views_of(spec)
     lesions = Lesions(data, objective.encoder, spec.seed)
     checkpoints = checkpoints or Checkpoints(None)
     course = Course.at(checkpoints.restore(objective, optimizer))
+    if any_rank(fabric, course.step != fabric.broadcast(course.step)):
+        raise TrainingFailed("the ranks found different checkpoints: does each of them see the results folder?")
     per_epoch = total // train.epochs
     model.train()
     with checkpoints.stopping.between_steps():
@@ -172,10 +182,10 @@ def pretrain(
                 call = Call(
                     keep=keep_now(objective, progress, train.ramp),
                     progress=progress,
-                    noise=Noise(spec.seed, step, train.batch),
+                    noise=Noise(spec.seed, step, train.batch, rows=rows),
                 )
-                parameters = draw_views(spec, objective.blur_probabilities, step, len(index))
-                pair, call = lesions.make_views(views, index, parameters, call, fabric.device)
+                parameters = draw_views(spec, objective.blur_probabilities, step, len(index)).rows(rows)
+                pair, call = lesions.make_views(views, index[rows], parameters, call, fabric.device)
                 loss = train_step(model, optimizer, pair, call, fabric)
                 value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
                 if not math.isfinite(whole):
@@ -183,14 +193,14 @@ def pretrain(
                         f"the loss became {whole} at step {step} of {total} (learning rate {train.lr:g})"
                     )
                 course.note(loss, value, len(index))
-                if course.step % 10 == 0 or course.step == total:
+                if fabric.is_global_zero and (course.step % 10 == 0 or course.step == total):
                     speed = course.images_per_second()
                     report(
                         {"step": step + 1, "steps": total, "loss": value, "keep": call.keep, "images_per_second": speed}
                     )
                 if course.step % per_epoch == 0:
                     course.end_epoch(epoch + 1, call.keep, optimizer.param_groups[0]["lr"])
-                if course.step < total and checkpoints.due():
+                if course.step < total and any_rank(fabric, checkpoints.due()):
                     checkpoints.save(objective, optimizer, course.point())
         if course.new_steps:
             checkpoints.save(objective, optimizer, course.point())

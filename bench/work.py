@@ -22,6 +22,8 @@ from bench.store import Store, missing_evaluations
 from methods import load_plugin
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from bench.record import Record
 
 
@@ -65,7 +67,10 @@ class Work:
 
 
 def work(job: Work) -> int:
-    """Do what of the grid nobody else has done or begun; returns how many runs failed here."""
+    """Do what of the grid nobody else has done or begun; returns how many runs failed here.
+
+    With several ranks each is a process of the same job that calls this: rank 0 works, the others train along.
+    """
     from bench.environment import raise_allocator_thresholds
 
     raise_allocator_thresholds()
@@ -75,26 +80,53 @@ def work(job: Work) -> int:
 
     torch.set_num_threads(job.threads)
     stopping = Stopping(job.orphaned)
+    with stopping.listening():
+        if job.ranks == 1:
+            return _work_through(job, stopping)
+        from bench.ranks import dismiss, fabric_of, name_rank
+
+        rank, fabric = name_rank(), fabric_of("32-true")  # here they meet
+        if rank > 0:
+            return _train_along(job, fabric, stopping)
+        failed = _work_through(job, stopping)
+        dismiss(fabric)
+        return failed
+
+
+def _work_through(job: Work, stopping: Stopping) -> int:
+    """The runs in their order, then again those that others had begun."""
     claims, failed = Claims(job.results), 0
     tried: set[str] = set()
     left = list(job.runs)
-    with stopping.listening():
-        while left:
-            others: list[RunSpec] = []
-            for run in left:
-                if job.orphaned():
-                    return failed
-                with claims.hold(run.run_id, job.grid) as mine:
-                    if not mine:
-                        others.append(run)
-                    elif job.unfinished(run) and not job.gave_up(run) and run.run_id not in tried:
-                        tried.add(run.run_id)
-                        failed += _do(job, run, stopping).status == "failed"
-                stopping.answer()
-            # what others had begun and left: they may have died, or have trained a run that lacks evaluations of ours
-            free = [run for run in others if not claims.held(run.run_id) and not job.gave_up(run)]
-            left = [run for run in free if job.unfinished(run)]
+    while left:
+        others: list[RunSpec] = []
+        for run in left:
+            if job.orphaned():
+                return failed
+            with claims.hold(run.run_id, job.grid) as mine:
+                if not mine:
+                    others.append(run)
+                elif job.unfinished(run) and not job.gave_up(run) and run.run_id not in tried:
+                    tried.add(run.run_id)
+                    failed += _do(job, run, stopping).status == "failed"
+            stopping.answer()
+        # what others had begun and left: they may have died, or have trained a run that lacks evaluations of ours
+        free = [run for run in others if not claims.held(run.run_id) and not job.gave_up(run)]
+        left = [run for run in free if job.unfinished(run)]
     return failed
+
+
+def _train_along(job: Work, fabric: Fabric, stopping: Stopping) -> int:
+    """What a rank other than 0 does: its share of what rank 0 trains. It has no failures of its own to count."""
+    from bench.checkpoint import Checkpoints
+    from bench.experiment import train_along
+    from bench.ranks import told
+
+    for run in told(fabric):
+        folder = Store(job.results).training(run.run_id)
+        train_along(run, job.cache, Checkpoints(folder, None, stopping, writes=False))
+        stopping.answer()
+    return 0
 
 
 def _do(job: Work, run: RunSpec, stopping: Stopping) -> Record:

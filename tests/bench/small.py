@@ -32,6 +32,7 @@ class World:
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache = folder, cache
+        folder.mkdir(exist_ok=True)
         self.results, self.reports = folder / "results", folder / "reports"
         self.toml = folder / "small.toml"
         self.toml.write_text(TOML, encoding="utf-8")

@@ -1,0 +1,195 @@
+"""Pre-training on two ranks: what the environment says, who reports, and the weights that one process gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench.pretrain import TrainingFailed, pretrain
+from bench.ranks import RanksLost, any_rank, check_ranks, fabric_of, leading
+from tests.bench import small
+from tests.bench.two_ranks import CASES, train
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"images_per_second"}
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path, phantom: Any) -> Path:
+    """What two ranks left there. They believe to be tasks of a SLURM job, whose own variables must not matter."""
+    folder, port = tmp_path_factory.mktemp("ranks"), free_port()
+    slurm = {"SLURM_NTASKS": "5", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "2", "SLURM_JOB_ID": "7"}
+    processes = []
+    for rank in range(2):
+        torchs = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "tests.bench.two_ranks", str(folder), str(cache)]
+        environment = {**os.environ, **slurm, **torchs, **where}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_the_environment_says_which_rank_a_process_is(ranks: list[dict[str, Any]]) -> None:
+    for rank, found in enumerate(ranks):
+        assert (found["world"], found["rank"], found["zero"]) == (2, rank, rank == 0)
+        assert (found["device"], found["backend"], found["threads"]) == ("cpu", "gloo", 1)
+        assert found["world after"] == 1  # what comes after training, a rank does by itself
+
+
+def test_all_stop_when_one_says_so(ranks: list[dict[str, Any]]) -> None:
+    assert [found["said by one"] for found in ranks] == [True, True]
+    assert [found["said by none"] for found in ranks] == [False, False]
+
+
+@pytest.mark.parametrize("i", range(len(CASES)), ids=[method for method, _ in CASES])
+def test_weights_and_history_are_those_of_one_process(
+    ranks: list[dict[str, Any]], folder: Path, tmp_path: Path, phantom: Any, fabric: Any, i: int
+) -> None:
+    alone = train(tmp_path, phantom, fabric, CASES[i], [])
+    for rank, found in enumerate(ranks):
+        state = torch.load(folder / f"{rank}-{i}.pt", weights_only=True)
+        assert state.keys() == alone.objective.state_dict().keys()
+        for name, tensor in alone.objective.state_dict().items():
+            torch.testing.assert_close(state[name], tensor, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        for mine, line in zip(found["histories"][i], alone.history, strict=True):
+            assert mine.keys() == line.keys()
+            for name in line.keys() - TIMES - {"selection"}:
+                assert mine[name] == pytest.approx(line[name], rel=1e-6), name
+            chosen, expected = mine["selection"], dict(line["selection"])  # overlap is a mean of shares
+            assert chosen.pop("overlap", 0.0) == pytest.approx(
+                expected.pop("overlap", 0.0), rel=0.05
+            )  # a mean of shares
+            assert chosen == pytest.approx(expected, rel=1e-6)
+
+
+def test_mixed_precision_keeps_ranks_together(ranks: list[dict[str, Any]], tmp_path: Path, phantom: Any) -> None:
+    spec = small.run_spec(tmp_path, "moco/dense", encoder__name="resnet10t", train__precision="bf16-mixed")
+    alone = pretrain(spec, phantom, np.arange(64), fabric_of("bf16-mixed"), print).final_loss
+    assert ranks[0]["mixed precision"] == ranks[1]["mixed precision"] == pytest.approx(alone, rel=0.02)
+
+
+def test_rank_0_alone_reports(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["reports"] == [1] * len(CASES)  # after the last of four steps
+    assert ranks[1]["reports"] == [0] * len(CASES)
+
+
+def test_a_rank_that_died_is_noticed(ranks: list[dict[str, Any]]) -> None:
+    """The others fail instead of waiting for it."""
+    error, seconds = ranks[0]["without the other"]
+    assert error
+    assert seconds < 30
+
+
+def test_one_process_is_a_rank_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    fabric = fabric_of("32-true")
+    assert (fabric.world_size, fabric.is_global_zero) == (1, True)
+    assert not torch.distributed.is_initialized()
+    assert [any_rank(fabric, flag) for flag in (True, False)] == [True, False]
+
+
+@pytest.mark.parametrize(("ranks", "batch"), [(1, 7), (2, 64), (3, 48), (16, 16)])
+def test_ranks_that_divide_the_batch(ranks: int, batch: int) -> None:
+    check_ranks(ranks, batch)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batch", "mend"),
+    [
+        (3, 64, "use --ranks 2 or 4, or a batch of 66 with --set train.batch=66"),
+        (2, 7, "use --ranks 1, or a batch of 8 with --set train.batch=8"),
+        (32, 16, "use --ranks 8 or 16, or a batch of 32 with --set train.batch=32"),
+    ],
+)
+def test_ranks_that_do_not_are_a_mistake(ranks: int, batch: int, mend: str) -> None:
+    with pytest.raises(ValueError, match=f"a batch of {batch} images can't be shared equally by {ranks} ranks: {mend}"):
+        check_ranks(ranks, batch)
+
+
+def test_no_rank_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="--ranks 0: there is at least one rank"):
+        check_ranks(0, 64)
+
+
+def test_a_failure_on_one_rank_ends_them_unless_all_fail_alike(tmp_path: Path) -> None:
+    two, one = SimpleNamespace(world_size=2, broadcast=str), SimpleNamespace(world_size=1, broadcast=str)
+    spec = small.run_spec(tmp_path, "dense")
+    for fabric, error, expected in (
+        (two, OSError("full"), RanksLost),
+        (two, TrainingFailed("nan"), TrainingFailed),
+        (two, KeyboardInterrupt(), KeyboardInterrupt),
+        (one, OSError("full"), OSError),
+    ):
+        with pytest.raises(expected), leading(fabric, spec):  # type: ignore[arg-type]
+            raise error
+
+
+DIES = """
+import os, pathlib
+from methods import Entry
+from methods.strategies.dense import Dense
+
+class Dies(Dense):
+    def forward(self, network, images, call):
+        once = pathlib.Path("{once}")
+        if call.training and os.environ.get("RANK") == "1" and not once.exists():
+            once.touch()
+            os._exit(9)
+        return super().forward(network, images, call)
+
+STRATEGIES = {{"dies": Entry(":Dies", "its second rank dies, once", "a test", inference=("dense",))}}
+"""
+
+
+def test_a_grid_on_two_ranks_and_one_that_dies(world: small.World, tmp_path: Path) -> None:
+    """Rank 0 says of which run the other died; the same command does what is left. Weights are those of one process."""
+    plugin = tmp_path / "dies.py"
+    plugin.write_text(DIES.format(once=tmp_path / "once"), encoding="utf-8")
+    grid = ["--methods", "sparsecontrast,dies,untrained", "--plugin", str(plugin)]
+    together = [*grid, "--launcher", "local", "--ranks", "2", "--workers", "1"]
+    first = world.run(*together)
+    assert first.exit_code == 1, first.output
+    states = {name: json.loads((path / "record.json").read_text()) for name, path in world.runs().items()}
+    assert states["sparsecontrast-s0"]["status"] == "done"
+    assert "another of its ranks ended before its time" in states["dies-s0"]["reason"]
+    second = world.run(*together)
+    assert second.exit_code == 0, second.output
+    shared = world.runs()
+    assert len(shared) == 3
+    alone = small.World(tmp_path / "alone", world.cache)
+    assert alone.run(*grid).exit_code == 0
+    for name, path in alone.runs().items():
+        expected, found = (load_file(folder / "checkpoint.safetensors") for folder in (path, shared[name]))
+        for key, tensor in expected.items():
+            torch.testing.assert_close(
+                found[key], tensor, rtol=0, atol=1e-3, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
+            )
