@@ -18,6 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from bench.checkpoint import Checkpoints
+from bench.device import one_device
 from bench.diagnose import learning, selection_figure
 from bench.environment import environment
 from bench.evaluate import Bench, Features, classify, evaluate, summarise
@@ -60,7 +61,7 @@ def run_experiment(
     checkpoints = checkpoints or Checkpoints(store.training(spec.run_id))
     try:
         record = store.record(spec.run_id)
-        fabric = Fabric(accelerator="auto", devices=1, precision=spec.train.precision)
+        fabric = one_device(spec.train.precision)
         bench = prepare(spec, fabric, cache)
         if record is None or record.status != "done":
             record = _train(spec, bench, store, threads, started, report, checkpoints)
@@ -78,7 +79,7 @@ def run_experiment(
 
 def train_along(spec: RunSpec, cache: Path | None, checkpoints: Checkpoints) -> None:
     """What a rank other than 0 does of a run: its share of the pre-training."""
-    bench = prepare(spec, Fabric(accelerator="auto", devices=1, precision=spec.train.precision), cache)
+    bench = prepare(spec, one_device(spec.train.precision), cache)
     fabric = fabric_of(spec.train.precision)
     with contextlib.suppress(TrainingFailed):  # as it did on rank 0, which writes it down
         pretrain(spec, bench.data, bench.splits.train, fabric, lambda state: None, checkpoints)

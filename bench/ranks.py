@@ -54,11 +54,12 @@ def fabric_of(precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
     """The device, the precision, and the ranks that the environment names, already connected: NCCL on GPUs, gloo on
     CPUs."""
     from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+
+    from bench.device import one_device
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:  # whatever scheduler there is: fabric does not look for one
-        return Fabric(accelerator="auto", devices=1, precision=precision, plugins=[LightningEnvironment()])
+    if world == 1:
+        return one_device(precision)
     import torch
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy

@@ -15,8 +15,8 @@ import os
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
+from bench.device import one_device
 from bench.environment import cores, machine, raise_allocator_thresholds
 from bench.measure.arm import Arm
 from bench.measure.inputs import random_views
@@ -87,7 +87,7 @@ def _behind(options: argparse.Namespace, encoder: EncoderSpec) -> int:
 
 def _arm(name: str, method: str, encoder: EncoderSpec, options: argparse.Namespace) -> Arm:
     (parsed,) = parse_methods(method)
-    fabric = Fabric(accelerator="auto", devices=1)
+    fabric = one_device()
     return Arm(name, parsed, encoder, TrainSpec(), random_views(encoder, options.batch), fabric)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 
+from bench.device import one_device
 from bench.measure.arm import Arm
 from bench.measure.inputs import random_views
 from bench.measure.table import DENSE, contestants
@@ -38,7 +38,7 @@ def too_large(
 
     `geometry` is the encoder's; `free` bytes are by default what this machine has left. Empty where it does not say.
     """
-    fabric = Fabric(accelerator="auto", devices=1, precision=train.precision)
+    fabric = one_device(train.precision)
     free = free_bytes(fabric.device) if free is None else free
     if free is None:
         return {}

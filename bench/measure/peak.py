@@ -65,8 +65,8 @@ def main() -> None:
 
 def _measured(job: dict[str, Any]) -> dict[str, Any]:
     import torch
-    from lightning_fabric import Fabric
 
+    from bench.device import one_device
     from bench.environment import raise_allocator_thresholds
     from bench.measure.arm import Arm
     from bench.measure.inputs import random_views
@@ -77,7 +77,7 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     encoder, train = EncoderSpec(**job["encoder"]), TrainSpec(**job["train"])
     (method,) = parse_methods(job["method"])
-    fabric = Fabric(accelerator="auto", devices=1, precision=train.precision)
+    fabric = one_device(train.precision)
     _warm_libraries()
     before = resident_mib()
     views = random_views(encoder, job["batch"])

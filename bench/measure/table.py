@@ -18,9 +18,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
+from bench.device import one_device
 from bench.environment import environment, machine, raise_allocator_thresholds
 from bench.measure.arm import Arm, execution
 from bench.measure.inputs import random_views
@@ -63,7 +63,7 @@ def measure(
     """
     started = _now()
     raise_allocator_thresholds()
-    fabric = Fabric(accelerator="auto", devices=1, precision=train.precision)
+    fabric = one_device(train.precision)
     details: dict[str, Any] = {}
     peaks: dict[str, tuple[float, str]] = {}
     with _threads(threads):

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
+from bench.device import one_device
 from bench.environment import raise_allocator_thresholds
 from bench.evaluate import Bench
 from bench.experiment import prepare, run_experiment
@@ -25,7 +25,7 @@ _NOTHING = (EvaluationSpec(labels=(), probes=()), FinetuneSpec())
 
 def bench_of(spec: RunSpec, cache: Path | None) -> Bench:
     """The data that the spec names, whatever their fingerprint, and their splits. Raises what loading raises."""
-    fabric = Fabric(accelerator="auto", devices=1, precision=spec.train.precision)
+    fabric = one_device(spec.train.precision)
     return prepare(spec.model_copy(update={"fingerprint": ""}), fabric, cache)
 
 
