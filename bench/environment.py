@@ -62,6 +62,7 @@ def environment(threads: int) -> dict[str, Any]:
         "versions": versions,
         "machine": machine(),
         "threads": threads,
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),  # processes that train together (bench.ranks)
         "allocator": raise_allocator_thresholds(),
         **_git(),
     }

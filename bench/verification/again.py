@@ -26,7 +26,7 @@ from bench.verification.rebuild import run_anew
 from bench.verification.source import Source
 
 UNLIKE = "the weights are others, so only accuracy is compared"
-CONDITIONS = ("machine", "system", "threads", "python", "versions")
+CONDITIONS = {"machine": "", "system": "", "threads": 1, "ranks": 1, "python": "", "versions": {}}  # where unsaid
 
 
 def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -> list[Check]:
@@ -60,7 +60,7 @@ def conditions(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _of(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: environment.get(name) for name in CONDITIONS}
+    return {name: environment.get(name, unsaid) for name, unsaid in CONDITIONS.items()}
 
 
 def _weights(recorded: Record, made: Record, changed: list[str]) -> Check:

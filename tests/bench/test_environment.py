@@ -17,6 +17,7 @@ from bench.environment import environment, raise_allocator_thresholds
 def test_versions_threads_and_commit() -> None:
     found = environment(3)
     assert found["threads"] == 3
+    assert found["ranks"] == 1
     assert found["python"] == platform.python_version()
     for package in ("torch", "timm", "numpy"):
         assert found["versions"][package] == version(package)
@@ -26,6 +27,11 @@ def test_versions_threads_and_commit() -> None:
     git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
     assert found["commit"] == git.stdout.strip()
     assert found["dirty"] in ((True, False) if git.returncode == 0 else (None,))
+
+
+def test_ranks_are_those_that_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert environment(1)["ranks"] == 4
 
 
 def test_packages_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,5 +36,8 @@ def test_conditions_under_which_weights_must_be_equal(monkeypatch: pytest.Monkey
         "threads: 2 recorded, 1 found",
         f"versions.torch: 1.0 recorded, {now['versions']['torch']} found",
     ]
+    assert conditions({**now, "ranks": 2}, now) == ["ranks: 2 recorded, 1 found"]
+    before_ranks = {key: value for key, value in now.items() if key != "ranks"}
+    assert conditions(before_ranks, now) == []
     monkeypatch.setattr("bench.verification.again.torch.cuda.is_available", lambda: True)
     assert conditions(now, now) == ["a GPU adds up in no fixed order"]
