@@ -168,7 +168,7 @@ def _mask_file(root: Path, name: str, where: str) -> Path:
     if not name:
         raise ValueError(f"{where}: 'mask' is blank; name a PNG file.")
     file = inside(root, name, where)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise FileNotFoundError(f"The mask {file} was looked for and is not there; {where} lists it.")
     return file
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,8 +113,6 @@ def read_table(path: Path, purpose: str) -> pd.DataFrame:
     ) as error:
         reason = str(error).strip().rstrip(".")
         raise ValueError(f"{path} can't be read as a CSV file in UTF-8: {reason}; mend it or save it anew.") from error
-    if len(table.columns) != len(header):
-        raise ValueError(f"{path} has no header in its first row; begin it with the names of the columns.")
     table.columns = pd.Index(header)
     table = table.fillna("").apply(lambda column: column.str.strip())
     table.index = pd.RangeIndex(2, len(table) + 2)
@@ -129,6 +128,8 @@ def read_table(path: Path, purpose: str) -> pd.DataFrame:
 
 
 def _check_header(path: Path, header: list[str]) -> None:
+    if not any(header):
+        raise ValueError(f"{path} has no header in its first row; begin it with the names of the columns.")
     if len(header) > TABLE_COLUMNS:
         raise ValueError(f"{path} has {len(header):,} columns, and at most {TABLE_COLUMNS:,} are read; leave some out.")
     for place, name in enumerate(header, start=1):
@@ -177,7 +178,7 @@ def _files(root: Path, table: pd.DataFrame, path: Path) -> list[Path]:
         if file in seen:
             raise ValueError(f"{path}, row {row}: the path '{name}' is that of row {seen[file]} again; drop one.")
         seen[file] = int(str(row))
-        if not file.is_file():
+        if not os.path.isfile(file):  # nor where its name is too long to be one
             missing.append(file)
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""

@@ -56,6 +56,8 @@ class Watch:
             paths = [name] if written else []
         else:
             paths = [one for one in arguments[:2] if isinstance(one, str | bytes)] if event in CHANGES else []
+            if -1 not in arguments[1:]:  # relative to an open folder: the comparison of the tree sees it
+                paths = [one for one in paths if os.path.isabs(one)]
         for path in paths:
             if isinstance(path, int):
                 continue
