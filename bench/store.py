@@ -91,6 +91,8 @@ class Store:
         try:
             record = Record.model_validate_json(read_within(path, RECORD_BYTES))
         except FileNotFoundError:
+            if path.exists():
+                raise ValueError(f"{path} is no file, and a run's record would be: move it away.") from None
             return None
         except ValidationError as error:
             raise ValueError(

@@ -12,7 +12,9 @@ from tests.hostile.harness import PRIVATE, Bench
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The phantom that all cases share."""
+    """The phantom that all cases share; and matplotlib's list of fonts, which it writes once to a user's home."""
+    import matplotlib.font_manager  # noqa: F401
+
     from datasets import load
 
     folder = tmp_path_factory.mktemp("shared") / "cache"

@@ -115,7 +115,10 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: with_member("train_images", header((1, 28, 28), more=bytes(10**5))),
         "does not hold as much",
     ),
-    "a header of a negative size": (lambda: with_member("train_images", header((-5, -5))), "does not hold as much|is dam"),
+    "a header of a negative size": (
+        lambda: with_member("train_images", header((-5, -5))),
+        "does not hold as much|is dam",
+    ),
     "a bomb of zeros": (
         lambda: with_member("train_images", header((2**29,), more=bytes(2**29))),
         "would take 53[0-9,]+ bytes when unpacked, and at most 158,400,000 are read",
@@ -147,10 +150,10 @@ def test_what_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    place=st.floats(0, 1), bits=st.binary(min_size=1, max_size=8), cut=st.booleans(), packed=st.booleans()
-)
-def test_any_bytes_are_an_archive_or_a_mistake(tmp_path: Path, place: float, bits: bytes, cut: bool, packed: bool) -> None:
+@given(place=st.floats(0, 1), bits=st.binary(min_size=1, max_size=8), cut=st.booleans(), packed=st.booleans())
+def test_any_bytes_are_an_archive_or_a_mistake(
+    tmp_path: Path, place: float, bits: bytes, cut: bool, packed: bool
+) -> None:
     whole = zipped({"a.npy": header((300,), more=bytes(range(100)) * 3)}, 8 if packed else 0)
     at, path = int(place * len(whole)), tmp_path / "x.npz"
     path.write_bytes(whole[:at] + bits + (b"" if cut else whole[at + len(bits) :]))

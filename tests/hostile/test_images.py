@@ -35,7 +35,13 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def png(width: int, height: int, depth: int = 8, *more: bytes) -> bytes:
     """A PNG whose header says so, with a few compressed zeros for its pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(more)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 PNG, JPEG = encoded(Image.fromarray(RAMP)), encoded(Image.fromarray(RAMP), "JPEG")
@@ -110,7 +116,10 @@ def colour(mode: str) -> Image.Image:
 
 STRANGE = {
     "one pixel": (encoded(Image.new("L", (1, 1), 90)), np.full((48, 48), 90)),
-    "one row": (encoded(Image.new("L", (48, 1), 90)), np.where(np.arange(48)[:, None] == 23, 90, 0) + np.zeros((48, 48))),
+    "one row": (
+        encoded(Image.new("L", (48, 1), 90)),
+        np.where(np.arange(48)[:, None] == 23, 90, 0) + np.zeros((48, 48)),
+    ),
     "CMYK": (encoded(colour("CMYK"), "JPEG", quality=100), RAMP),
     "RGBA": (encoded(colour("RGBA")), RAMP),
     "a palette": (encoded(Image.fromarray(RAMP).convert("P")), RAMP),
@@ -135,7 +144,9 @@ def test_strange_but_right(tmp_path: Path, content: bytes, expected: np.ndarray)
     bits=st.binary(min_size=1, max_size=6),
     cut=st.booleans(),
 )
-def test_any_bytes_are_an_image_or_a_mistake(tmp_path: Path, whole: bytes, place: float, bits: bytes, cut: bool) -> None:
+def test_any_bytes_are_an_image_or_a_mistake(
+    tmp_path: Path, whole: bytes, place: float, bits: bytes, cut: bool
+) -> None:
     """Bytes changed, or all after them left out, anywhere in a file."""
     at = int(place * len(whole))
     path = tmp_path / "x.png"

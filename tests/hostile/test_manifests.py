@@ -62,7 +62,10 @@ MANIFESTS: dict[str, tuple[str | bytes, str]] = {
         "path,patient_id,split,opacity\n0.png,p0,train,1\n1.png,p0,test,0\n",
         r"'p0' is in two splits, train \(row 2\) and test \(row 3\); give each patient to one",
     ),
-    "a split of another name": ("path,patient_id,split,opacity\n0.png,p0,fold1,1\n", "the split is 'fold1'; it must be"),
+    "a split of another name": (
+        "path,patient_id,split,opacity\n0.png,p0,fold1,1\n",
+        "the split is 'fold1'; it must be",
+    ),
     "a path that is blank": (GOOD + ",p99,1\n", "row 42: 'path' is blank; fill it in"),
     "a patient that is blank": (GOOD + "0.png,,1\n", "row 42: 'patient_id' is blank; fill it in"),
     "a path that is missing": (GOOD + "gone.png,p99,1\n", "gone.png was looked for and is not there"),
@@ -74,7 +77,10 @@ MANIFESTS: dict[str, tuple[str | bytes, str]] = {
     "a path out and in again": (GOOD + "../../*/data/0.png,p99,1\n", "row 42: .* leads out of the folder"),
     "a link out of the folder": (GOOD + "out.png,p99,1\n", "row 42: the path 'out.png' leads out of the folder"),
     "a link to a folder outside": (GOOD + "outside/secret.png,p99,1\n", "row 42: .* leads out of the folder"),
-    "a path with a long name": (GOOD + "x" * 5000 + ",p99,1\n", r"The image .*x \.\.\. x.* was looked for and is not there"),
+    "a path with a long name": (
+        GOOD + "x" * 5000 + ",p99,1\n",
+        r"The image .*x \.\.\. x.* was looked for and is not there",
+    ),
     "a cell of a million characters": (
         "path,patient_id,note,opacity\n0.png,p0," + "x" * 1_000_000 + ",1\n",
         f"row 2: 'note' has 1,000,000 characters, and at most {FIELD_CHARACTERS:,} are read",
@@ -104,16 +110,23 @@ MANIFESTS: dict[str, tuple[str | bytes, str]] = {
     "no labels": (GOOD.replace(",0\n", ",\n").replace(",1\n", ",\n"), "has no finding"),
     "no test image of one class": (
         "path,patient_id,split,opacity\n"
-        + "".join(f"{i}.png,p{i},{'test' if i < 10 else 'val' if i < 16 else 'train'},{int(i > 9) * i % 2}\n" for i in range(40)),
+        + "".join(
+            f"{i}.png,p{i},{'test' if i < 10 else 'val' if i < 16 else 'train'},{int(i > 9) * i % 2}\n"
+            for i in range(40)
+        ),
         "is both present and absent in the test images, so nothing can be scored",
     ),
     "no training image of one class": (
         "path,patient_id,split,opacity\n"
-        + "".join(f"{i}.png,p{i},{'test' if i < 10 else 'val' if i < 16 else 'train'},{int(i < 16) * i % 2}\n" for i in range(40)),
+        + "".join(
+            f"{i}.png,p{i},{'test' if i < 10 else 'val' if i < 16 else 'train'},{int(i < 16) * i % 2}\n"
+            for i in range(40)
+        ),
         "is both present and absent in 50 % of the labels",
     ),
     "no training patient": (
-        "path,patient_id,split,opacity\n" + "".join(f"{i}.png,p{i},{'test' if i % 2 else 'val'},{i % 3 % 2}\n" for i in range(40)),
+        "path,patient_id,split,opacity\n"
+        + "".join(f"{i}.png,p{i},{'test' if i % 2 else 'val'},{i % 3 % 2}\n" for i in range(40)),
         "training|train",
     ),
 }
@@ -124,10 +137,16 @@ MASKS: dict[str, tuple[str | bytes, str]] = {
     "a box outside": ("path,finding,x,y,w,h\n0.png,opacity,900,900,5,5\n", "lies outside its image of 32 x 32 pixels"),
     "a mask that climbs out": ("path,finding,mask\n0.png,opacity,../home/thesis.txt\n", "leads out of the folder"),
     "a mask that is a link out": ("path,finding,mask\n0.png,opacity,out.png\n", "leads out of the folder"),
-    "a mask that is missing": ("path,finding,mask\n0.png,opacity,gone.png\n", "gone.png was looked for and is not there"),
+    "a mask that is missing": (
+        "path,finding,mask\n0.png,opacity,gone.png\n",
+        "gone.png was looked for and is not there",
+    ),
     "a mask that is no image": ("path,finding,mask\n0.png,opacity,manifest.csv\n", "is damaged, or no PNG or JPEG"),
     "an image that climbs out": ("path,finding,x,y,w,h\n../x.png,opacity,1,1,2,2\n", "leads out of the folder"),
-    "a finding of a page": ("path,finding,x,y,w,h\n0.png," + "f" * 1000 + ",1,1,2,2\n", "'finding' has 1,000 characters"),
+    "a finding of a page": (
+        "path,finding,x,y,w,h\n0.png," + "f" * 1000 + ",1,1,2,2\n",
+        "'finding' has 1,000 characters",
+    ),
     "NUL bytes": (b"path,finding,mask\n0.png,opac\0ity,1.png\n", "NUL bytes"),
 }
 
@@ -149,7 +168,12 @@ def folder(bench: Bench, images: Path) -> Bench:
     bench.write("data/manifest.csv", GOOD)
     (bench.data / "folder").mkdir()
     os.mkfifo(bench.data / "pipe")
-    for name, target in {"link.png": "0.png", "circle": "circle", "out.png": "../outside/secret.png", "outside": "../outside"}.items():
+    for name, target in {
+        "link.png": "0.png",
+        "circle": "circle",
+        "out.png": "../outside/secret.png",
+        "outside": "../outside",
+    }.items():
         (bench.data / name).symlink_to(bench.data / target)
     return bench
 
@@ -198,12 +222,16 @@ def test_columns_that_are_blank_and_have_no_name_are_no_mistake(folder: Bench) -
     assert load("folder", 32, folder.data).label_names == ("opacity",)
 
 
-CELL = st.sampled_from(["0.png", "1.png", "gone.png", "p", "1", "0", "-1", "", "7", '"', "x" * 300, "../a", "test", "\x00"])
+CELL = st.sampled_from(
+    ["0.png", "1.png", "gone.png", "p", "1", "0", "-1", "", "7", '"', "x" * 300, "../a", "test", "\x00"]
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    header=st.lists(st.sampled_from(["path", "patient_id", "split", "sex", "age", "view", "A", "B", "", "A "]), max_size=6),
+    header=st.lists(
+        st.sampled_from(["path", "patient_id", "split", "sex", "age", "view", "A", "B", "", "A "]), max_size=6
+    ),
     body=st.lists(st.lists(CELL | st.text(max_size=5), max_size=6), max_size=6),
 )
 def test_any_table_is_a_manifest_or_a_mistake(folder: Bench, header: list[str], body: list[list[str]]) -> None:

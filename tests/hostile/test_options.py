@@ -113,13 +113,25 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
         ("--set", "tuned={'simclr/dnse'=0.1}"),
         r"tuned: unknown method 'simclr/dnse': did you mean simclr/dense",
     ),
-    "oracle without masks": (("--methods", "oracle", "--data", "folder", "--data-root", "{folder}/data"), "needs lesion masks"),
-    "results that are a file": (("--results", "{folder}/home/thesis.txt"), "thesis.txt is a file: --results takes a fol"),
-    "results below a file": (("--results", "{folder}/home/thesis.txt/x"), "can't be made .*another folder with --results"),
+    "oracle without masks": (
+        ("--methods", "oracle", "--data", "folder", "--data-root", "{folder}/data"),
+        "needs lesion masks",
+    ),
+    "results that are a file": (
+        ("--results", "{folder}/home/thesis.txt"),
+        "thesis.txt is a file: --results takes a fol",
+    ),
+    "results below a file": (
+        ("--results", "{folder}/home/thesis.txt/x"),
+        "can't be made .*another folder with --results",
+    ),
     "reports that are a file": (("--reports", "{folder}/home/thesis.txt"), "is a file: --reports takes a folder"),
     "cache that is a file": (("--cache", "{folder}/home/thesis.txt"), "is a file: --cache .*takes a folder"),
     "results with a name too long": (("--results", "x" * 5000), "can't be made|File name too long"),
-    "reports that hold a page of someone else's": (("--reports", "{folder}/paper"), "report.md is none that bench.report"),
+    "reports that hold a page of someone else's": (
+        ("--reports", "{folder}/paper"),
+        "report.md is none that bench.report",
+    ),
     "reports that hold a table of someone else's": (("--reports", "{folder}/tables"), "results.csv is none that bench"),
     "weights that are not there": (("--set", "encoder.weights=nowhere"), "no encoder weights at nowhere"),
 }
