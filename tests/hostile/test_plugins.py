@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,8 @@ def test_what_is_no_file(bench: Bench) -> None:
     check(bench.run("--plugin", str(bench.folder / "home")), "no plug-in at .*home: --plugin takes a Python file")
 
 
-def test_the_good_one_leaves_nothing_beside_it(bench: Bench, registries: None) -> None:
+def test_the_good_one_leaves_nothing_beside_it(bench: Bench, registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = bench.write("home/mine.py", GOOD)
     done = bench.run("--plugin", str(path), "--methods", "mine", "--dry-run")
     assert done.exit_code == 0, done.output
@@ -153,8 +155,9 @@ def test_two_of_one_file_name_are_two(tmp_path: Path, registries: None) -> None:
     assert [method.name for method in parse_methods("a,b")] == ["simclr/a", "simclr/b"]
 
 
-def test_what_runs_is_what_is_hashed(tmp_path: Path, registries: None) -> None:
+def test_what_runs_is_what_is_hashed(tmp_path: Path, registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file changed within the clock's resolution is read anew, no stale bytecode."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = tmp_path / "mine.py"
     codes = []
     for value in (1, 2):

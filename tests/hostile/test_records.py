@@ -251,7 +251,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def test_any_value_anywhere_is_reported_on_or_refused(
     damaged: Bench, whole: Path, file: str, value: Any, drop: bool, choice: float
 ) -> None:
-    """A value of any kind in any place of a record or an evaluation: what reads them either does, or refuses by name."""
+    """A value of any kind in any place of a record or an evaluation: it is read, or refused by name."""
     values = json.loads((whole / RUN / file).read_text())
     every = places(values)
     path = every[int(choice * len(every))]
