@@ -13,6 +13,11 @@ def plain(text: str, most: int = LONGEST) -> str:
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
+def account(text: str) -> str:
+    """A text of several lines, each of them plain."""
+    return "\n".join(plain(line) for line in text.splitlines())
+
+
 def told(mistake: Exception) -> str:
     """A mistake as one line; of the system's own errors the file and the reason."""
     if isinstance(mistake, OSError) and mistake.errno is not None:

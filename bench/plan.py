@@ -23,8 +23,9 @@ from bench.work import Work
 from datasets import load
 from datasets.limits import PLUGIN_BYTES, read_within
 from datasets.splits import Splits, check_shares, fraction, make_splits
-from methods import code_of, load_plugin
+from methods import code_of
 from methods.names import Method, suggest
+from methods.plugins import load_plugin
 
 if TYPE_CHECKING:
     from bench.spec import EncoderSpec

@@ -28,7 +28,7 @@ def main(
     """Write the report on all finished runs: tables, figures, the finding in sentences."""
     from bench.analysis.groups import ReportRefused
     from bench.analysis.outputs import check_reports
-    from bench.plain import plain, told
+    from bench.plain import account, plain, told
 
     try:
         check_reports(reports)
@@ -38,7 +38,7 @@ def main(
     try:
         summary = write_report(results, reports)
     except ReportRefused as refused:
-        typer.echo(f"The report is refused. {told(refused)}", err=True)
+        typer.echo(f"The report is refused. {account(str(refused))}", err=True)
         raise typer.Exit(1) from None
     except OSError as wrong:
         typer.echo(f"Error: {told(wrong)}", err=True)

@@ -36,6 +36,8 @@ def read_runs(results: Path) -> list[Run]:
                 raise ReportRefused(
                     f"{file} is an evaluation of {one.run_id}, and lies in another run's folder: {MEND}."
                 )
+            if not one.draws:
+                raise ReportRefused(f"{file} has no draw: run it again, or move its folder away.")
             if one.split == "test":
                 found.append(one)
         run = Run(record, path.parent, tuple(found))

@@ -175,7 +175,13 @@ def _predictions(path: Path, findings: int) -> tuple[Array, Array, Array]:
     scores, labels, patients = saved["scores"], saved["labels"], saved["patients"]
     images = patients.shape[:1]
     numbers = scores.dtype.kind == "f" and labels.dtype.kind == "f" and patients.dtype.kind == "U"
-    if not numbers or scores.ndim != 3 or scores.shape[1:] != (*images, findings) or labels.shape != scores.shape[1:]:
+    if (
+        not numbers
+        or scores.size == 0
+        or scores.ndim != 3
+        or scores.shape[1:] != (*images, findings)
+        or labels.shape != scores.shape[1:]
+    ):
         raise ReportRefused(
             f"{path} does not hold scores of {findings} findings with their labels and patients: run it again, or move "
             "its folder away."

@@ -70,6 +70,16 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
     "spec that is a folder": (("--spec", "{folder}/home"), "no spec at .*home"),
     "spec with a name too long": (("--spec", "x" * 5000), "File name too long"),
     "launcher misspelt": (("--launcher", "inlin"), r"did you mean inline\?"),
+    "slurm options without SLURM": (
+        ("--slurm", "time=60"),
+        "--slurm is for --launcher slurm, and this is",
+    ),
+    "ranks in one process": (("--ranks", "2"), "--ranks 2 needs several processes: use --launcher local or slurm"),
+    "ranks below one": (("--ranks", "0"), "--ranks"),
+    "ranks that share no batch": (
+        ("--launcher", "local", "--ranks", "3"),
+        "a batch of 16 images can't be shared equally by 3 ranks: change --ranks",
+    ),
     "workers below none": (("--workers", "-2"), "--workers"),
     "methods misspelt": (("--methods", "sparsecontrst"), "did you mean .*sparsecontrast"),
     "methods of an unknown objective": (("--methods", "byol/dense"), "unknown method 'byol/dense'"),
@@ -235,7 +245,12 @@ def test_in_a_process_of_its_own(tmp_path: Path, command: str, options: list[str
     done = subprocess.run(
         [sys.executable, "-m", f"bench.{command}", *where, *options],
         cwd=tmp_path / "cwd",
-        env={**os.environ, "PYTHONPATH": str(here), "HOME": str(tmp_path / "home"), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(here),
+            "HOME": str(tmp_path),
+            "MPLCONFIGDIR": str(tmp_path / "r"),
+        },
         capture_output=True,
         text=True,
         timeout=120,

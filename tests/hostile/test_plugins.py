@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from methods import STRATEGIES, load_plugin
+from methods import STRATEGIES
 from methods.names import parse_methods
+from methods.plugins import load_plugin
 from tests.hostile.harness import Bench, check
 
 HEAD = "from methods import Entry, Option\nfrom methods.strategies.selection import Choice, Selection\n"

@@ -137,7 +137,7 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "record: a folder": (RECORD, folder, "record.json can't be read as a Record"),
     "record: a pipe": (RECORD, pipe, "record.json can't be read as a Record"),
     "record: a link to a device": (RECORD, zero, "record.json can't be read as a Record"),
-    "record: of another schema": (RECORD, change(schema_version=99), "has schema 99, and this code reads 1; move it"),
+    "record: of another schema": (RECORD, change(schema_version=99), "has schema 99, and this code reads 1: move it"),
     "record: a field too many": (RECORD, change(colour="red"), "colour: Extra inputs"),
     "record: a field too few": (RECORD, change(method=None), "method: Field required"),
     "record: text for a number": (RECORD, change(macs__inference="many"), "macs.inference: .*valid number"),
@@ -150,13 +150,23 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "record: a spec that is a list": (RECORD, change(spec=[]), "spec: Input should be an object"),
     "record: a learning rate in words": (RECORD, change(spec__train__lr="low"), "spec.train.lr: .*valid number"),
     "record: a learning rate of nan": (RECORD, change(spec__train__lr=float("nan")), "spec.train.lr: .*finite number"),
-    "record: other findings": (RECORD, change(data__label_names=["a"]), "differ in the findings"),
-    "record: other data": (RECORD, change(data__fingerprint="e" * 64), "differ in the data's fingerprint"),
+    "record: other findings": (
+        RECORD,
+        change(data__label_names=["a"]),
+        "differ in - the findings: a in",
+    ),
+    "record: other data": (
+        RECORD,
+        change(data__fingerprint="e" * 64),
+        "the data.s fingerprint: e+ in",
+    ),
     "evaluation: nothing in it": (EVALUATION, put(b""), "can't be read as a Evaluation"),
     "evaluation: cut in half": (EVALUATION, cut, "can't be read as a Evaluation"),
     "evaluation: nan": (EVALUATION, change(macro_auroc=float("nan")), "macro_auroc: .*finite number"),
     "evaluation: text for a number": (EVALUATION, change(macro_auroc="high"), "macro_auroc: .*valid number"),
     "evaluation: a probe of its own": (EVALUATION, change(probe="oracle"), "probe: .*'linear', 'knn' or 'finetune'"),
+    "evaluation: no draws": (EVALUATION, change(draws=[]), "linear-10-pruned.json has no draw: run it again, or move"),
+    "predictions: no draws": (PREDICTIONS, resave(scores=np.zeros((0, 80, 5), "f4")), f"does not hold.*{AGAIN}"),
     "predictions: nothing in them": (PREDICTIONS, put(b""), f"is damaged or no .npz archive.*{AGAIN}"),
     "predictions: cut in half": (PREDICTIONS, cut, f"is damaged.*{AGAIN}"),
     "predictions: no scores": (PREDICTIONS, resave(scores=None), f"has no array 'scores'.*{AGAIN}"),
@@ -252,6 +262,8 @@ def test_any_value_anywhere_is_reported_on_or_refused(
     damaged: Bench, whole: Path, file: str, value: Any, drop: bool, choice: float
 ) -> None:
     """A value of any kind in any place of a record or an evaluation: it is read, or refused by name."""
+    for name in (RECORD, EVALUATION):
+        shutil.copyfile(whole / RUN / name, damaged.folder / "results" / RUN / name)
     values = json.loads((whole / RUN / file).read_text())
     every = places(values)
     path = every[int(choice * len(every))]
