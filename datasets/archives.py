@@ -10,7 +10,6 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 
@@ -54,13 +53,13 @@ def read_npz(
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Array:
     with archive.open(info) as stream:
-        version = np.lib.format.read_magic(cast("IO[bytes]", stream))
+        version = np.lib.format.read_magic(stream)
         if version not in _HEADERS:
             raise _Refused(f"holds '{name}' in an unknown version of numpy's format")
-        shape, _, dtype = _HEADERS[version](cast("IO[bytes]", stream))
+        shape, _, dtype = _HEADERS[version](stream)
         if dtype.hasobject:
             raise _Refused(f"holds pickled Python objects in '{name}', which are never loaded")
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != info.file_size - stream.tell():
             raise _Refused(f"does not hold as much of '{name}' as its header says")
     with archive.open(info) as stream:
-        return np.asarray(np.lib.format.read_array(cast("IO[bytes]", stream), allow_pickle=False))
+        return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
