@@ -78,7 +78,7 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
     "ranks below one": (("--ranks", "0"), "--ranks"),
     "ranks that share no batch": (
         ("--launcher", "local", "--ranks", "3"),
-        "a batch of 16 images can't be shared equally by 3 ranks: change --ranks",
+        "a batch of 16 images can't be shared equally by 3 ranks: use --ranks",
     ),
     "workers below none": (("--workers", "-2"), "--workers"),
     "methods misspelt": (("--methods", "sparsecontrst"), "did you mean .*sparsecontrast"),
