@@ -48,7 +48,9 @@ def main(
     """Measure what methods cost: MACs, paired time of a train step and of inference, memory."""
     from rich.console import Console
 
+    from bench.analysis.outputs import check_reports
     from bench.environment import cores
+    from bench.plain import told
     from bench.store import check_folder
     from methods import check_defined
 
@@ -58,6 +60,7 @@ def main(
         encoders = [_encoder(suite, encoder, size, channels) for size in _sizes(image_size)]
         for method in suite.parsed_methods():
             check_defined(method.strategy, encoders[0].name)
+        check_reports(reports)
         count = threads if threads is not None else cores()
         if count < 1:
             raise ValueError(f"--threads is {count}: it is at least 1.")
@@ -77,8 +80,8 @@ def main(
         done = [_measure(suite, *job, count, results, reports, console) for job in jobs]
         tokens = {spec.image_size: geometry.patches for spec, geometry in zip(encoders, geometries, strict=True)}
         _write(done, encoders[0].name, tokens, results, reports, console)
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as wrong:
-        typer.echo(f"Error: {wrong}", err=True)
+    except (ValueError, OSError) as wrong:
+        typer.echo(f"Error: {told(wrong)}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from bench.plain import plain
 from bench.plan import Plan
 from bench.spec import RunSpec
 from bench.store import Store
@@ -35,7 +36,7 @@ def describe(planned: Plan, console: Console) -> None:
     console.print(table)
     console.print(fractions_table(suite, data))
     for note in data.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
+        console.print(f"Note: {plain(note)}", markup=False, highlight=False)
     size = sum(_weights_mib(run) for run in job.runs)
     console.print(f"Disk: about {size + 0.2 * len(job.runs):.0f} MiB in {job.results}", markup=False, highlight=False)
     for line in _time(planned, left, seconds):
@@ -64,13 +65,14 @@ def fractions_table(suite: Suite, data: Dataset) -> Any:
     """Patients, images and positives of each finding in every label fraction and in the test split."""
     import numpy as np
     from rich.table import Table
+    from rich.text import Text
 
     splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
     parts = {f"{p:g} % (draw 0)": fraction(data, splits, p, 0) for p in suite.evaluation.labels}
     parts = {"pre-training": splits.train, **parts, "validation": splits.val, "test": splits.test}
     table = Table(title=f"{data.name}: patients, images, positives by finding", title_justify="left")
     for column in ("part", "patients", "images", *data.label_names):
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(plain(column)), overflow="fold")
     for name, index in parts.items():
         positives = np.nansum(data.labels[index] == 1, axis=0)
         table.add_row(

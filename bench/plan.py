@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -10,21 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+from bench.analysis.outputs import check_reports
 from bench.environment import cores
 from bench.launch import Fan, Launcher
 from bench.ranks import check_ranks
 from bench.slurm import read_options
 from bench.store import check_folder
 from bench.submit import parameters
-from bench.suite import Suite, load_suite, read_change
+from bench.suite import SEEDS, Suite, load_suite, read_change
 from bench.work import Work
 from datasets import load
-from datasets.splits import fraction, make_splits
-from methods import load_plugin
-from methods.names import suggest
+from datasets.limits import PLUGIN_BYTES, read_within
+from datasets.splits import Splits, check_shares, fraction, make_splits
+from methods import code_of
+from methods.names import Method, suggest
+from methods.plugins import load_plugin
 
 if TYPE_CHECKING:
+    from bench.spec import EncoderSpec
     from datasets.dataset import Dataset
+    from methods.objectives.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -93,15 +99,24 @@ def plan(options: Options) -> Plan:
         )
     fan = _fan(options)
     for plugin in options.plugins:
+        if plugin.is_file():
+            read_within(plugin, PLUGIN_BYTES)
         load_plugin(plugin)
     suite = load_suite(options.preset, options.spec, changes_of(options))
     if not suite.runs():
         raise ValueError("the grid is empty: name at least one method and one seed.")
+    if not suite.evaluation.labels or not suite.evaluation.probes:
+        raise ValueError("nothing is evaluated: name at least one of --labels and one of --probes.")
+    lesions = _check_methods(suite)
+    check_ranks(options.ranks, suite.train.batch)
+    check_reports(options.reports)
     cache = options.cache or default_cache()
+    check_folder(cache, "--cache (or BENCH_CACHE)")
     root = Path(suite.data.root) if suite.data.root else None
     data = load(suite.data.name, suite.encoder.image_size, root, cache, **suite.data.options)
-    _check(suite, data)
-    check_ranks(options.ranks, suite.train.batch)
+    if lesions and data.masks is None:
+        raise ValueError(f"{', '.join(lesions)} needs lesion masks, and data set '{data.name}' has none: leave it out.")
+    _check_data(suite, data)
     job = Work(
         runs=tuple(suite.runs(data.fingerprint)),
         evaluation=suite.evaluation,
@@ -149,7 +164,7 @@ def changes_of(options: Options) -> dict[str, Any]:
     if options.data is not None:
         changes["data.name"] = options.data
     if options.data_root is not None:
-        changes["data.root"] = str(options.data_root.resolve())
+        changes["data.root"] = os.path.realpath(options.data_root)
     if options.encoder is not None:
         changes["encoder.name"] = options.encoder
     if options.image_size is not None:
@@ -172,20 +187,22 @@ def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
         found = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         found = ()
-    if not found:
+    if not found or not all(map(math.isfinite, found)):
         raise ValueError(f"{option} '{text}' is no comma list of numbers: write e.g. {option} {example}.")
     return tuple(dict.fromkeys(found))
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdigit() for part in parts):
+    if not parts or not all(part.isdecimal() and len(part) <= 10 for part in parts):
         raise ValueError(f"--seeds '{text}' can't be read: 3 means 0,1,2; 0,4,7 means those; '3,' means seed 3 alone.")
     if len(parts) == 1 and "," not in text:
         if int(parts[0]) == 0:
             raise ValueError(
                 "--seeds 0 asks for no seed: write --seeds 1 for one seed, or --seeds 0, for seed 0 alone."
             )
+        if int(parts[0]) > SEEDS:
+            raise ValueError(f"--seeds {parts[0]} asks for more than {SEEDS} seeds; '{parts[0]},' is that seed alone.")
         return tuple(range(int(parts[0])))
     return tuple(dict.fromkeys(int(part) for part in parts))
 
@@ -202,25 +219,60 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _check(suite: Suite, data: Dataset) -> None:
-    """Does the encoder exist and fit the images, do the methods fit the data, can the fractions be drawn?"""
+def _check_methods(suite: Suite) -> list[str]:
+    """What needs no data: do encoder, methods, views and shares hold? Returns the methods that need lesion masks."""
     import torch
 
-    from bench.pretrain import build, steps_of
+    from bench.pretrain import views_of
     from methods.attention import backend_core
 
     with torch.random.fork_rng(devices=[]):
-        for method in suite.parsed_methods():
-            objective = build(method, suite.encoder, 0)
-            if objective.encoder.strategy.needs_lesions and data.masks is None:
-                raise ValueError(
-                    f"{method.name} needs lesion masks, and data set '{data.name}' has none: leave it out."
-                )
+        built = {method.name: _build(method, suite.encoder) for method in suite.parsed_methods()}
     backend_core(suite.train.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    views_of(suite.runs()[0])
+    check_shares(suite.data.val, suite.data.test)
+    return [name for name, objective in built.items() if objective.encoder.strategy.needs_lesions]
+
+
+def _build(method: Method, encoder: EncoderSpec) -> Objective:
+    from bench.pretrain import build
+
+    try:
+        return build(method, encoder, 0)
+    except (ValueError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if not code_of(method.objective, method.strategy):
+            raise
+        raise ValueError(
+            f"{method.name}, of a plug-in, can't be built: {type(error).__name__}: {error}; mend its class."
+        ) from error
+
+
+def _check_data(suite: Suite, data: Dataset) -> None:
+    """Is there a batch to train on, can the fractions be drawn, can anything be scored?"""
+    from bench.pretrain import steps_of
+
     splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
     if steps_of(len(splits.train), suite.train) == 0:
         raise ValueError(
             f"{len(splits.train)} training images do not fill a batch of {suite.train.batch}: use --set train.batch=N."
         )
-    for percent in suite.evaluation.labels:
-        fraction(data, splits, percent, 0)
+    _check_scores(suite, data, splits)
+
+
+def _check_scores(suite: Suite, data: Dataset, splits: Splits) -> None:
+    """Raises ValueError where no finding has both classes, among the images that are scored or in a fraction."""
+    asked = suite.evaluation.split
+    rows = splits.val if asked == "val" else splits.test
+    parts = {f"the {asked} images": rows}
+    parts |= {f"{percent:g} % of the labels": fraction(data, splits, percent, 0) for percent in suite.evaluation.labels}
+    scored = None
+    for name, index in parts.items():
+        both = (data.labels[index] == 1).any(0) & (data.labels[index] == 0).any(0)
+        scored = both if scored is None else scored
+        if not (scored & both).any():
+            raise ValueError(
+                f"no finding of data set '{data.name}' ({', '.join(data.label_names)}) is both present and absent in "
+                f"{name}, so nothing can be scored: use more data, other findings or larger --labels."
+            )

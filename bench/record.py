@@ -17,9 +17,10 @@ Interval = tuple[float, float]
 
 
 class Frozen(BaseModel):
-    """A model whose fields are fixed at birth and known by name: an unknown key is an error, never ignored."""
+    """A model whose fields are fixed at birth and known by name: an unknown key is an error, never ignored, and a
+    number is one: no NaN, no infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Subset(Frozen):

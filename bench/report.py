@@ -27,22 +27,26 @@ def main(
 ) -> None:
     """Write the report on all finished runs: tables, figures, the finding in sentences."""
     from bench.analysis.groups import ReportRefused
+    from bench.analysis.outputs import check_reports
+    from bench.plain import account, plain, told
 
+    try:
+        check_reports(reports)
+    except (ValueError, OSError) as wrong:
+        typer.echo(f"Error: {told(wrong)}", err=True)
+        raise typer.Exit(2) from None
     try:
         summary = write_report(results, reports)
     except ReportRefused as refused:
-        typer.echo(f"The report is refused. {refused}", err=True)
+        typer.echo(f"The report is refused. {account(str(refused))}", err=True)
         raise typer.Exit(1) from None
     except OSError as wrong:
-        text = str(wrong)  # ours, unless the system gave a number
-        if wrong.errno is not None:
-            text = f"{wrong.filename} can't be used ({wrong.strerror}): look at --results and --reports."
-        typer.echo(f"Error: {text}", err=True)
+        typer.echo(f"Error: {told(wrong)}", err=True)
         raise typer.Exit(2) from None
     for group in summary.groups:
         typer.echo(f"\n{group.table}\n")
         for sentence in group.finding:
-            typer.echo(f"- {sentence}")
+            typer.echo(f"- {plain(sentence)}")
     typer.echo(f"\nReport: {summary.path}")
 
 

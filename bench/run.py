@@ -70,6 +70,7 @@ def main(
     """Compare attention strategies in contrastive pre-training: run what of the grid is missing, then report."""
     from rich.console import Console
 
+    from bench.plain import told
     from bench.plan import Options, plan
     from bench.submit import JobsUnknown
 
@@ -120,8 +121,8 @@ def main(
     except JobsUnknown as unknown:
         typer.echo(f"Error: {unknown}", err=True)
         raise typer.Exit(1) from None
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError) as mistake:
-        typer.echo(f"Error: {mistake}", err=True)
+    except (ValueError, OSError) as mistake:
+        typer.echo(f"Error: {told(mistake)}", err=True)
         raise typer.Exit(2) from None
     try:
         code = _run(planned, left, reports, measure, console)
@@ -146,6 +147,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _run(planned: Plan, left: int, reports: Path, measure: bool, console: Console) -> int:
     """Measure, train and evaluate, report; returns the exit code."""
     from bench.launch import workers
+    from bench.plain import plain
     from bench.progress import Watch
 
     suite, job = planned.suite, planned.job
@@ -175,13 +177,13 @@ def _run(planned: Plan, left: int, reports: Path, measure: bool, console: Consol
         for group in summary.groups:
             console.print(f"\n{group.table}\n", markup=False, highlight=False)
             for sentence in group.finding:
-                console.print(f"- {sentence}", markup=False, highlight=False)
+                console.print(f"- {plain(sentence)}", markup=False, highlight=False)
         console.print(f"\nReport: {summary.path}", markup=False, highlight=False)
     if not suite.evidence:
         console.print("This preset only tests the machinery: its numbers are no evidence of anything.", highlight=False)
     others = [text for run_id, text in trouble if not run_id]
     for problem in [*failures, *others]:
-        typer.echo(f"Failed: {problem}", err=True)
+        typer.echo(f"Failed: {plain(problem)}", err=True)
     return 1 if failures or others else 0
 
 

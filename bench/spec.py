@@ -11,7 +11,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bench.record import Frozen
 from methods import Value
@@ -20,11 +20,19 @@ from methods.names import Method, parse_methods
 SCIENCE_VERSION = 1
 """Raised whenever the same spec would give other weights; a test with golden losses fails until it is."""
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Range = tuple[float, float]
+Number = Annotated[float, Field(strict=True)]  # true is no number
+Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+Positive = Annotated[float, Field(gt=0.0, strict=True)]
+Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+Pair = Annotated[int, Field(ge=2, le=1_000_000, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Range = tuple[Number, Number]
 Probe = Literal["linear", "knn", "finetune"]
+
+
+def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Each value once, in their order."""
+    return tuple(dict.fromkeys(values))
 
 
 class DataSpec(Frozen):
@@ -34,14 +42,14 @@ class DataSpec(Frozen):
     root: str = ""  # where the files lie; no part of a run's identity, which holds the fingerprint of what they are
     publish: bool = True  # may pixels stand in records and reports? no part of a run's identity either
     options: dict[str, Value] = {}
-    split_seed: int = 0
+    split_seed: Seed = 0
     val: Share = 0.15  # of the patients, where there is no official split
     test: Share = 0.25
 
 
 class EncoderSpec(Frozen):
     name: str = "vit_small_patch16_224"
-    image_size: Annotated[int, Field(ge=16, le=4096)] = 224
+    image_size: Annotated[int, Field(ge=16, le=4096, strict=True)] = 224
     channels: Literal[1, 3] = 1
     positions: Literal["sincos", "learned"] = "sincos"
     weights: str = ""  # "", "timm", or a .safetensors file
@@ -53,20 +61,20 @@ class ViewSpec(Frozen):
     crop_area: Range = (0.45, 1.0)
     crop_aspect: Range = (0.9, 1.1)
     flip: Share = 0.5
-    rotation: float = 10.0  # degrees, either way
-    brightness: float = 0.2
-    contrast: float = 0.2
+    rotation: Number = 10.0  # degrees, either way
+    brightness: Number = 0.2
+    contrast: Number = 0.2
     gamma: Range = (0.8, 1.25)
     blur: Range = (0.1, 1.0)  # standard deviation in pixels
     blur_probability: Share = 0.5
-    noise: float = 0.03  # standard deviation, of the grey range
+    noise: Number = 0.03  # standard deviation, of the grey range
 
 
 class TrainSpec(Frozen):
     epochs: Count = 10
-    batch: Annotated[int, Field(ge=2)] = 64  # global, in images; each gives two views
+    batch: Pair = 64  # global, in images; each gives two views
     lr: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0.0, strict=True)] = 0.05
     warmup: Share = 0.1  # of the steps
     ramp: Share = 0.3  # of the run in which the keep ratio goes from 1 to its target
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
@@ -81,7 +89,7 @@ class RunSpec(Frozen):
     encoder: EncoderSpec
     views: ViewSpec
     train: TrainSpec
-    seed: int
+    seed: Seed
     labels: float | None = None  # per cent, for `supervised` alone: its weights depend on them
     finetune: FinetuneSpec | None = None  # likewise
     fingerprint: str = ""  # of the images and labels that `data` names, once they have been read
@@ -121,19 +129,27 @@ class FinetuneSpec(Frozen):
     epochs: Count = 20
     batch: Count = 64
     lr: Positive = 5e-4
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0.0, strict=True)] = 0.05
     min_steps: Count = 100
     max_steps: Count = 1000
+
+    @model_validator(mode="after")
+    def _steps_are_possible(self) -> FinetuneSpec:
+        if self.min_steps > self.max_steps:
+            raise ValueError(
+                f"min_steps {self.min_steps} is above max_steps {self.max_steps}: lower one or raise the other"
+            )
+        return self
 
 
 class EvaluationSpec(Frozen):
     """What is asked of a finished run. `c` are the inverse regularisations among which cross-validation inside the
     label fraction chooses; a single one is fixed. `draws` of each fraction below 100 %."""
 
-    labels: tuple[float, ...] = (1.0, 10.0, 100.0)
-    probes: tuple[Probe, ...] = ("linear", "knn")
-    draws: Count = 5
-    c: tuple[Positive, ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    labels: Annotated[tuple[Number, ...], AfterValidator(once)] = (1.0, 10.0, 100.0)
+    probes: Annotated[tuple[Probe, ...], AfterValidator(once)] = ("linear", "knn")
+    draws: Annotated[int, Field(ge=1, le=1000, strict=True)] = 5
+    c: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1e-3, 1e-2, 1e-1, 1.0)
     neighbours: Count = 20
     resamples: Count = 1000
     split: Literal["test", "val"] = "test"
@@ -149,6 +165,8 @@ class EvaluationSpec(Frozen):
         for percent in self.labels:
             if not 0 < percent <= 100:
                 raise ValueError(f"labels are per cent, above 0 and up to 100, and {percent:g} is not")
+            if float(f"{percent:g}") != percent:
+                raise ValueError(f"labels have at most six digits, and {percent!r} has more: write {percent:g}")
         return self
 
 
@@ -156,7 +174,7 @@ class MeasureSpec(Frozen):
     """The paired measurement at the trained scale that goes with a grid."""
 
     rounds: Count = 15
-    batch: Annotated[int, Field(ge=2)] = 32
+    batch: Pair = 32
 
 
 def _hash(value: Any) -> str:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from bench.record import SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, seal, sha256
 from bench.spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
+from datasets.limits import RECORD_BYTES, read_within
 from methods import Inference, inference_modes
 
 BESIDE = ("history.jsonl", "selection.npz")  # made with a record, written before it
@@ -88,8 +89,10 @@ class Store:
         """The run's record, or None where there is none. Raises ValueError, naming the file, for an unreadable one."""
         path = self.folder(run_id) / "record.json"
         try:
-            record = Record.model_validate_json(path.read_bytes())
+            record = Record.model_validate_json(read_within(path, RECORD_BYTES))
         except FileNotFoundError:
+            if path.exists():
+                raise ValueError(f"{path} is no file, and a run's record would be: move it away.") from None
             return None
         except ValidationError as error:
             raise ValueError(
@@ -111,7 +114,7 @@ class Store:
         """Is this evaluation there, whole, and made with these settings?"""
         path = self.folder(run_id) / "evaluations" / f"{name}.json"
         try:
-            return Evaluation.model_validate_json(path.read_bytes()).settings == settings
+            return Evaluation.model_validate_json(read_within(path, RECORD_BYTES)).settings == settings
         except (FileNotFoundError, ValidationError):
             return False
 

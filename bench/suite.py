@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from bench.plain import plain
 from bench.record import Frozen
 from bench.spec import (
     DataSpec,
@@ -18,14 +20,21 @@ from bench.spec import (
     MeasureSpec,
     Positive,
     RunSpec,
+    Seed,
     Share,
     TrainSpec,
     ViewSpec,
+    once,
 )
+from datasets.limits import SPEC_BYTES, read_within
 from methods import STRATEGIES, code_of
-from methods.names import Method, parse_methods, suggest
+from methods.names import Method, parse_methods, split_outside_brackets, suggest
 
 PRESETS = Path(__file__).parent / "presets"
+SEEDS = 1000  # at most
+DEPTH = 8  # of keys
+MISTAKES = 5  # told at once
+KINDS = ("bool", "int", "float", "str")  # of an option of a data set
 
 
 class Suite(Frozen):
@@ -35,8 +44,8 @@ class Suite(Frozen):
     evidence: bool = True  # False: a test of the machinery, whose numbers say nothing
     methods: str = "all"
     floors: tuple[Literal["untrained", "supervised"], ...] = ("untrained", "supervised")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    keep: tuple[Share, ...] = ()
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=SEEDS), AfterValidator(once)] = (0, 1, 2)
+    keep: Annotated[tuple[Share, ...], AfterValidator(once)] = ()
     data: DataSpec = DataSpec()
     encoder: EncoderSpec = EncoderSpec()
     views: ViewSpec = ViewSpec()
@@ -46,20 +55,52 @@ class Suite(Frozen):
     measure: MeasureSpec = MeasureSpec()
     tuned: dict[str, Positive] = {}  # learning rate by `objective/strategy`, from `make tune`
 
+    @model_validator(mode="after")
+    def _tuned_rates_are_of_methods(self) -> Suite:
+        for name in self.tuned:
+            try:
+                parse_methods(name)
+            except ValueError as error:
+                raise ValueError(f"tuned: {error}") from None
+        return self
+
     def parsed_methods(self) -> list[Method]:
         """Methods of the grid, in order: a keep ratio asked for goes to those that have one and don't name it."""
         methods: list[Method] = []
-        for method in parse_methods(self.methods):
-            named = dict(method.options)
-            option = STRATEGIES[method.strategy].options.get("keep") if method.strategy in STRATEGIES else None
-            if option is None or "keep" in named or not self.keep:
+        for method, takes_keep in self._asked():
+            if not takes_keep or not self.keep:
                 methods.append(method)
                 continue
             for keep in self.keep:
-                inside = ",".join(f"{k}={v}" for k, v in {"keep": keep, **named}.items())
+                inside = ",".join(f"{k}={v}" for k, v in {"keep": keep, **dict(method.options)}.items())
                 methods += parse_methods(f"{method.objective}/{method.strategy}[{inside}]")
         floors = [Method("none", floor) for floor in self.floors]
         return list(dict.fromkeys([*methods, *floors]))
+
+    def _asked(self) -> list[tuple[Method, bool]]:
+        """The methods as named, each with whether a keep ratio asked for goes to it: it has one and names none."""
+        parse_methods(self.methods)  # as a whole first: none at all, or far too many
+        asked = []
+        for part in split_outside_brackets(self.methods):
+            named = re.search(r"[\[,]\s*keep\s*=", part) is not None
+            for method in parse_methods(part):
+                has = method.strategy in STRATEGIES and "keep" in STRATEGIES[method.strategy].options
+                asked.append((method, has and not named))
+        return asked
+
+    def check_keep(self) -> None:
+        """Raises ValueError where keep ratios are asked for and go to no method."""
+        asked = self._asked()
+        if not self.keep or any(takes for _, takes in asked):
+            return
+        ratios = ",".join(f"{keep:g}" for keep in self.keep)
+        names = ", ".join(method.name for method, _ in asked)
+        rho = [m.strategy for m, _ in asked if m.strategy in STRATEGIES and "rho" in STRATEGIES[m.strategy].options]
+        meant = f"; for {rho[0]} write {rho[0]}[rho={self.keep[0]:g}]" if rho else ""
+        raise ValueError(
+            f"--keep {ratios} goes to no method: {names} has no option 'keep' or names its own; leave --keep out, or "
+            f"add a method that takes it, e.g. sparsecontrast or fixed{meant}."
+        )
 
     def runs(self, fingerprint: str = "") -> list[RunSpec]:
         """The grid on data of this fingerprint, seed by seed: the first is whole before the second begins."""
@@ -106,16 +147,22 @@ def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | 
     tuning = read_tuning(preset)
     tuned = {"tuned": tuning["chosen"]} if tuning else {}
     values = {"preset": preset, **tuned, **_read_toml(PRESETS / f"{preset}.toml")}
-    if spec is not None:
-        values = _override(values, _read_toml(spec))
+    file = _read_toml(spec) if spec is not None else {}
+    values = _override(values, file)
     given: dict[str, Any] = {}
     for key, value in (changes or {}).items():
+        if key.count(".") > DEPTH:
+            raise ValueError(f"options: unknown key '{key}': known are {', '.join(Suite.model_fields)}.")
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
         given = _merge(given, nested)
+    if "preset" in file or "preset" in given:
+        raise ValueError(f"{spec or 'options'}: a preset can't be set in a spec: choose it with --preset.")
     values = _override(values, given)
     suite: Suite = validated(Suite, values, where=str(spec) if spec else "options")
+    if "keep" in file or "keep" in given:
+        suite.check_keep()
     return suite
 
 
@@ -130,15 +177,19 @@ def validated(model: type[Any], values: dict[str, Any], where: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = []
+        lines: dict[str, None] = {}
         for e in error.errors(include_url=False):
-            key = ".".join(str(part) for part in e["loc"])
+            place, message = e["loc"], e["msg"].removeprefix("Value error, ")
+            if len(place) > 1 and place[-1] in KINDS:  # none of the kinds that it may be
+                place, message = place[:-1], "Input should be true, false, a number or a text"
+            key = plain(".".join(str(part) for part in place), 100)
             if e["type"] == "extra_forbidden":
-                lines.append(f"unknown key '{key}': {suggest(str(e['loc'][-1]), _keys(model, e['loc'][:-1]))}")
+                lines[f"unknown key '{key}': {suggest(str(place[-1]), _keys(model, place[:-1]))}"] = None
             else:
-                given = "" if isinstance(e["input"], dict) else f" (given: {e['input']!r})"
-                lines.append(f"{key or 'spec'}: {e['msg'].removeprefix('Value error, ')}{given}")
-        raise ValueError(f"{where}: " + "; ".join(lines)) from None
+                given = "" if isinstance(e["input"], dict) else f" (given: {plain(repr(e['input']), 100)})"
+                lines[f"{key or 'spec'}: {message}{given}"] = None
+        more = f"; and {len(lines) - MISTAKES:,} more" if len(lines) > MISTAKES else ""
+        raise ValueError(f"{where}: " + "; ".join(list(lines)[:MISTAKES]) + more) from None
 
 
 def read_change(text: str) -> tuple[str, Any]:
@@ -147,9 +198,10 @@ def read_change(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ValueError(f"--set '{text}' can't be read: write key=value, e.g. train.epochs=5.")
     try:
-        return key.strip(), tomllib.loads(f"x = {value.strip()}")["x"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        read = tomllib.loads(f"x = {value.strip()}")
+    except (ValueError, RecursionError):
+        read = {}
+    return key.strip(), read["x"] if len(read) == 1 else value.strip()
 
 
 def _keys(model: type[Any], path: tuple[int | str, ...]) -> list[str]:
@@ -164,9 +216,12 @@ def _keys(model: type[Any], path: tuple[int | str, ...]) -> list[str]:
 def _read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no spec at {path}: --spec takes a TOML file of the form of bench/presets/quick.toml.")
+    content = read_within(path, SPEC_BYTES)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(content.decode())
+    except RecursionError:
+        raise ValueError(f"{path} is not TOML that a spec can be: it is nested too deeply.") from None
+    except ValueError as error:
         raise ValueError(f"{path} is not TOML: {error}.") from None
 
 

@@ -35,6 +35,7 @@ def main(
 
     from bench.environment import cores
     from bench.launch import Fan, workers
+    from bench.plain import told
     from bench.plan import default_cache, numbers
     from bench.progress import Watch
     from bench.store import as_json, write_atomically
@@ -47,8 +48,8 @@ def main(
             raise ValueError(f"--rates '{rates}': a learning rate is above 0.")
         suite = load_suite(preset, changes={"methods": methods, "floors": [], "seeds": [SEED], "tuned": {}})
         grid = suite.runs()
-    except (ValueError, FileNotFoundError) as mistake:
-        typer.echo(f"Error: {mistake}", err=True)
+    except (ValueError, OSError) as mistake:
+        typer.echo(f"Error: {told(mistake)}", err=True)
         raise typer.Exit(2) from None
     runs = tuple(
         run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})}) for run in grid for rate in tried

@@ -70,7 +70,7 @@ def _look(
     """What the files tell, of all records: what the user has to mend is said before anything is trained."""
     from bench.verification.source import folders_of
     from bench.verification.verify import look
-    from methods import load_plugin
+    from methods.plugins import load_plugin
 
     try:
         for file in plugins:

@@ -19,7 +19,7 @@ from bench.requeues import Requeues
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.stopping import Stopping
 from bench.store import Store, missing_evaluations
-from methods import load_plugin
+from methods.plugins import load_plugin
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

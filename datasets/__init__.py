@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -76,12 +77,13 @@ def load(name: str, image_size: int, root: Path | None = None, cache: Path | Non
     missing files.
     """
     if name not in REGISTRY:
-        raise ValueError(f"There is no data set '{name}'; choose one of {', '.join(REGISTRY)}.")
+        raise ValueError(f"There is no data set '{name}'; {_close(name, REGISTRY)}choose one of {', '.join(REGISTRY)}.")
     entry = REGISTRY[name]
     for option in options:
         if option not in entry.options:
             known = ", ".join(entry.options) or "none"
-            raise ValueError(f"Data set '{name}' has no option '{option}'; its options are: {known}.")
+            meant = _close(option, entry.options)
+            raise ValueError(f"Data set '{name}' has no option '{option}'; {meant}its options are: {known}.")
     if isinstance(image_size, bool) or not isinstance(image_size, int) or not 8 <= image_size <= 4096:
         raise ValueError(f"An image size of {image_size!r} is not possible; give a whole number from 8 to 4096.")
     if entry.root == "required" and root is None:
@@ -92,3 +94,9 @@ def load(name: str, image_size: int, root: Path | None = None, cache: Path | Non
     if entry.root != "none":
         places["root"] = None if root is None else Path(root)
     return loader(image_size, **places, **options)
+
+
+def _close(word: str, known: Mapping[str, object]) -> str:
+    """'did you mean ...? ' where something is close, else nothing."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return f"did you mean {close[0]}? Else " if close else ""

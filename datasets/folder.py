@@ -60,6 +60,8 @@ def load(
         raise ValueError(f"There is no fit={fit}; choose {', '.join(FITS)}.")
     if not root.is_dir():
         raise FileNotFoundError(f"The folder {root} was looked for and is not there; give the one with manifest.csv.")
+    if not isinstance(labels, str | Sequence | None) or (labels is not None and not labels):
+        raise ValueError(f"labels={labels!r} names no finding column; write labels=A,B or leave it out.")
     named = [part.strip() for part in labels.split(",") if part.strip()] if isinstance(labels, str) else labels
     manifest = read_manifest(root, named, uncertain)
     lesions, notes = _read_masks(root, manifest)
@@ -166,7 +168,7 @@ def _mask_file(root: Path, name: str, where: str) -> Path:
     if not name:
         raise ValueError(f"{where}: 'mask' is blank; name a PNG file.")
     file = inside(root, name, where)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise FileNotFoundError(f"The mask {file} was looked for and is not there; {where} lists it.")
     return file
 
@@ -176,8 +178,8 @@ def _box(cells: Sequence[str], where: str) -> tuple[float, float, float, float]:
         x, y, w, h = (float(cell) for cell in cells)
     except ValueError:
         raise ValueError(f"{where}: the box is '{', '.join(cells)}'; x, y, w and h must be numbers.") from None
-    if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0):
-        raise ValueError(f"{where}: the box is '{', '.join(cells)}'; its width and height must be above 0.")
+    if not (np.isfinite([x, y, w, h, x + w, y + h]).all() and w > 0 and h > 0):
+        raise ValueError(f"{where}: the box is '{', '.join(cells)}'; all finite, its width and height above 0.")
     return x, y, w, h
 
 

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.dataset import Array
+from datasets.limits import IMAGE_BYTES, IMAGE_PIXELS, read_within
 
-MAX_PIXELS = 64_000_000  # three times the largest detectors; beyond it a file is a mistake or a bomb
 DEEP_MODES = ("I", "F")  # with I;16 and its kin: more than 8 bits a pixel
 Fit = Literal["pad", "stretch", "crop"]
 FITS: tuple[Fit, ...] = ("pad", "stretch", "crop")
@@ -33,7 +33,7 @@ Box = tuple[int, int, int, int]
 def decode(path: Path) -> tuple[Image.Image, bytes]:
     """A gray image, mode L (8 bits) or F (0 to 255, from an image of more bits), and the sha256 of its file.
 
-    Raises ValueError, naming the file, when it is no image, is damaged or has more than `MAX_PIXELS` pixels.
+    Raises ValueError, naming the file, when it is no image, is damaged, animated or larger than the limits.
     """
     image, digest = _open(path)
     if not _deep(image):
@@ -54,20 +54,25 @@ def _deep(image: Image.Image) -> bool:
 
 
 def _open(path: Path) -> tuple[Image.Image, bytes]:
+    content = read_within(path, IMAGE_BYTES)
     try:
-        content = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
+            frames = getattr(image, "n_frames", 1)
             image.load()
     except Image.DecompressionBombError as error:
-        raise ValueError(f"The image {path} can't be read: {error} (at most {MAX_PIXELS:,}).") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"The image {path} can't be read: {error} (at most {IMAGE_PIXELS:,}); replace it or drop its row."
+        ) from error
+    except Exception as error:  # hostile bytes make a decoder raise nearly anything
         raise ValueError(
             f"The image {path} can't be read: it is damaged, or no PNG or JPEG; replace it or drop its row."
         ) from error
+    if frames > 1:
+        raise ValueError(f"The image {path} is animated, with {frames} frames; give one frame, or drop its row.")
     return image, hashlib.sha256(content).digest()
 
 

@@ -7,6 +7,8 @@ is row 1) and what would be right. Nothing is guessed: a column that is no findi
 from __future__ import annotations
 
 import csv
+import io
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +19,15 @@ import numpy as np
 import pandas as pd
 
 from datasets.dataset import SPLIT_NAMES, Array
+from datasets.limits import FIELD_CHARACTERS, NAME_CHARACTERS, TABLE_BYTES, TABLE_COLUMNS, read_within
 
 ROLES = ("path", "patient_id", "split", "view", "sex", "age")
 LEVELS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": np.nan}
 SPLIT_WORDS = {name: name for name in SPLIT_NAMES} | dict.fromkeys(("valid", "validate", "validation"), "val")
 SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 POLICIES = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
+SHORT = ("patient_id", "split", "view", "finding")  # cells that are names
+MOSTLY = 0.9  # of a column's filled cells: it is a finding, with mistakes
 
 
 @dataclass(frozen=True)
@@ -80,22 +85,24 @@ def read_table(path: Path, purpose: str) -> pd.DataFrame:
     mark."""
     if not path.is_file():
         raise FileNotFoundError(f"The file {path} was looked for and is not there; {purpose}.")
+    content = read_within(path, TABLE_BYTES)
+    if b"\0" in content:
+        raise ValueError(
+            f"{path} holds NUL bytes, so it is no text in UTF-8 (perhaps UTF-16); save it as CSV in UTF-8."
+        )
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            header = [cell.strip() for cell in next(csv.reader(stream), [])]
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
-            raise ValueError(f"{path} has the column '{twice[0]}' twice; rename one.")
+        text = content.decode("utf-8-sig")
+        header = [cell.strip() for cell in next(csv.reader(io.StringIO(text, newline="")), [])]
+        _check_header(path, header)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table: pd.DataFrame = pd.read_csv(
-                path,
+                io.StringIO(text, newline=""),
                 dtype=str,
                 keep_default_na=False,
                 na_filter=False,
                 index_col=False,
                 skip_blank_lines=False,
-                encoding="utf-8-sig",
             )
     except (
         pd.errors.ParserError,
@@ -104,20 +111,56 @@ def read_table(path: Path, purpose: str) -> pd.DataFrame:
         UnicodeError,
         csv.Error,
     ) as error:
-        raise ValueError(f"{path} can't be read as a CSV file in UTF-8: {str(error).strip().rstrip('.')}.") from error
+        reason = str(error).strip().rstrip(".")
+        raise ValueError(f"{path} can't be read as a CSV file in UTF-8: {reason}; mend it or save it anew.") from error
     table.columns = pd.Index(header)
     table = table.fillna("").apply(lambda column: column.str.strip())
     table.index = pd.RangeIndex(2, len(table) + 2)
     table = table[(table != "").any(axis=1)]
     if table.empty:
-        raise ValueError(f"{path} has no rows under its header.")
+        raise ValueError(f"{path} has no rows under its header; list at least one image.")
+    table = table.loc[:, [name != "" or bool((table.iloc[:, i] != "").any()) for i, name in enumerate(header)]]
+    if "" in table:
+        raise ValueError(f"{path}: column {header.index('') + 1} has no name; give it one or delete it.")
+    for column in table:
+        _check_lengths(table, str(column), path)
     return table
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    if not any(header):
+        raise ValueError(f"{path} has no header in its first row; begin it with the names of the columns.")
+    if len(header) > TABLE_COLUMNS:
+        raise ValueError(f"{path} has {len(header):,} columns, and at most {TABLE_COLUMNS:,} are read; leave some out.")
+    for place, name in enumerate(header, start=1):
+        if len(name) > NAME_CHARACTERS or not name.isprintable():
+            raise ValueError(
+                f"{path}: the name of column {place} ({name[:20]!r}) holds line breaks or control characters, or more "
+                f"than {NAME_CHARACTERS} characters; rename it."
+            )
+        if name and name in header[: place - 1]:
+            raise ValueError(f"{path} has the column '{name}' twice; rename one.")
+
+
+def _check_lengths(table: pd.DataFrame, column: str, path: Path) -> None:
+    """Cells that are names are short; the memory of all goes with the longest."""
+    most = NAME_CHARACTERS if column in SHORT else FIELD_CHARACTERS
+    lengths = table[column].str.len().to_numpy()
+    place = int(lengths.argmax())
+    if lengths[place] > most:
+        raise ValueError(
+            f"{path}, row {_row(table, place)}: '{column}' has {lengths[place]:,} characters, and at most {most:,} are "
+            "read; shorten it or leave the column out."
+        )
 
 
 def inside(root: Path, name: str, where: str) -> Path:
     """The file of that name, links resolved; ValueError when it lies outside the root."""
-    base = root.resolve()
-    file = (base / name).resolve()
+    try:
+        base = root.resolve()
+        file = (base / name).resolve()
+    except (OSError, RuntimeError) as error:  # too long a name; links in a circle
+        raise ValueError(f"{where}: the path '{name[:80]}' leads nowhere ({error}); name a file.") from error
     if not file.is_relative_to(base):
         raise ValueError(f"{where}: the path '{name}' leads out of the folder {root}; keep all files inside it.")
     return file
@@ -135,7 +178,7 @@ def _files(root: Path, table: pd.DataFrame, path: Path) -> list[Path]:
         if file in seen:
             raise ValueError(f"{path}, row {row}: the path '{name}' is that of row {seen[file]} again; drop one.")
         seen[file] = int(str(row))
-        if not file.is_file():
+        if not os.path.isfile(file):  # nor where its name is too long to be one
             missing.append(file)
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
@@ -148,7 +191,10 @@ def _findings(table: pd.DataFrame, labels: Sequence[str] | None, path: Path) -> 
     others = [str(column) for column in table if column not in ROLES]
     blank = [column for column in others if (table[column] == "").all()]
     if labels is None:
-        findings = [c for c in others if c not in blank and table[c].isin(list(LEVELS)).all()]
+        findings = [c for c in others if c not in blank and _share_of_levels(table[c]) == 1]
+        for column in others:
+            if column not in blank and MOSTLY <= _share_of_levels(table[column]) < 1:
+                _refuse_level(table, column, path, "leave it out by naming the findings: --set data.options.labels=A,B")
     else:
         findings = list(dict.fromkeys(labels))
         for column in findings:
@@ -171,13 +217,24 @@ def _findings(table: pd.DataFrame, labels: Sequence[str] | None, path: Path) -> 
 def _levels(table: pd.DataFrame, column: str, path: Path) -> Array:
     """(N,) 1, 0, -1 or NaN."""
     levels = table[column].map(LEVELS)
+    _refuse_level(table, column, path, "name other columns as findings")
+    return levels.to_numpy(dtype=np.float64)
+
+
+def _share_of_levels(cells: pd.Series) -> float:
+    """Of the filled cells of a column, those that a finding may have."""
+    filled = cells[cells != ""]
+    return float(filled.isin(list(LEVELS)).mean())
+
+
+def _refuse_level(table: pd.DataFrame, column: str, path: Path, otherwise: str) -> None:
     wrong = np.flatnonzero(~table[column].isin(list(LEVELS)).to_numpy())
     if len(wrong):
         value = table[column].iloc[wrong[0]]
         raise ValueError(
-            f"{path}, row {_row(table, wrong[0])}: the finding '{column}' is '{value}'; it must be 1, 0, -1 or blank."
+            f"{path}, row {_row(table, wrong[0])}: the finding '{column}' is '{value}'; it must be 1, 0, -1 or blank "
+            f"(or {otherwise})."
         )
-    return levels.to_numpy(dtype=np.float64)
 
 
 def _meaning(uncertain: str) -> str:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 import importlib
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from datasets.archives import read_npz
 from datasets.dataset import SPLIT_NAMES, Array, Dataset
 from datasets.images import Allocate, cached
+from datasets.limits import ARCHIVE_IMAGES
 
 SIZES = (28, 64, 128, 224)
 CLASSES = {"pneumoniamnist": "PneumoniaMNIST", "chestmnist": "ChestMNIST"}
@@ -120,15 +121,12 @@ def _download(name: str, size: int, place: Path) -> Path:
 
 def _read(new: Allocate, path: Path, name: str, stored: int, image_size: int) -> dict[str, Array]:
     """images, labels, split (position in SPLIT_NAMES) and the file's sha256."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            images = [np.asarray(file[f"{split}_images"]) for split in SPLIT_NAMES]
-            labels = [np.asarray(file[f"{split}_labels"]) for split in SPLIT_NAMES]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise ValueError(f"The file {path} is damaged or not of MedMNIST's format; fetch it again.") from error
+    findings = len(LABELS[name])
+    names = [f"{split}_{what}" for what in ("images", "labels") for split in SPLIT_NAMES]
+    file = read_npz(path, names, most=ARCHIVE_IMAGES * (stored**2 + 8 * findings))
+    images, labels = [file[part] for part in names[:3]], [file[part] for part in names[3:]]
     for x, y in zip(images, labels, strict=True):
-        findings = len(LABELS[name])
-        binary = y.shape == (len(x), findings) and bool(np.isin(y, (0, 1)).all())
+        binary = y.shape == (*x.shape[:1], findings) and bool(np.isin(y, (0, 1)).all())
         if x.dtype != np.uint8 or x.shape[1:] != (stored, stored) or not binary:
             raise ValueError(
                 f"The file {path} does not hold 8-bit images of {stored} x {stored} pixels with {findings} "

@@ -46,6 +46,12 @@ class Splits:
     hash: str
 
 
+def check_shares(val: float, test: float) -> None:
+    """Raises ValueError for shares of the patients that leave nothing to validate, test or train on."""
+    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
+        raise ValueError(f"Shares of val {val} and test {test} are not possible; both above 0, sum below 1.")
+
+
 def make_splits(data: Dataset, seed: int = 0, val: float = 0.15, test: float = 0.25) -> Splits:
     """Split by patient: the official split where there is one, else stratified with `seed`.
 
@@ -55,8 +61,7 @@ def make_splits(data: Dataset, seed: int = 0, val: float = 0.15, test: float = 0
     Raises ValueError for shares that leave nothing to train on, for too few patients, and for a patient who
     is in two official splits.
     """
-    if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
-        raise ValueError(f"Shares of val {val} and test {test} are not possible; both above 0, sum below 1.")
+    check_shares(val, test)
     patients, of_image = np.unique(data.patients, return_inverse=True)
     labelled = _per_patient(data.labelled, of_image, len(patients))
     part = np.full(len(patients), "train", dtype="<U5")
@@ -89,8 +94,8 @@ def make_splits(data: Dataset, seed: int = 0, val: float = 0.15, test: float = 0
 def fraction(data: Dataset, splits: Splits, percent: float, draw: int) -> Indices:
     """Positions of the labelled training images of the first `percent` % of the draw's patients.
 
-    The number of patients is max(1, round(percent / 100 * n)), n the training patients with a label.
-    Raises ValueError unless 0 < percent <= 100 and draw >= 0.
+    The number of patients is round(percent / 100 * n), n the training patients with a label.
+    Raises ValueError unless 0 < percent <= 100 and draw >= 0, and where that number is 0.
     """
     if not 0 < percent <= 100:
         raise ValueError(f"A label fraction of {percent} % is not possible; give above 0, at most 100.")
@@ -98,7 +103,12 @@ def fraction(data: Dataset, splits: Splits, percent: float, draw: int) -> Indice
         raise ValueError(f"There is no draw {draw}; draws are numbered from 0.")
     rows = splits.train[data.labelled[splits.train]]
     patients, of_row = np.unique(data.patients[rows], return_inverse=True)
-    count = max(1, round(percent / 100 * len(patients)))
+    count = round(percent / 100 * len(patients))
+    if count == 0:
+        raise ValueError(
+            f"A label fraction of {percent:g} % of {len(patients)} labelled training patients is less than half a "
+            f"patient; one patient is {100 / len(patients):.2g} %."
+        )
     if count >= len(patients):
         return rows
     classes = _classes(data.labels[rows], of_row, len(patients))

@@ -1,18 +1,13 @@
 """The registry of methods: what there is, with options and sources. Importing it needs no torch.
 
 A method is an objective with a strategy: `simclr/sparsecontrast`, `moco/dense`. To add one, write a module with one
-class and add a line here; or, without touching this package, a plug-in file that does the same (README, "Your own
-method").
+class and add a line here; or, without touching this package, a plug-in file that does the same (`plugins.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
-import sys
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -235,36 +230,6 @@ def code_of(objective: str, strategy: str) -> str:
     """Hash of the plug-in files that define a method; blank where it is one of ours."""
     found = (OBJECTIVES.get(objective), STRATEGIES.get(strategy))
     return "+".join(entry.code for entry in found if entry is not None and entry.code)
-
-
-def load_plugin(path: Path) -> list[str]:
-    """Register what a plug-in file defines in its dicts `STRATEGIES` and `OBJECTIVES`; returns the new names.
-
-    Its entries name their class as ":Class". Raises FileNotFoundError, or ValueError for a file that can't be run, that
-    defines nothing, or that takes a name which is taken.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no plug-in at {path}: --plugin takes a Python file.")
-    content = path.read_bytes()
-    code, module = hashlib.sha256(content).hexdigest()[:16], f"plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module, path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    sys.modules[module] = loaded
-    try:
-        spec.loader.exec_module(loaded)
-    except Exception as error:
-        raise ValueError(f"plug-in {path} can't be run: {type(error).__name__}: {error}.") from error
-    names = []
-    for kind, registry in (("STRATEGIES", STRATEGIES), ("OBJECTIVES", OBJECTIVES)):
-        for name, entry in getattr(loaded, kind, {}).items():
-            if name in registry and registry[name].code != code:
-                raise ValueError(f"plug-in {path} defines '{name}', which is taken: give it another name.")
-            registry[name] = replace(entry, target=module + entry.target, code=code)
-            names.append(name)
-    if not names:
-        raise ValueError(f"plug-in {path} defines no STRATEGIES and no OBJECTIVES: see 'Your own method' in README.md.")
-    return names
 
 
 FLOORS: dict[str, str] = {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from methods import FLOORS, HEADLINE, OBJECTIVES, STRATEGIES, Option, Value
+
+LONGEST = 10_000  # characters of --methods
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ def parse_methods(text: str) -> list[Method]:
     `all` is the headline set; a bare strategy means `simclr/<strategy>`; globs match the part before `[`.
     Raises ValueError, which says what would be right, for a name or an option that is not known.
     """
+    if len(text) > LONGEST:
+        raise ValueError(
+            f"--methods has {len(text):,} characters, and at most {LONGEST:,} are read: name fewer methods."
+        )
     found: list[Method] = []
     for part in split_outside_brackets(text):
         found += _parse_one(part)
@@ -119,6 +127,8 @@ def read_value(what: str, text: str, option: Option) -> Value:
         kind = "a whole number" if isinstance(option.default, int) else "a number"
         raise ValueError(f"{what} is '{text}': it is {kind}.") from None
     low, high = option.low, option.high
+    if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError(f"{what} is {text}: it lies between {low} and {'any' if high is None else high}.")
     if not (low is None or number >= low) or not (high is None or number <= high):
         raise ValueError(f"{what} is {text}: it lies between {low} and {'any' if high is None else high}.")
     return number
@@ -128,6 +138,12 @@ def suggest(word: str, known: list[str]) -> str:
     """'did you mean ...?' if something is close, else all that is known."""
     close = get_close_matches(word, known, n=2, cutoff=0.7)
     return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """'did you mean ...? Else ' if something is close, else nothing: the beginning of what would be right."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.7)
+    return f"did you mean {close[0]}? Else " if close else ""
 
 
 def split_outside_brackets(text: str) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import methods
+from methods.plugins import load_plugin
 from methods.strategies.strategy import Call
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def test_the_plugin_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file = tmp_path / "every_other.py"
     file.write_text(code.group(1), encoding="utf-8")
     monkeypatch.setattr(methods, "STRATEGIES", dict(methods.STRATEGIES))
-    assert methods.load_plugin(file) == ["everyother"]
+    assert load_plugin(file) == ["everyother"]
     encoder = methods.build_encoder("vit_stem_d64_l4_patch8", "everyother", {}, image_size=32, channels=1, seed=0)
     kept = encoder.eval()(torch.rand(2, 1, 32, 32), Call()).kept
     assert kept.nonzero()[:, 1].tolist() == [0, 2, 4, 6, 8, 10, 12, 14] * 2

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, NullLocator
 
 from bench.analysis.plots import COLOURS, SPARE, save, theme
 from bench.record import PARTS, TWICE, CostRow
@@ -88,6 +88,8 @@ def scaling(frame: pd.DataFrame, tokens: dict[int, int], folder: Path, name: str
             axes.tick_params(axis="x", rotation=45)
         for axes in grid[:-1]:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter())
         grid[-1].set_ylim(bottom=0)
         grid[-1].set_title("solid: of the time, dashed: of the MACs", fontsize="small")
         handles, labels = grid[0].get_legend_handles_labels()

@@ -11,6 +11,9 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.analysis.outputs import MADE_BY
+from bench.plain import plain
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -88,6 +91,8 @@ _LATEX = {
     "ł": r"\l{}",
     "[": "{[}",
     "]": "{]}",
+    "*": "{*}",  # after a row's end it would be a command's
+    "`": r"\`{}",
 }
 _ACCENTS = {
     "\u0300": "`",
@@ -103,14 +108,14 @@ _ACCENTS["\u0327"] = "c"
 
 def escape_latex(text: str) -> str:
     """Any text as LaTeX that pdflatex sets without further packages; a character it lacks becomes its code point."""
-    return "".join(_latex_character(character) for character in " ".join(text.split()))
+    return "".join(_latex_character(character) for character in _line(text))
 
 
 def _latex_character(character: str) -> str:
     if character in _LATEX:
         return _LATEX[character]
     if character.isascii():
-        return character if character.isprintable() else ""
+        return character
     base, *marks = list(unicodedata.normalize("NFKD", character))
     if base.isascii() and len(marks) == 1 and marks[0] in _ACCENTS:
         dotless = {"i": r"\i", "j": r"\j"}.get(base, base)
@@ -119,9 +124,19 @@ def _latex_character(character: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Any text as one line of Markdown that shows exactly it, in a paragraph or a table cell."""
-    safe = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Any text as one line of Markdown that shows exactly it, in a table cell or inside a line."""
+    safe = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", safe)
+
+
+def _block_markdown(text: str) -> str:
+    """The same at the beginning of a line, where no list, rule or underline shall begin with it."""
+    return re.sub(r"^(\d*)([-+=.)])(?=[\s=-]|$)", r"\1\\\2", escape_markdown(text))
+
+
+def _line(text: str) -> str:
+    """One line, control characters spelt out."""
+    return plain(text, most=max(1, len(text) * 10))
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -133,21 +148,21 @@ def _markdown(block: Block) -> str:
         case Heading(level, text):
             return f"{'#' * level} {escape_markdown(text)}"
         case Paragraph(text, strong):
-            return f"**{escape_markdown(text)}**" if strong else escape_markdown(text)
+            return f"**{escape_markdown(text)}**" if strong else _block_markdown(text)
         case Bullets(items):
-            return "\n".join(f"- {escape_markdown(item)}" for item in items)
+            return "\n".join(f"- {_block_markdown(item)}" for item in items)
         case Figure(name, caption):
-            return f"![{escape_markdown(caption)}](figures/{name}.png)\n\n{escape_markdown(caption)}"
+            return f"![{escape_markdown(caption)}](figures/{name}.png)\n\n{_block_markdown(caption)}"
         case Table():
             lines = [f"**{escape_markdown(block.title)}**", ""]
             lines.append("| " + " | ".join(escape_markdown(column) for column in block.columns) + " |")
             lines.append("|" + " --- |" * len(block.columns))
             lines += ["| " + " | ".join(escape_markdown(cell) for cell in row) + " |" for row in block.rows]
-            return "\n".join(lines) + (f"\n\n{escape_markdown(block.note)}" if block.note else "")
+            return "\n".join(lines) + (f"\n\n{_block_markdown(block.note)}" if block.note else "")
 
 
 def to_latex(blocks: Sequence[Block]) -> str:
-    head = "% Made by `python -m bench.report`. Needs \\usepackage{booktabs}; with graphicx it also shows figures\n"
+    head = f"{MADE_BY} Needs \\usepackage{{booktabs}}; with graphicx it also shows figures\n"
     return (
         head
         + "% (paths relative to this file's folder) and shrinks wide tables to the line.\n"
@@ -214,6 +229,6 @@ def to_text(table: Table) -> str:
     """The table for a terminal."""
     from tabulate import tabulate
 
-    rows = [list(row) for row in table.rows]
-    text = tabulate(rows, headers=list(table.columns), tablefmt="simple", disable_numparse=True)
-    return f"{table.title}\n\n{text}" + (f"\n\n{table.note}" if table.note else "")
+    rows = [[_line(cell) for cell in row] for row in table.rows]
+    text = tabulate(rows, headers=[*map(_line, table.columns)], tablefmt="simple", disable_numparse=True)
+    return f"{_line(table.title)}\n\n{text}" + (f"\n\n{_line(table.note)}" if table.note else "")

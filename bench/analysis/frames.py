@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis.gather import encoder_of, parse
-from bench.analysis.groups import Group, Run
+from bench.analysis.groups import Group, ReportRefused, Run
 from bench.record import TWICE, CostRow, CostTable
+from datasets.limits import RECORD_BYTES, read_within
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -120,6 +121,16 @@ def cost_csv(frame: pd.DataFrame) -> str:
     return frame[COST_COLUMNS].to_csv(index=False) if not frame.empty else ",".join(COST_COLUMNS) + "\n"
 
 
+def _epochs(path: Path) -> list[dict[str, float | None]]:
+    """The lines of a history.jsonl: epoch, loss, keep and lr of each."""
+    keys = ("epoch", "loss", "keep", "lr")
+    try:
+        lines = [json.loads(line) for line in read_within(path, RECORD_BYTES).decode().splitlines()]
+        return [{key: None if line.get(key) is None else float(line[key]) for key in keys} for line in lines]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ReportRefused(f"{path} is no history of epochs: delete it, or run it again.") from error
+
+
 def history_frame(group: Group) -> pd.DataFrame:
     """A row a run x epoch: arm, objective, seed, epoch, loss, keep, lr."""
     rows: list[dict[str, Any]] = []
@@ -130,10 +141,7 @@ def history_frame(group: Group) -> pd.DataFrame:
             if not path.is_file() or run.record.run_id in seen:  # one training, two ways of inference
                 continue
             seen.add(run.record.run_id)
-            for line in path.read_text().splitlines():
-                one = json.loads(line)
-                rows.append(
-                    {"arm": arm.label, "objective": arm.objective, "seed": run.seed}
-                    | {key: one.get(key) for key in ("epoch", "loss", "keep", "lr")}
-                )
+            rows += [
+                {"arm": arm.label, "objective": arm.objective, "seed": run.seed, **epoch} for epoch in _epochs(path)
+            ]
     return pd.DataFrame(rows, columns=["arm", "objective", "seed", "epoch", "loss", "keep", "lr"])

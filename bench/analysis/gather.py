@@ -18,6 +18,8 @@ from bench.analysis.belonging import refuse_changed_data, refuse_strangers, refu
 from bench.analysis.groups import FLOORS, Arm, Group, ReportRefused, Run
 from bench.record import SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, state_of
+from bench.spec import RunSpec
+from datasets.limits import RECORD_BYTES, read_within
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -27,12 +29,15 @@ def read_runs(results: Path) -> list[Run]:
     runs = []
     for path in sorted(results.glob("*/record.json")):
         record, found = parse(Record, path), []
+        _check_spec(record, path)
         for file in sorted(path.parent.glob("evaluations/*.json")):
             one = parse(Evaluation, file)
             if one.run_id != record.run_id:
                 raise ReportRefused(
                     f"{file} is an evaluation of {one.run_id}, and lies in another run's folder: {MEND}."
                 )
+            if not one.draws:
+                raise ReportRefused(f"{file} has no draw: run it again, or move its folder away.")
             if one.split == "test":
                 found.append(one)
         run = Run(record, path.parent, tuple(found))
@@ -46,11 +51,23 @@ def read_runs(results: Path) -> list[Run]:
 MEND = "put the original back, or move it away and give the command that made it again"
 
 
+def _check_spec(record: Record, path: Path) -> None:
+    """What analysis takes from `spec` is a RunSpec's, so that none of it is of another kind."""
+    try:
+        RunSpec.model_validate(record.spec)
+    except ValidationError as error:
+        raise ReportRefused(f"{path} can't be read as a Record (spec.{_places(error)}); move it away.") from error
+
+
+def _places(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:3])
+
+
 def parse(model: Any, path: Path) -> Any:
     """A record, an evaluation or a cost table. Raises ReportRefused for one of another schema, one whose digest does
     not fit (where it has one), and what is none at all."""
     try:
-        content = path.read_bytes()
+        content = read_within(path, RECORD_BYTES)
         plain = json.loads(content)
         if isinstance(plain, dict):
             schema = plain.get("schema_version", SCHEMA_VERSION)
@@ -64,12 +81,8 @@ def parse(model: Any, path: Path) -> Any:
         return model.model_validate_json(content)
     except ReportRefused:
         raise
-    except (ValueError, OSError) as error:
-        where = (
-            "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:3])
-            if isinstance(error, ValidationError)
-            else str(error)
-        )
+    except (ValueError, OSError, RecursionError) as error:
+        where = _places(error) if isinstance(error, ValidationError) else str(error)
         raise ReportRefused(
             f"{path} can't be read as a {model.__name__} ({where}); move it away or make it anew."
         ) from error

@@ -15,7 +15,9 @@ from bench.analysis.claims import Claim, all_claims
 from bench.analysis.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.groups import Group, Run
+from bench.analysis.outputs import LARGE_PARTS, TITLE, is_figure
 from bench.analysis.scores import Scores
+from bench.plain import plain
 from bench.suite import read_tuning
 
 
@@ -57,7 +59,7 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
     cost = frames.cost_frame(results)
     figures = reports / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    blocks: list[Block] = [Heading(1, "Attention strategies in contrastive pre-training on chest X-rays")]
+    blocks: list[Block] = [Heading(1, TITLE)]
     summaries, kept = [], set()
     for number, group in enumerate(groups):
         name = f"{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', group.data).strip('-').lower() or 'data'}"
@@ -70,8 +72,8 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
     blocks += [*part, *_rest(runs, groups)]
     kept |= drawn
     for old in figures.iterdir():
-        if old.suffix in (".png", ".svg") and old.stem not in kept and not old.stem.startswith(costplots.PREFIX):
-            old.unlink()  # of an earlier report; those of `bench.cost` are not the report's
+        if is_figure(old) and old.stem not in kept:
+            old.unlink()  # of an earlier report; others' are left alone
     _write(reports / "report.md", document.to_markdown(blocks))
     _write(reports / "report.tex", document.to_latex(blocks))
     _write(reports / "results.csv", frames.results_frame(runs).to_csv(index=False))
@@ -144,7 +146,7 @@ def _group(
         *(note for scores in every.values() for note in scores.notes),
     ]
     blocks += [Heading(3, "Notes"), Bullets(tuple(dict.fromkeys([*notes, *_standing(group)])))]
-    text = document.to_text(table) if table else f"{group.title}: no evaluation on the test split."
+    text = document.to_text(table) if table else plain(f"{group.title}: no evaluation on the test split.")
     return GroupSummary(group.title, text, tuple(sentences), tuple(claims)), blocks, drawn
 
 
@@ -157,10 +159,9 @@ def _large_scale(large: speed.LargeTable | None, figures: Path) -> tuple[list[Bl
     blocks: list[Block] = [title, speed.at_large_scale(large)]
     if not large.own:
         blocks.insert(1, Paragraph(f"Not measured on this machine; what follows was measured on: {large.machine}."))
-    name = "vit-small-parts"
-    if not costplots.parts(large.table.rows, figures, name):
+    if not costplots.parts(large.table.rows, figures, LARGE_PARTS):
         return blocks, set()
-    return [*blocks, Figure(name, costplots.PARTS_CAPTION)], {name}
+    return [*blocks, Figure(LARGE_PARTS, costplots.PARTS_CAPTION)], {LARGE_PARTS}
 
 
 def _lead(sentences: list[str]) -> list[Block]:

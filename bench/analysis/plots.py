@@ -74,6 +74,7 @@ def theme() -> Iterator[None]:
             "axes.axisbelow": True,
             "legend.frameon": False,
             "svg.hashsalt": "bench",
+            "text.parse_math": False,  # names are shown as they are, dollars and all
             "axes.spines.top": False,
             "axes.spines.right": False,
         }

@@ -15,9 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from bench.analysis.groups import Arm, Group
+from bench.analysis.groups import Arm, Group, ReportRefused
 from bench.analysis.plots import COLOURS, save, theme
 from bench.analysis.statistics import Array
+from datasets.archives import read_npz
 
 LESION, SHOWN, COLUMNS = "#00E5FF", 6, 4
 
@@ -45,20 +46,28 @@ def read(group: Group) -> list[Kept]:
         path = arm.runs[0].folder / "selection.npz"
         if not path.is_file():
             continue
-        with np.load(path, allow_pickle=False) as saved:
-            masks = saved["masks"] if "masks" in saved.files else None
-            one = Kept(
-                arm,
-                arm.runs[0].seed,
-                saved["images"],
-                saved["kept"].astype(bool),
-                saved["labels"],
-                masks,
-                str(saved["rule"]),
-            )
+        one = _selection(arm, path)
         if not found or np.array_equal(found[0].images, one.images):
             found.append(one)
     return found[:COLUMNS]
+
+
+def _selection(arm: Arm, path: Path) -> Kept:
+    try:
+        saved = read_npz(path, ("images", "kept", "labels", "rule"), optional=("masks",))
+    except ValueError as error:
+        raise ReportRefused(f"{error} It holds a figure's selection: delete it, or run it again.") from error
+    images, kept, labels, masks = saved["images"], saved["kept"], saved["labels"], saved.get("masks")
+    alike = {len(images), len(kept), len(labels)} if min(images.ndim, kept.ndim, labels.ndim) > 0 else set()
+    if (
+        (images.ndim, kept.ndim, labels.ndim, len(alike)) != (3, 3, 2, 1)
+        or images.dtype != np.uint8
+        or kept.dtype.kind not in "bui"
+        or 0 in kept.shape
+        or (masks is not None and (masks.shape != images.shape or masks.dtype.kind != "u"))
+    ):
+        raise ReportRefused(f"{path} does not hold images with the patches kept of them: delete it, or run it again.")
+    return Kept(arm, arm.runs[0].seed, images, kept.astype(bool), labels, masks, str(saved["rule"]))
 
 
 def outline(mask: Array) -> Array:

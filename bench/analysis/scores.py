@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bench.analysis import statistics
 from bench.analysis.groups import Arm, Group, ReportRefused, Run
 from bench.analysis.statistics import Array, Estimate
 from bench.record import Evaluation
+from datasets.archives import read_npz
 
 PRIMARY = 10.0  # per cent of the labels at which verdicts are given
 
@@ -93,8 +95,7 @@ class Scores:
             path, values = run.predictions(one), None
             if path.is_file():
                 mask = np.array([name in names for name in self.names])
-                with np.load(path, allow_pickle=False) as saved:
-                    scores, labels, patients = saved["scores"], saved["labels"], saved["patients"]
+                scores, labels, patients = _predictions(path, len(self.names))
                 values, who = statistics.pseudo_values(scores[:draws], labels, patients, mask)
                 if self._patients is None:
                     self._patients = who
@@ -163,6 +164,29 @@ class Scores:
         near = [one for one in same if one.keep == arm.keep] or same
         plain = [one for one in near if "[" not in one.method] or near
         return plain[0] if plain else None
+
+
+def _predictions(path: Path, findings: int) -> tuple[Array, Array, Array]:
+    """scores (draws, images, findings), labels (images, findings) and patients (images,) of a run's predictions."""
+    try:
+        saved = read_npz(path, ("scores", "labels", "patients"))
+    except ValueError as error:
+        raise ReportRefused(f"{error} It holds a run's predictions: run it again, or move its folder away.") from error
+    scores, labels, patients = saved["scores"], saved["labels"], saved["patients"]
+    images = patients.shape[:1]
+    numbers = scores.dtype.kind == "f" and labels.dtype.kind == "f" and patients.dtype.kind == "U"
+    if (
+        not numbers
+        or scores.size == 0
+        or scores.ndim != 3
+        or scores.shape[1:] != (*images, findings)
+        or labels.shape != scores.shape[1:]
+    ):
+        raise ReportRefused(
+            f"{path} does not hold scores of {findings} findings with their labels and patients: run it again, or move "
+            "its folder away."
+        )
+    return scores, labels, patients
 
 
 def _interval(found: list[tuple[Array | None, float]]) -> Estimate | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.dataset import Dataset
+from datasets.limits import PATIENTS
 from datasets.phantom.draws import image_counts
 from datasets.phantom.findings import NAMES, PREVALENCE
 from datasets.phantom.generate import Images, generate
@@ -42,6 +43,8 @@ class _Options:
         for name, (value, least) in whole.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"phantom: {name} is {value!r}; give a whole number from {least} up.")
+        if self.patients > PATIENTS:
+            raise ValueError(f"phantom: patients is {self.patients:,}; give at most {PATIENTS:,}.")
         mean = self.images_per_patient
         if isinstance(mean, bool) or not isinstance(mean, int | float) or not 1 <= mean <= 4:
             raise ValueError(f"phantom: images_per_patient is {mean!r}; give a mean from 1 to 4.")
@@ -127,6 +130,13 @@ def _blocks(options: _Options) -> Iterator[Images]:
 def _write(folder: Path, options: _Options) -> None:
     """Make the data set in a folder beside ``folder``, then put it in its place in one step."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    needed = options.patients * options.images_per_patient * 3 * options.image_size**2
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise ValueError(
+            f"phantom: {folder.parent} has {free / 1e9:,.1f} GB free, and this one takes {needed / 1e9:,.1f} GB; "
+            "ask for fewer patients or smaller images, or for another --cache."
+        )
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         shape = (int(options.counts.sum()), options.image_size, options.image_size)

@@ -16,8 +16,10 @@ import torch
 from timm.layers.mlp import GlobalResponseNormMlp
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 
+from methods import ENCODERS
 from methods.encoders.macs import layer_macs
 from methods.encoders.weights import check_tiling, load_weights
+from methods.names import meant
 from methods.strategies.strategy import ConvGeometry
 
 # The first stages of timm's four; layer scale starts at 0.1, for 1e-6 takes longer to grow than these networks train.
@@ -38,7 +40,10 @@ def build_convnext(name: str, image_size: int, channels: int, weights: str = "")
         net: Any = _first_stages(channels, **SMALL[name])
     else:
         if not timm.is_model(name):
-            raise ValueError(f"unknown encoder '{name}': use a ConvNeXt of timm's, or one of {', '.join(SMALL)}.")
+            raise ValueError(
+                f"unknown encoder '{name}': {meant(name, ENCODERS)}use a ConvNeXt of timm's, or one of "
+                f"{', '.join(SMALL)}."
+            )
         net = timm.create_model(name, pretrained=weights == "timm", in_chans=channels, num_classes=0)
         if not isinstance(net, ConvNeXt) or any(isinstance(m, GlobalResponseNormMlp) for m in net.modules()):
             raise ValueError(

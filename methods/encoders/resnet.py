@@ -13,8 +13,10 @@ import timm
 import torch
 from timm.models.resnet import ResNet
 
+from methods import ENCODERS
 from methods.encoders.macs import layer_macs
 from methods.encoders.weights import check_tiling, load_weights
+from methods.names import meant
 from methods.strategies.strategy import ConvGeometry
 
 STRIDE = 32
@@ -27,7 +29,7 @@ def build_resnet(name: str, image_size: int, channels: int, weights: str = "") -
     weights.
     """
     if not timm.is_model(name):
-        raise ValueError(f"unknown encoder '{name}': use a ResNet of timm's, e.g. resnet50.")
+        raise ValueError(f"unknown encoder '{name}': {meant(name, ENCODERS)}use a ResNet of timm's, e.g. resnet50.")
     net = timm.create_model(name, pretrained=weights == "timm", in_chans=channels, num_classes=0)
     if not isinstance(net, ResNet):
         raise ValueError(f"encoder '{name}' is not one of timm's plain ResNets: use e.g. resnet50.")

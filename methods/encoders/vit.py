@@ -17,7 +17,9 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
+from methods import ENCODERS
 from methods.encoders.weights import check_tiling, load_weights
+from methods.names import meant
 from methods.strategies.strategy import Geometry
 
 
@@ -94,7 +96,8 @@ def build_vit(
 def _timm_vit(name: str, image_size: int, channels: int, pretrained: bool) -> VisionTransformer:
     if not timm.is_model(name):
         raise ValueError(
-            f"unknown encoder '{name}': use a plain ViT, ConvNeXt or ResNet of timm's, or one of {', '.join(SMALL)}."
+            f"unknown encoder '{name}': {meant(name, ENCODERS)}use a plain ViT, ConvNeXt or ResNet of timm's, "
+            f"or one of {', '.join(SMALL)}."
         )
     patch = next((int(p[5:]) for p in name.split(".")[0].split("_") if p.startswith("patch") and p[5:].isdigit()), 0)
     if patch:

@@ -22,23 +22,33 @@ def load_weights(
     """
     if not path.is_file():
         raise FileNotFoundError(f"no encoder weights at {path}: give a .safetensors file with timm's parameter names.")
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
     from timm.models import adapt_input_conv
 
-    state: State = load_file(path)
-    if fit is not None:
-        state = fit(state, network)
-    first = next(name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)) + ".weight"
-    if first in state and state[first].shape[1] == 3 != channels:
-        state[first] = adapt_input_conv(channels, state[first])
     try:
+        state: State = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"weights in {path} can't be read ({error}): give a .safetensors file; others, which may hold pickled "
+            "objects, are never loaded."
+        ) from error
+    try:
+        if fit is not None:
+            state = fit(state, network)
+        first = next(name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)) + ".weight"
+        if first in state and state[first].shape[1] == 3 != channels:
+            state[first] = adapt_input_conv(channels, state[first])
         missing, unexpected = network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"weights in {path} do not fit the encoder: {str(error).splitlines()[-1].strip()}") from error
+    except Exception as error:  # what adapts shapes takes them for granted
+        why = (str(error).splitlines() or [type(error).__name__])[-1].strip()
+        raise ValueError(f"weights in {path} do not fit the encoder: {why}; give those of this encoder.") from error
     others = [name for name in unexpected if not name.startswith(("head", "fc"))]
     if missing or others:
         odd = ", ".join([*missing, *others][:5])
-        raise ValueError(f"weights in {path} do not fit the encoder: {odd} missing or unexpected.")
+        raise ValueError(
+            f"weights in {path} do not fit the encoder: {odd} missing or unexpected; give those of this encoder."
+        )
 
 
 def check_tiling(name: str, image_size: int, patch: int) -> None:

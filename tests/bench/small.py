@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from bench.analysis.outputs import TITLE
 from bench.record import Draw, Evaluation, Macs, Record, Subset
 from bench.spec import RunSpec
 from bench.suite import Suite, load_suite
@@ -70,7 +71,7 @@ def light_report(results: Path, reports: Path, planned: int = 0) -> Any:
     """Stands for `write_report` in tests that are not about it: it writes which runs there are."""
     names = sorted(path.parent.name for path in results.glob("*/record.json"))
     reports.mkdir(parents=True, exist_ok=True)
-    (reports / "report.md").write_text("\n".join(names), encoding="utf-8")
+    (reports / "report.md").write_text("\n".join([f"# {TITLE}", *names]), encoding="utf-8")
     return SimpleNamespace(path=reports / "report.md", groups=())
 
 

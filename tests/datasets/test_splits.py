@@ -184,16 +184,20 @@ def test_the_smallest_fraction_has_both_classes_of_every_finding(draw):
         assert {0.0, 1.0} <= set(data.labels[chosen, k].tolist()), "C is found in 3 % of the images only"
 
 
-def test_even_one_patient_is_a_fraction():
+def test_even_one_patient_is_a_fraction_and_none_is_no_fraction():
     data = made_up(40)
-    chosen = fraction(data, make_splits(data), 0.01, 0)
+    splits = make_splits(data)
+    count = len(set(data.patients[splits.train[data.labelled[splits.train]]]))
+    chosen = fraction(data, splits, 60 / count, 0)
     assert len(set(data.patients[chosen])) == 1
+    with pytest.raises(ValueError, match=f"% of {count} labelled training patients is less than half a patient"):
+        fraction(data, splits, 40 / count, 0)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    percents=st.lists(st.floats(0.1, 100), min_size=2, max_size=4),
+    percents=st.lists(st.floats(3, 100), min_size=2, max_size=4),
     draw=st.integers(0, 9),
 )
 def test_fractions_are_nested(seed, percents, draw):

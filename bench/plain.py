@@ -1,0 +1,25 @@
+"""Text that came from outside, for a terminal: one line, nothing in it that a terminal obeys, and not too long."""
+
+from __future__ import annotations
+
+LONGEST = 1500  # characters of a message
+
+
+def plain(text: str, most: int = LONGEST) -> str:
+    """`text` on one line: white space runs become one space, control characters are spelt out, the middle of a text
+    longer than `most` is left out."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
+def account(text: str) -> str:
+    """A text of several lines, each of them plain."""
+    return "\n".join(plain(line) for line in text.splitlines())
+
+
+def told(mistake: Exception) -> str:
+    """A mistake as one line; of the system's own errors the file and the reason."""
+    if isinstance(mistake, OSError) and mistake.errno is not None:
+        return plain(f"{mistake.filename} can't be used ({mistake.strerror}): look at the paths that were given.")
+    return plain(str(mistake))
