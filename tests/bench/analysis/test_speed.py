@@ -59,6 +59,18 @@ def test_else_the_committed_one_with_its_machines_name(folders):
     assert "another machine (committed with the code): the lab's" in speed.at_large_scale(found).note
 
 
+def test_a_newer_table_of_fewer_methods_takes_no_ones_place(folders, synthetic):
+    """As when several sizes are measured with a few methods, this one among them."""
+    results, committed, write = folders
+    for folder in (results, committed):
+        write(folder, "2026-01-01T00:00:00Z")
+        synthetic.write_cost(
+            folder, [synthetic.Method("simclr/dense", 0.8)], finished="2026-02-01T00:00:00Z", machine=HERE, **LARGE
+        )
+        assert speed.large_table(results, committed).table.finished == "2026-01-01T00:00:00Z"
+        assert speed.large_table(results / "none", folder).table.finished == "2026-01-01T00:00:00Z"
+
+
 def test_ratios_of_time_and_macs(folders):
     results, committed, write = folders
     write(results, "2026-01-01T00:00:00Z")
@@ -172,6 +184,13 @@ def test_cost_against_tokens_is_on_log_axes_and_needs_two_sizes(folders, monkeyp
     assert costplots.scaling(frame, {224: 196, 448: 784}, tmp_path, "two")
     infer, train, share = canvases[0].axes
     assert all(axes.get_xscale() == axes.get_yscale() == "log" for axes in (infer, train))
-    assert {line.get_label() for line in infer.lines} == {"simclr/dense", "simclr/sparsecontrast"}
+    named = {line.get_label(): list(line.get_ydata()) for line in infer.lines}
+    assert named.keys() == {"simclr/dense", "simclr/sparsecontrast", "grows as N", "grows as N²"}
+    start = named["simclr/dense"][0]
+    assert named["grows as N"] == pytest.approx([start, 4 * start])
+    assert named["grows as N²"] == pytest.approx([start, 16 * start])
+    (legend,) = canvases[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["simclr/dense", "simclr/sparsecontrast"]
+    assert [text.get_text() for text in infer.get_xticklabels()] == ["196 (224 px)", "784 (448 px)"]
     assert all(list(line.get_xdata()) == [196, 784] for line in infer.lines)
     assert sorted({round(float(y)) for line in share.lines for y in line.get_ydata()}) == [24, 40]
