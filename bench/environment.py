@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.ranks import ranks_here
+
 PACKAGES = ("torch", "torchvision", "timm", "xformers", "fvcore", "lightning-fabric", "numpy", "scikit-learn")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 RAISED = 1 << 30  # bytes; glibc takes no mmap threshold above its own maximum, so the heap serves what it can
@@ -62,7 +64,7 @@ def environment(threads: int) -> dict[str, Any]:
         "versions": versions,
         "machine": machine(),
         "threads": threads,
-        "ranks": int(os.environ.get("WORLD_SIZE", "1")),  # processes that train together (bench.ranks)
+        "ranks": ranks_here(),  # processes that train together
         "allocator": raise_allocator_thresholds(),
         **_git(),
     }

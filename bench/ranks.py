@@ -50,6 +50,11 @@ def name_rank() -> int:
     return int(tasks.rank)
 
 
+def ranks_here() -> int:
+    """How many ranks train together, this process among them, as the environment says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def fabric_of(precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
     """The device, the precision, and the ranks that the environment names, already connected: NCCL on GPUs, gloo on
     CPUs."""
@@ -57,7 +62,7 @@ def fabric_of(precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
 
     from bench.device import one_device
 
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = ranks_here()
     if world == 1:
         return one_device(precision)
     import torch
