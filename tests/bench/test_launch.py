@@ -136,3 +136,59 @@ def test_worker_processes_share_a_grid_with_a_plugin(world: small.World, registr
     del STRATEGIES["everyother"]  # as in a new process
     dry = world.run("--plugin", str(plugin), "--methods", "everyother", "--dry-run")
     assert dry.output.count("to do") == 1, "a changed plug-in makes new runs"
+
+
+KILLS_ITSELF = """
+import os
+import signal
+from pathlib import Path
+
+from methods import Entry
+from methods.strategies.subset import Fixed
+
+MARK = Path({mark!r})
+
+
+class Deadly(Fixed):
+    def choose(self, images, call):
+        if call.noise is not None and call.noise.step == 2 and not MARK.exists():
+            MARK.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().choose(images, call)
+
+
+STRATEGIES = {{"deadly": Entry(":Deadly", "kills its process in its first training", "a test")}}
+"""
+
+
+def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
+    world: small.World, registries: None, monkeypatch: Any
+) -> None:
+    """Not even tried again by the other worker, which it would kill too; the next command does only that run."""
+    plugin = world.folder / "deadly.py"
+    plugin.write_text(KILLS_ITSELF.format(mark=str(world.folder / "mark")), encoding="utf-8")
+    monkeypatch.setattr("bench.report.write_report", small.light_report)
+    monkeypatch.setattr("bench.plan.cores", lambda: 2)
+    options = (
+        "--launcher",
+        "local",
+        "--workers",
+        "2",
+        "--plugin",
+        str(plugin),
+        "--methods",
+        "deadly,dense,fixed,centre",
+    )
+    result = world.run(*options, "--labels", "100")
+    assert result.exit_code == 1
+    assert {name.partition("-s0")[0] for name in world.runs()} >= {"dense", "fixed", "centre"}
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Failed: simclr-deadly")]
+    assert "ended without a word: it was killed, perhaps for want of memory at batch 16" in line
+    stamps = {
+        name: (path / "record.json").stat().st_mtime_ns for name, path in world.runs().items() if "deadly" not in name
+    }
+    again = world.run(*options, "--labels", "100")
+    assert again.exit_code == 0, again.output
+    assert "4 runs, 3 of them done before." in again.output
+    assert stamps == {name: (world.runs()[name] / "record.json").stat().st_mtime_ns for name in stamps}
+    assert not list((world.results / ".claims").iterdir())
