@@ -18,8 +18,8 @@ def account(text: str) -> str:
     return "\n".join(plain(line) for line in text.splitlines())
 
 
-def told(mistake: Exception) -> str:
+def told(mistake: Exception, where: str = "the paths that were given") -> str:
     """A mistake as one line; of the system's own errors the file and the reason."""
     if isinstance(mistake, OSError) and mistake.errno is not None:
-        return plain(f"{mistake.filename} can't be used ({mistake.strerror}): look at the paths that were given.")
+        return plain(f"{mistake.filename} can't be used ({mistake.strerror}): look at {where}.")
     return plain(str(mistake))

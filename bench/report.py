@@ -33,7 +33,7 @@ def main(
     try:
         check_reports(reports)
     except (ValueError, OSError) as wrong:
-        typer.echo(f"Error: {told(wrong)}", err=True)
+        typer.echo(f"Error: {told(wrong, '--results and --reports')}", err=True)
         raise typer.Exit(2) from None
     try:
         summary = write_report(results, reports)
@@ -41,7 +41,7 @@ def main(
         typer.echo(f"The report is refused. {account(str(refused))}", err=True)
         raise typer.Exit(1) from None
     except OSError as wrong:
-        typer.echo(f"Error: {told(wrong)}", err=True)
+        typer.echo(f"Error: {told(wrong, '--results and --reports')}", err=True)
         raise typer.Exit(2) from None
     for group in summary.groups:
         typer.echo(f"\n{group.table}\n")

@@ -117,7 +117,7 @@ def test_the_report_carries_it_and_cost_csv_too(folders, synthetic, monkeypatch,
     reports = tmp_path / "reports"
     (reports / "figures").mkdir(parents=True)
     (reports / "figures" / "cost-parts-x.png").write_text("of bench.cost")
-    (reports / "figures" / "old.png").write_text("of an earlier report")
+    (reports / "figures" / "9-old-labels.png").write_text("of an earlier report")
     page.write_report(results, reports)
     text = (reports / "report.md").read_text()
     assert "Cost at the scale of the literature: ViT-S/16, 224 px" in text
@@ -126,7 +126,7 @@ def test_the_report_carries_it_and_cost_csv_too(folders, synthetic, monkeypatch,
     assert "ViT-S/16" in (reports / "report.tex").read_text()
     figures = {path.name for path in (reports / "figures").iterdir()}
     assert {"cost-parts-x.png", "vit-small-parts.png"} <= figures
-    assert "old.png" not in figures
+    assert "9-old-labels.png" not in figures
     cost = pd.read_csv(reports / "cost.csv")
     assert set(cost[cost["encoder"] == LARGE["encoder"]]["machine"]) == {HERE if own else "the lab's"}
 
