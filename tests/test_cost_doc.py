@@ -1,0 +1,111 @@
+"""The figures in docs/cost.md are those of the committed tables, and the committed cost.csv is made from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from bench.analysis.frames import cost_csv, cost_frame, table_frame
+from bench.analysis.speed import large_table, speed_cell
+from bench.measure import formula
+from bench.measure.formula.products import by_part
+from bench.pretrain import build
+from bench.record import CostTable
+from bench.spec import EncoderSpec
+from methods.names import parse_methods
+from methods.strategies.strategy import Call
+
+ROOT = Path(__file__).parents[1]
+TABLES = ROOT / "results" / "reference"
+DOC = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+PART = DOC.split("## What the committed tables say")[1].split("\n## ")[0]
+PROFILE = ROOT / "benchmarks" / "results" / "operators-convnext_tiny-224.json"
+VIT = "vit_small_patch16_224"
+CONVNEXT = EncoderSpec(name="convnext_tiny", image_size=224, channels=3)
+DEPTHWISE = "depthwise convolutions"
+
+
+def rows(head: str) -> list[str]:
+    """The rows of the table that begins with `head`."""
+    return PART[PART.index(head) :].split("\n\n")[0].splitlines()[2:]
+
+
+def as_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def tables(encoder: str, batch: int) -> dict[int, pd.DataFrame]:
+    """The committed tables of an encoder, by image size, ascending; a row a method."""
+    found = [CostTable.model_validate_json(path.read_bytes()) for path in sorted(TABLES.glob("cost/*.json"))]
+    wanted = [one for one in found if (one.rows[0].encoder, one.rows[0].batch) == (encoder, batch)]
+    wanted.sort(key=lambda one: one.rows[0].image_size)
+    return {one.rows[0].image_size: table_frame(one).set_index("method", drop=False) for one in wanted}
+
+
+def test_convnext_t() -> None:
+    (frame,) = tables("convnext_tiny", 8).values()
+    expected = []
+    for _, row in frame.iterrows():
+        shares = [f"{row[f'{kind}_time_over_macs']:.2f}" for kind in ("infer", "train")]
+        inference, step, run = (speed_cell(row, kind) for kind in ("infer", "train", "run"))
+        expected.append(as_row(row["method"], inference, shares[0], step, shares[1], run, f"{row['saved_mib']:.0f}"))
+    assert rows("| method | inference |") == expected
+    assert frame.loc["simclr/sparsecontrast", ["infer_time_over_macs", "train_time_over_macs"]].min() > 0.8
+
+
+def test_what_its_profile_says() -> None:
+    dense, sparse = json.loads(PROFILE.read_bytes())["rows"]
+    assert [row["method"] for row in (dense, sparse)] == ["simclr/dense", "simclr/sparsecontrast"]
+    times = {kind: tuple(row["ms"].get(kind, 0.0) for row in (dense, sparse)) for kind in dense["ms"] | sparse["ms"]}
+    times["the step, unwatched"] = (dense["step_ms"], sparse["step_ms"])
+    order = sorted(times, key=lambda kind: -times[kind][0])
+    assert rows("| operators |") == [as_row(kind, *(f"{ms:.1f}" for ms in times[kind])) for kind in order]
+    whole, without = (
+        (dense["step_ms"] - less * times[DEPTHWISE][0]) / (sparse["step_ms"] - less * times[DEPTHWISE][1])
+        for less in (0, 1)
+    )
+    encoder = build(parse_methods("dense")[0], CONVNEXT, seed=0).encoder
+    products = formula.inference(encoder, torch.empty(1, 3, 224, 224), Call())
+    assert products is not None
+    macs = by_part(products)
+    said = (
+        f"They are {macs[DEPTHWISE] / sum(macs.values()):.1%} of dense's MACs and"
+        f" {times[DEPTHWISE][0] / dense['step_ms']:.0%} of its time"
+    )
+    assert said in flat(PART)
+    assert f"the step is {whole:.2f} times as fast; without them on either side it would be {without:.2f}" in flat(PART)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("infer", "inference"), ("train", "train step")])
+def test_high_resolution(kind: str, head: str) -> None:
+    frames = {size: one for size, one in tables(VIT, 2).items() if one[f"{kind}_ms"].notna().all()}
+    sizes = as_row(head, *(f"{size} px" for size in frames))
+    names = [name for name in frames[224].index if name != "simclr/dense"]
+    ms = as_row("dense, ms", *(f"{one.loc['simclr/dense', f'{kind}_ms']:,.0f}" for one in frames.values()))
+    speeds = [as_row(name, *(speed_cell(one.loc[name], kind) for one in frames.values())) for name in names]
+    assert rows(sizes) == [ms, *speeds]
+
+
+def test_attention_at_high_resolution() -> None:
+    expected = []
+    for name in ("simclr/dense", "simclr/sparsecontrast", "simclr/dynamicvit", "simclr/tome"):
+        found = [one.loc[name] for one in tables(VIT, 2).values()]
+        shares = [(row["infer_attention_gmacs"] / row["infer_gmacs"], row["infer_attention_share"]) for row in found]
+        expected.append(as_row(name, *(f"{macs:.0%} / {spent:.0%}" for macs, spent in shares)))
+    assert rows("| attention |") == expected
+
+
+def test_the_committed_csv_is_that_of_the_tables() -> None:
+    text = (ROOT / "reports" / "reference" / "cost" / "cost.csv").read_text(encoding="utf-8")
+    assert text == cost_csv(cost_frame(TABLES))
+    found = large_table(TABLES / "none", TABLES)
+    assert found is not None
+    assert len(found.table.rows) > 6  # the table of all methods, not that of a few at several sizes
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
