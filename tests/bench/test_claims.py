@@ -187,4 +187,4 @@ def test_however_many_come_at_once_and_die_one_is_inside(tmp_path: Path, dead: i
         inside["broken"] += broken
         inside["done"] += lines.count("out")
     assert inside["broken"] == died, "two were inside at once"
-    assert inside["done"] > runs
+    assert inside["done"] > runs // 2

@@ -183,7 +183,7 @@ def test_any_text_in_markdown(text: str) -> None:
 
 MACROS = re.compile(
     r"\\text(backslash|asciitilde|asciicircum|less|greater|bar)\{\}|\\[{}$&#%_]|\$(\\[a-z]+|-)\$|\\(ldots|ss|o|O|ae|AE|l)\{\}"
-    r"|\{[\[\]*]\}|\\[`'^~\"rc]\{(\\?[A-Za-z ]?|\W)\}"
+    r"|\{[\[\]*]\}|\\[`'^~\"rcvukHdb.=]\{(\\?[A-Za-z ]?|\W)\}"
 )
 
 
