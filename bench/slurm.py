@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import shlex
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -142,14 +143,22 @@ class Queue:
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._missing: dict[str, int] = {}
+        self._gone_at: dict[str, float] = {}
         self._looked = float("-inf")
+        self._lock = threading.Lock()  # who waits and who watches are two threads
 
     def job(self, job_id: str) -> Job | None:
         """None once it has been missing from the queue for several looks."""
-        self._look()
-        if job_id in self._jobs:
-            return self._jobs[job_id]
-        return Job("UNKNOWN") if self._missing.setdefault(job_id, 0) < UNTIL_GONE else None
+        with self._lock:
+            self._missing.setdefault(job_id, 0)
+            self._look()
+            if job_id in self._jobs:
+                return self._jobs[job_id]
+            return Job("UNKNOWN") if self._missing[job_id] < UNTIL_GONE else None
+
+    def gone_for(self, job_id: str) -> float:
+        """Seconds since the job was first found to be gone; 0 while it is not."""
+        return 0.0 if self.job(job_id) is not None else self._looked - self._gone_at[job_id]
 
     def alive(self, job_ids: Iterable[str]) -> set[str]:
         """Those that are in the queue now. Raises OSError where it can't be asked."""
@@ -166,6 +175,8 @@ class Queue:
             return  # the controller restarts, or is too busy: what was known stands until it answers
         for job_id in self._missing:
             self._missing[job_id] = 0 if job_id in self._jobs else self._missing[job_id] + 1
+            if self._missing[job_id] == UNTIL_GONE:
+                self._gone_at[job_id] = self._looked
 
 
 def _squeue() -> dict[str, Job]:

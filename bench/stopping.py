@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class Stopping:
         self._save = False
         asked, self._asked = self._asked, None
         if asked == REQUEUE and self._requeue is not None:
-            self._requeue(asked, None)  # submitit has the job requeued and exits
+            self._have_requeued(asked, None)
         elif asked is not None or self._orphaned():
             raise KeyboardInterrupt
 
@@ -79,9 +80,19 @@ class Stopping:
         if self._stepping and self._asked is None:
             self._asked = number
         elif number == REQUEUE and self._requeue is not None:
-            self._requeue(number, frame)
+            self._have_requeued(number, frame)
         else:
             raise KeyboardInterrupt
+
+    def _have_requeued(self, number: int, frame: FrameType | None) -> None:
+        """submitit calls scontrol and exits. The SIGTERM with which SLURM then ends the job reaches that call too, and
+        ends it before it has returned, unless it is ignored. Whatever comes of it is no failure of the run."""
+        assert self._requeue is not None
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which children inherit
+        try:
+            self._requeue(number, frame)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise SystemExit(f"the job was not requeued: {error}") from error
 
     def _save_only(self, number: int, frame: FrameType | None) -> None:
         self._save = self._stepping

@@ -7,6 +7,8 @@ submits none twice. submitit's pickled results are never read: whether a run is 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ from bench.work import Work, work
 from methods import FLOORS
 
 GRACE = 20.0  # seconds that a record may take to be seen here, and sacct to know of an end
+DEAF = """sh -c 'trap "" USR2 TERM; exec "$0" "$@"'"""
+"""How Python is started: a signal before submitit listens would end it, and the job would not be requeued."""
 WORDS = {"PENDING": "queued", "CONFIGURING": "starting", "COMPLETING": "ending", "SUSPENDED": "suspended"}
 
 
@@ -124,7 +128,9 @@ def _submit_calls(
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        executor = submitit.SlurmExecutor(private_folder(store.root).resolve(), max_num_timeout=requeues)
+        python = f"{DEAF} {shlex.quote(sys.executable)}"
+        folder = private_folder(store.root).resolve()
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=requeues, python=python)
         executor.update_parameters(**values)
         with executor.batch():
             jobs = [executor.submit(call) for call in calls]
@@ -165,15 +171,21 @@ class RunJob:
         return self.run.run_id, WORDS.get(found.state, found.state.lower()), found.node
 
     def wait(self) -> list[Trouble]:
-        """Until the run is done or has failed, or its job left the queue without either."""
-        claims, gone = Claims(self.job.results), 0.0
-        while gone < GRACE:
-            if self.queue.job(self.job_id) is not None or claims.held(self.run.run_id):
-                gone = 0.0
-            elif not self.job.unfinished(self.run) or self.job.gave_up(self.run):
+        """Until the run is done or has failed, or its job left the queue without either.
+
+        The time of grace is that since job and owner were gone, not since this was asked: jobs that end together are
+        waited for together, however many.
+        """
+        claims, held_at = Claims(self.job.results), float("-inf")
+        while True:
+            gone = self.queue.gone_for(self.job_id)
+            if claims.held(self.run.run_id):
+                held_at = time.monotonic()
+            elif gone > 0 and (not self.job.unfinished(self.run) or self.job.gave_up(self.run)):
                 return []
+            elif min(gone, time.monotonic() - held_at) > GRACE:
+                break
             self.sleep(1.0)
-            gone += 1.0
         return [(self.run.run_id, f"{explain(self.job_id, ended_as(self.job_id))}; see {self.log}")]
 
     @property

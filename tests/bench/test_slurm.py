@@ -189,7 +189,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], lis
     arrays: list[tuple[dict[str, Any], list[Task]]] = []
 
     class Executor:
-        def __init__(self, folder: Path, max_num_timeout: int) -> None:
+        def __init__(self, folder: Path, max_num_timeout: int, python: str) -> None:
             self.folder = folder
 
         def update_parameters(self, **parameters: Any) -> None:
@@ -245,44 +245,73 @@ def test_without_slurm_it_is_said(job: Work, monkeypatch: pytest.MonkeyPatch, tm
     assert not Claims(job.results).held("submission")
 
 
-def waited(job: Work, commands: Commands, then: Callable[[], None]) -> list[tuple[str, str]]:
-    """What waiting for the first run's job brings, when `then` happens at the second look."""
-    looks = 0
+class Clock:
+    """Time that passes by sleeping. `then` happens after two sleeps."""
 
-    def sleep(seconds: float) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            then()
-        assert looks < 200
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.now, self.then, self.sleeps = 1000.0, then, 0
 
-    return RunJob(job, job.runs[0], "100_0", Queue(), sleep).wait()
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.sleeps += 1
+        if self.sleeps == 2:
+            self.then()
+        assert self.sleeps < 200
 
 
-def test_a_job_is_waited_for_until_its_record_is_there(commands: Commands, job: Work) -> None:
+@pytest.fixture
+def waited(job: Work, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list, float]]:
+    """What waiting for the jobs of the first runs brings, one after the other, and the seconds that it takes, when
+    `then` happens."""
+
+    def wait(then: Callable[[], None], runs: int = 1) -> tuple[list[list[tuple[str, str]]], float]:
+        clock, queue = Clock(then), Queue()
+        monkeypatch.setattr("bench.slurm.time", clock)
+        monkeypatch.setattr("bench.submit.time", clock)
+        handles = [RunJob(job, run, f"100_{i}", queue, clock.sleep) for i, run in enumerate(job.runs[:runs])]
+        for handle in handles:
+            handle.state()  # as whoever watches does
+        return [handle.wait() for handle in handles], clock.now - 1000.0
+
+    return wait
+
+
+def test_a_job_is_waited_for_until_its_record_is_there(commands: Commands, job: Work, waited: Callable) -> None:
     commands.say("squeue", "100_0|RUNNING|a")
 
     def done() -> None:
         commands.say("squeue", "")
         Store(job.results).write_record(small.record(job.runs[0].run_id))
 
-    assert waited(job, commands, done) == []
+    outcomes, seconds = waited(done)
+    assert outcomes == [[]]
+    assert seconds < submit.GRACE
 
 
-def test_a_job_that_ends_without_a_record_is_explained(commands: Commands, job: Work) -> None:
+def test_a_job_that_ends_without_a_record_is_explained(commands: Commands, job: Work, waited: Callable) -> None:
     commands.say("squeue", "100_0|RUNNING|a")
 
     def cancelled() -> None:
         commands.say("squeue", "")
         commands.say("sacct", "CANCELLED by 0")
 
-    ((run_id, text),) = waited(job, commands, cancelled)
+    (((run_id, text),),), _ = waited(cancelled)
     assert run_id == job.runs[0].run_id
     assert text.startswith("cancelled (SLURM job 100_0); see ")
     assert text.endswith(".workers/100_0_0_log.err")
 
 
-def test_a_run_that_another_has_begun_is_waited_for(commands: Commands, job: Work) -> None:
+def test_jobs_that_end_together_are_waited_for_together(commands: Commands, waited: Callable) -> None:
+    commands.say("squeue", "100_0|RUNNING|a\n100_1|RUNNING|a\n100_2|RUNNING|b")
+    outcomes, seconds = waited(lambda: commands.say("squeue", ""), runs=3)
+    assert [len(outcome) for outcome in outcomes] == [1, 1, 1]
+    assert submit.GRACE < seconds < 2 * submit.GRACE
+
+
+def test_a_run_that_another_has_begun_is_waited_for(commands: Commands, job: Work, waited: Callable) -> None:
     """Our job found it claimed and left."""
     other = Claims(job.results).hold(job.runs[0].run_id)
     other.__enter__()
@@ -291,7 +320,7 @@ def test_a_run_that_another_has_begun_is_waited_for(commands: Commands, job: Wor
         Store(job.results).write_record(small.record(job.runs[0].run_id))
         other.__exit__(None, None, None)
 
-    assert waited(job, commands, done) == []
+    assert waited(done)[0] == [[]]
 
 
 @pytest.fixture

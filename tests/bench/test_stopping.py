@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 
 import pytest
@@ -89,6 +90,22 @@ def test_on_slurm_a_requeue_goes_to_submitit_when_the_state_is_saved(monkeypatch
         send(signal.SIGUSR2)
     assert len(asked) == 2
     assert signal.getsignal(signal.SIGUSR2) is submitits
+
+
+def test_the_call_that_requeues_outlives_the_end_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's SIGTERM reaches all processes of the job; and a call that fails is no exception of the training's."""
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    codes: list[int] = []
+
+    def submitits(number: int, frame: object) -> None:
+        codes.append(subprocess.run(["sh", "-c", "kill -TERM $PPID $$; exit 7"], check=False).returncode)
+        raise subprocess.CalledProcessError(codes[-1], "scontrol")
+
+    signal.signal(signal.SIGUSR2, submitits)
+    stopping = Stopping()
+    with stopping.listening(), pytest.raises(SystemExit, match="not requeued: .*scontrol.* exit status 7"):
+        send(signal.SIGUSR2)
+    assert codes == [7]
 
 
 def test_on_slurm_a_sigterm_saves_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
