@@ -18,6 +18,7 @@ from bench.seal import state_of
 from bench.spec import MeasureSpec, RunSpec
 from bench.verification.check import FAILS, HOLDS, OPEN, Check
 from bench.verification.source import Source
+from datasets.limits import RECORD_BYTES, read_within
 
 WHAT = "speed-ups"
 KINDS = {"infer": "inference", "train": "step", "run": "run"}
@@ -62,7 +63,7 @@ def _tables(folder: Path) -> tuple[list[CostTable], list[Check]]:
     tables, checks = [], []
     for path in sorted(folder.glob("*.json")):
         try:
-            content = path.read_bytes()
+            content = read_within(path, RECORD_BYTES)
             table = CostTable.model_validate_json(content)
             if state_of(json.loads(content)) == "broken":
                 raise ValueError("changed after it was written: its digest does not fit")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.verification.check import FAILS, OPEN, Check, differences, judged
 from bench.verification.rebuild import how
 from bench.verification.source import Source
+from datasets.archives import read_npz
 
 Arrays = dict[str, npt.NDArray[Any]]
 NAMES = ("scores", "labels", "patients", "index")
-BYTES = 1 << 32  # of unpacked predictions; more are no predictions of ours
 APART = {"digest", "predictions_sha256"}  # of an evaluation: about the files, not about the run
 
 
@@ -30,17 +29,7 @@ def evaluations(source: Source, spec: RunSpec, bench: Bench) -> list[Check]:
 
 def read(path: Path) -> Arrays:
     """The arrays of a predictions file. Raises FileNotFoundError, or ValueError for one that is none."""
-    try:
-        with zipfile.ZipFile(path) as packed:
-            if sum(one.file_size for one in packed.infolist()) > BYTES:
-                raise ValueError("it unpacks to more than 4 GiB")
-        with np.load(path, allow_pickle=False) as saved:
-            missing = [name for name in NAMES if name not in saved.files]
-            if missing:
-                raise ValueError(f"it has no '{missing[0]}'")
-            return {name: saved[name] for name in NAMES}
-    except zipfile.BadZipFile:
-        raise ValueError("it is no .npz file") from None
+    return read_npz(path, NAMES)
 
 
 def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, bench: Bench) -> Check:

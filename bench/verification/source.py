@@ -13,6 +13,7 @@ from bench.record import SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, state_of
 from bench.store import evaluation_name
 from bench.verification.check import FAILS, HOLDS, OPEN, Check, judged
+from datasets.limits import RECORD_BYTES, read_within
 
 Model = TypeVar("Model", Record, Evaluation)
 UNSEALED = "no digest: it was written before there were digests, or somebody took it out"
@@ -86,7 +87,7 @@ def _read(model: type[Model], path: Path) -> tuple[Model | None, Check]:
     """A sealed file, None where it is not readable as what it should be; and its seal."""
     what = path.name
     try:
-        content = path.read_bytes()
+        content = read_within(path, RECORD_BYTES)
         plain = json.loads(content)
         state = state_of(plain) if isinstance(plain, dict) else "none"
         schema = plain.get("schema_version", SCHEMA_VERSION) if isinstance(plain, dict) else SCHEMA_VERSION
@@ -96,7 +97,7 @@ def _read(model: type[Model], path: Path) -> tuple[Model | None, Check]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         return None, Check(what, FAILS, f"no {model.__name__}: {'.'.join(map(str, first['loc']))}: {first['msg']}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return None, Check(what, FAILS, f"can't be read: {error}")
     why = {"whole": "its digest fits", "broken": "changed after it was written: its digest does not fit"}
     verdicts = {"whole": HOLDS, "broken": FAILS, "none": OPEN}

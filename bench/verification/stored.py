@@ -19,6 +19,7 @@ from bench.spec import RunSpec
 from bench.verification.check import FAILS, OPEN, Check, compare, differences, judged
 from bench.verification.rebuild import objective_of
 from bench.verification.source import Source
+from datasets.limits import RECORD_BYTES, read_within
 
 
 def data(record: Record, bench: Bench) -> Check:
@@ -83,7 +84,7 @@ def history(source: Source, spec: RunSpec, bench: Bench) -> Check:
 
 def lines_of(source: Source) -> list[dict[str, Any]]:
     """The history, a line an epoch. Raises OSError and ValueError."""
-    text = (source.folder / "history.jsonl").read_text(encoding="utf-8")
+    text = read_within(source.folder / "history.jsonl", RECORD_BYTES).decode()
     return [dict(json.loads(line)) for line in text.splitlines()]
 
 
