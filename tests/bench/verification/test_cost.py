@@ -48,7 +48,7 @@ def with_interval(table: CostTable, low: float, high: float, floor: float = 1.0,
         for kind in ("infer", "train", "run"):
             ratios |= {f"{kind}_speedup_low": ends[0], f"{kind}_speedup_high": ends[1]}
         rows.append(row.model_copy(update={**ratios, **changes}))
-    return seal(table.model_copy(update={"rows": tuple(rows)}))
+    return seal(table.model_copy(update={"rows": tuple(rows), "environment": {"disturbed_rounds": 0}}))
 
 
 def store(source: Source, table: CostTable, name: str = "a") -> Path:
@@ -60,10 +60,9 @@ def store(source: Source, table: CostTable, name: str = "a") -> Path:
 def test_measured_anew_for_real(source: Source, spec: RunSpec, table: CostTable) -> None:
     store(source, with_interval(table, 0.001, 1000.0))
     checks = cost(source, spec)
-    assert [(one.what, one.verdict) for one in checks] == [(kind, "holds") for kind in KINDS]
-    store(source, with_interval(table, 500.0, 1000.0))
-    apart = {one.verdict for one in cost(source, spec)}
-    assert apart in ({"does not hold"}, {"can't be compared"})  # the latter on a machine that is busy just now
+    assert [one.what for one in checks] == KINDS
+    busy = ["the machine was busy now" in one.why for one in checks]
+    assert [one.verdict for one in checks] == ["can't be compared" if is_so else "holds" for is_so in busy]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +72,10 @@ def test_measured_anew_for_real(source: Source, spec: RunSpec, table: CostTable)
         ((1.5, 1.6, 1.0), (1.6, 1.7, 1.0), 0, "holds"),
         ((1.5, 1.6, 1.0), (1.65, 1.7, 1.0), 0, "does not hold"),
         ((1.65, 1.7, 1.0), (1.5, 1.6, 1.0), 0, "does not hold"),
-        ((1.5, 1.6, 1.02), (1.65, 1.7, 1.02), 0, "holds"),  # within what dense against itself shows
+        ((1.5, 1.6, 1.02), (1.65, 1.7, 1.02), 0, "can't be compared"),  # within what dense against itself shows
+        ((1.65, 1.7, 1.02), (1.5, 1.6, 1.02), 0, "can't be compared"),
+        ((1.5, 1.6, 1.02), (1.65, 1.7, 1.0), 0, "does not hold"),
+        ((1.5, 1.6, 1.0), (1.55, 1.7, 1.0), 3, "can't be compared"),
         ((1.5, 1.6, 1.0), (1.65, 1.7, 1.0), 3, "can't be compared"),
     ],
 )
@@ -122,7 +124,7 @@ def test_floors_and_dense_have_no_ratio(source: Source, spec: RunSpec, tmp_path:
 
 
 def test_an_edited_table_is_named_and_the_other_is_used(source, spec, table, monkeypatch) -> None:
-    monkeypatch.setattr("bench.verification.cost.measure", lambda *args, **kwargs: table)
+    monkeypatch.setattr("bench.verification.cost.measure", lambda *args, **kwargs: with_interval(table, 0.001, 1000.0))
     path = store(source, with_interval(table, 0.001, 1000.0), "edited")
     plain = json.loads(path.read_bytes())
     plain["rows"][1]["infer_speedup"] = 40.0
