@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
+PATIENCE = 120.0  # seconds: ten times what it takes on an idle machine
 
 
 def script(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -82,9 +83,9 @@ def kill_tasks(job_id: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
+def wait_for(condition: Callable[[], object], what: str) -> None:
     """Raises AssertionError, which says what was waited for, where it does not come about in time."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds:g} s in vain: {what}"
+        assert time.monotonic() < end, f"waited {PATIENCE:g} s in vain: {what}"
         time.sleep(0.2)
