@@ -11,6 +11,10 @@ from bench.checkpoint import Point
 from methods.objectives.objective import Loss
 
 
+class TrainingFailed(Exception):
+    """The run cannot go on; the message is its reason."""
+
+
 class Course:
     """Steps done, a line of history an epoch, time spent."""
 

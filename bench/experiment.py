@@ -18,6 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from bench.checkpoint import Checkpoints
+from bench.course import TrainingFailed
 from bench.device import one_device
 from bench.diagnose import learning, selection_figure
 from bench.environment import environment
@@ -25,7 +26,7 @@ from bench.evaluate import Bench, Features, classify, evaluate, summarise
 from bench.finetune import Classifier, finetune, finetune_steps
 from bench.measure.macs import count
 from bench.measure.memory import peak_mib, saved_bytes
-from bench.pretrain import Report, Trained, TrainingFailed, build, keep_now, pretrain, views_of
+from bench.pretrain import Report, Trained, build, keep_now, pretrain, views_of
 from bench.ranks import RanksLost, fabric_of, leading
 from bench.record import DataRecord, Memory, Record, SplitRecord, Timing
 from bench.spec import SCIENCE_VERSION, DataSpec, EvaluationSpec, FinetuneSpec, RunSpec

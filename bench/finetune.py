@@ -14,8 +14,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bench.checkpoint import Checkpoints, Point
+from bench.course import TrainingFailed
 from bench.lesions import Lesions
-from bench.pretrain import Report, TrainingFailed, epoch_order, optimizer_of, schedule_of
+from bench.pretrain import Report, epoch_order, optimizer_of, schedule_of
 from bench.spec import FinetuneSpec
 from datasets.dataset import Dataset
 from datasets.views import Views

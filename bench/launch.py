@@ -11,25 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from bench.handle import Handle, Trouble, private_folder
 from bench.slurm import SlurmOptions
+from bench.submit import submit
 from bench.work import Work, work
 
 Launcher = Literal["inline", "local", "slurm"]
-Trouble = tuple[str, str]  # a run's id ("" for none in particular), and what went wrong
-
-
-class Handle(Protocol):
-    """A part of the grid that is being done; `job_id` is its SLURM job, "" for none."""
-
-    job_id: str
-
-    def wait(self) -> list[Trouble]:
-        """Until it is over; what went wrong that no record tells."""
-
-    def state(self) -> tuple[str, str, str]:
-        """Run id, state and node of a job that is queued or runs; "" for what is not known."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +31,12 @@ class Fan:
     slurm: SlurmOptions = SlurmOptions()
 
 
-def private_folder(results: Path) -> Path:
-    """`results/.workers`, where submitit keeps pickled calls and logs: for the user alone, who could otherwise be made
-    to load another's. Raises PermissionError where it is another's."""
-    folder = results / ".workers"
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} is not this user's own folder: move it away, or give another --results.")
-    folder.chmod(0o700)
-    return folder
-
-
 @contextmanager
 def workers(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
     """The grid being done, by handles. Leaving early ends local workers and leaves SLURM's jobs."""
     if fan.launcher == "inline":
         yield [_Inline(job)]
     elif fan.launcher == "slurm":
-        from bench.submit import submit
-
         yield submit(job, fan.slurm)
     else:
         with _local(job, fan) as handles:

@@ -20,7 +20,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
 from bench.checkpoint import Checkpoints
-from bench.course import Course
+from bench.course import Course, TrainingFailed
 from bench.lesions import Lesions
 from bench.ranks import any_rank
 from bench.spec import EncoderSpec, RunSpec, TrainSpec
@@ -36,10 +36,6 @@ from methods.schedule import keep_at
 from methods.strategies.strategy import Call
 
 Report = Callable[[dict[str, Any]], None]  # progress of the run, for whoever watches
-
-
-class TrainingFailed(Exception):
-    """The run cannot go on; the message is its reason."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from bench.launch import Handle
+from bench.handle import Handle
 from bench.record import Record
 from bench.spec import RunSpec
 from bench.store import Store

@@ -107,7 +107,7 @@ def any_rank(fabric: Fabric, flag: bool) -> bool:
 @contextmanager
 def leading(fabric: Fabric, spec: RunSpec) -> Iterator[None]:
     """For rank 0: inside, the others train `spec` along. Raises RanksLost for what need not have stopped them too."""
-    from bench.pretrain import TrainingFailed
+    from bench.course import TrainingFailed
 
     fabric.broadcast(spec.model_dump_json())
     try:

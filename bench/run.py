@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.launch import Handle
+    from bench.handle import Handle
     from bench.plan import Plan
     from bench.work import Work
 

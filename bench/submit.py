@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.claims import Claims
-from bench.launch import Trouble, private_folder
+from bench.handle import Trouble, private_folder
 from bench.slurm import Job, Queue, SlurmOptions, ended_as, explain
 from bench.spec import RunSpec
 from bench.store import Store, write_atomically

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from bench.course import TrainingFailed
 from bench.experiment import run_experiment
 from bench.lesions import Lesions
-from bench.pretrain import TrainingFailed, build
+from bench.pretrain import build
 from bench.probes import linear_probe
 from bench.record import Record
 from bench.store import Store

@@ -172,7 +172,7 @@ def test_what_nobody_knows_teaches_nothing(easy, tuned) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_a_failure(easy, tuned) -> None:
-    from bench.pretrain import TrainingFailed
+    from bench.course import TrainingFailed
 
     with pytest.raises(TrainingFailed, match=r"the loss became (nan|inf) at step \d+ of \d+ on labels"):
         tuned(encoder(), lr=1e30, epochs=5)

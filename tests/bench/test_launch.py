@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.launch import Fan, private_folder, workers
+from bench.handle import private_folder
+from bench.launch import Fan, workers
 from bench.store import Store
 from bench.work import Work, work
 from tests.bench import small

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bench import pretrain as module
-from bench.pretrain import TrainingFailed, epoch_order, optimizer_of, pretrain, schedule_of, steps_of
+from bench.course import TrainingFailed
+from bench.pretrain import epoch_order, optimizer_of, pretrain, schedule_of, steps_of
 from bench.spec import TrainSpec
 from tests.bench import small
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.pretrain import TrainingFailed, pretrain
+from bench.course import TrainingFailed
+from bench.pretrain import pretrain
 from bench.ranks import RanksLost, any_rank, check_ranks, fabric_of, leading
 from tests.bench import small
 from tests.bench.two_ranks import CASES, train

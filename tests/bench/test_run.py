@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.pretrain import TrainingFailed
+from bench.course import TrainingFailed
 from bench.record import CostTable, Evaluation, Record
 from tests.bench import small
 
