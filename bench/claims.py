@@ -4,9 +4,10 @@ The claims on a run are `results/.claims/<run id>/<number>`, each holding its ow
 by linking a finished file to the next number, which can succeed for one process only. A dead owner's claim is never
 removed to take its place (two who see it dead would remove each other's): the next number is.
 
-An owner on this machine is alive while its process is (number and time of birth). For one elsewhere the claim's time
-of last change tells, which its owner renews every half minute: it counts as dead after five, both read off the clock of
-the file system that they share. A SLURM job that was requeued takes over what it held before at once.
+An owner on this machine is alive while its process is (number and time of birth). For one elsewhere, also in another
+container, the claim's time of last change tells, which its owner renews every half minute: it counts as dead after
+five, both read off the clock of the file system that they share. A SLURM job that was requeued takes over what it held
+before at once.
 
 Where this could fail: a process that is frozen for over five minutes and thawed, or a network file system that hides
 new files for as long, lets two processes do the same run. Both then write the same bytes under the same names, each
@@ -103,13 +104,15 @@ class Claims:
                 mine.write_text(json.dumps(asdict(me)), encoding="utf-8")
                 os.link(mine, path)  # there with its content, or not at all
             except FileExistsError:
-                return None
+                if not path.exists() or not path.samefile(mine):
+                    return None
+                # ours: a network file system lost its first answer, and asked again
             except FileNotFoundError:
                 continue
             finally:
                 mine.unlink(missing_ok=True)
             if any(other != path and _lives(other, me) for other in self._all(run_id)):
-                path.unlink()  # made meanwhile, after the old ones were given back: whoever it is goes on
+                path.unlink(missing_ok=True)  # made meanwhile, after the old ones were given back: its owner goes on
                 return None
             return path
         raise OSError(f"{folder} disappears as soon as it is made: is another program cleaning {self.root}?")
@@ -128,28 +131,38 @@ def slurm_job() -> tuple[str, int]:
 
 def born(pid: int) -> str:
     """When a process began, in the kernel's own count: tells it from a later one of the same number. "" if unknown."""
+    fields = _stat(pid)
+    return fields[19] if len(fields) > 19 else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; nothing where it says nothing."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def process_lives(pid: int) -> bool:
-    """Is there a process of this number on this machine?"""
+    """Is there a process of this number on this machine? One that has ended is none, though nobody asked how: where a
+    container's first process does not, it stays listed."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    return _stat(pid)[:1] not in (["Z"], ["X"])
 
 
 @cache
 def _boot() -> str:
-    """Which start of which machine this is: containers of one machine share it."""
+    """Which start of which machine this is, and whose processes are counted: containers of one machine share the start
+    alone, and a number there says nothing here."""
+    if sys.platform != "linux":
+        return ""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() if sys.platform == "linux" else ""
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
@@ -178,8 +191,8 @@ def _age(path: Path) -> float:
     """Seconds since a claim was renewed, by the clock of its file system."""
     probe = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime
+        with open(probe, "xb") as file:  # may be removed under our hands, by who gives a claim back
+            return os.fstat(file.fileno()).st_mtime - path.stat().st_mtime
     except FileNotFoundError:
         return float("inf")  # given back just now
     finally:
@@ -197,7 +210,8 @@ def _renew(path: Path, ended: threading.Event) -> None:
 def _give_back(path: Path) -> None:
     """Remove the claim, the dead ones below it first, and the folder if nobody else has a claim in it."""
     for other in path.parent.iterdir():
-        if not other.name.isdigit() or int(other.name) < int(path.name):  # whoever makes a claim now makes it again
+        below = other.name.isdigit() and int(other.name) < int(path.name)
+        if not other.name.isdigit() or (below and not _lives(other)):  # whoever makes a claim now makes it again
             other.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
     try:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.claims import Claims, process_lives, slurm_job
+from bench.claims import DEAD, RENEWED, Claims, process_lives, slurm_job
 from bench.requeues import Requeues
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
-from bench.stopping import Stopping
+from bench.stopping import Stopping, on_slurm
 from bench.store import Store, missing_evaluations
 from methods.plugins import load_plugin
 
@@ -94,8 +94,13 @@ def work(job: Work) -> int:
 
 
 def _work_through(job: Work, stopping: Stopping) -> int:
-    """The runs in their order, then again those that others had begun."""
+    """The runs in their order, then again those that others had begun.
+
+    A SLURM job, whose one run that is, waits until a claim on it that is not renewed counts as dead: it may be that of
+    a job which died on another node just before this one was submitted.
+    """
     claims, failed = Claims(job.results), 0
+    patient_until = time.monotonic() + DEAD + RENEWED if on_slurm() else float("-inf")
     tried: set[str] = set()
     left = list(job.runs)
     while left:
@@ -111,8 +116,12 @@ def _work_through(job: Work, stopping: Stopping) -> int:
                     failed += _do(job, run, stopping).status == "failed"
             stopping.answer()
         # what others had begun and left: they may have died, or have trained a run that lacks evaluations of ours
-        free = [run for run in others if not claims.held(run.run_id) and not job.gave_up(run)]
-        left = [run for run in free if job.unfinished(run)]
+        while True:
+            open_still = [run for run in others if job.unfinished(run) and not job.gave_up(run)]
+            left = [run for run in open_still if not claims.held(run.run_id)]
+            if left or not open_still or time.monotonic() > patient_until:
+                break
+            time.sleep(1.0)
     return failed
 
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -149,8 +150,60 @@ def test_a_claim_made_while_the_old_ones_were_given_back_is_withdrawn(
     assert [path.name for path in (tmp_path / ".claims" / "a").iterdir()] == ["1"]
 
 
+def test_a_process_that_ended_is_dead_though_nobody_asked_how(tmp_path: Path) -> None:
+    """It stays in the list of processes: for ever, in a container whose first process asks nobody."""
+    ended = subprocess.Popen(["sleep", "60"])
+    owner = replace(Owner.me(), pid=ended.pid, born=born(ended.pid))
+    write_claim(tmp_path, "a", owner)
+    assert Claims(tmp_path).held("a")
+    ended.kill()
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    os.kill(ended.pid, 0)  # listed still
+    assert not Claims(tmp_path).held("a")
+    assert not module.process_lives(ended.pid)
+    ended.wait()
+
+
+def test_processes_are_not_counted_alike_in_another_container(tmp_path: Path, dead: int) -> None:
+    """The same machine, the same name, and numbers that mean other processes."""
+    if subprocess.run(["unshare", "--user", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no name spaces can be made here")
+    write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
+    code = (
+        f"from pathlib import Path; from bench.claims import Claims; print(Claims(Path({str(tmp_path)!r})).held('a'))"
+    )
+    command = [sys.executable, "-c", code]
+    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", *command]
+    said = [subprocess.run(one, capture_output=True, text=True, check=True).stdout for one in (command, inside)]
+    assert said == ["False\n", "True\n"]
+
+
+def test_a_claim_whose_first_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def asked_twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr("bench.claims.os.link", asked_twice)
+    with Claims(tmp_path).hold("a") as mine:
+        assert mine
+    assert not Claims(tmp_path).held("a")
+
+
+def test_who_gives_back_leaves_the_living(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim below ours, begun anew in between, is its owner's to withdraw."""
+    claims = Claims(tmp_path)
+    write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
+    with claims.hold("a") as mine:
+        assert mine
+        parent = os.getppid()
+        write_claim(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
+    assert claims.held("a")
+
+
 def _rush(root: Path, runs: int, dead: int, start: float) -> None:
-    """Hold each run a moment and note it; die with every seventh claim, without a word."""
+    """Hold each run a moment and note it; every other process dies with its seventh claim or before, without a word."""
     claims = Claims(root)
     time.sleep(max(0.0, start - time.time()))
     for run in range(runs):
@@ -161,7 +214,7 @@ def _rush(root: Path, runs: int, dead: int, start: float) -> None:
             with open(log, "ab", buffering=0) as file:
                 file.write(b"in\n")
                 time.sleep(0.002)
-                if (os.getpid() + run) % 7 == 0:
+                if os.getpid() % 2 and (os.getpid() + run) % 7 == 0:
                     os._exit(9)
                 file.write(b"out\n")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.claims import Claims
+from bench.claims import DEAD, Claims, Owner
 from bench.record import Record
 from bench.work import ProgressFile, Work, work
 from tests.bench import small
@@ -84,6 +85,26 @@ def test_what_another_has_begun_and_left_is_done_after_all(job: Work, done: list
     monkeypatch.setattr(Work, "unfinished", ends)
     work(job)
     assert done == ["simclr/fixed", "simclr/centre", "simclr/dense"]
+
+
+def test_a_job_waits_for_the_claim_of_one_that_may_have_died_on_another_node(
+    job: Work, done: list[str], monkeypatch: Any
+) -> None:
+    """It was killed, and the same command submitted this one at once."""
+    job = replace(job, runs=job.runs[:1])
+    path = job.results / ".claims" / job.runs[0].run_id / "1"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(asdict(replace(Owner.me(), host="another-node", job="12_0"))))
+    work(job)
+    assert done == []  # elsewhere than on SLURM whoever asked is told
+
+    def passes(seconds: float) -> None:
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - DEAD / 2))
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr("bench.work.time.sleep", passes)
+    work(job)
+    assert done == ["simclr/dense"]
 
 
 def test_workers_do_not_outlive_who_asked_for_them(job: Work, done: list[str]) -> None:
