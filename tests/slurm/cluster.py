@@ -58,7 +58,8 @@ def node_state(node: int) -> str:
 
 
 def processes(job_id: str | None = None) -> dict[int, str]:
-    """Tasks as pid -> job id, of all jobs where none is named: the Python processes, not srun and not shells."""
+    """This cluster's tasks as pid -> job id, of all jobs where none is named: the Python processes, not srun, not
+    shells."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -67,6 +68,8 @@ def processes(job_id: str | None = None) -> dict[int, str]:
                 continue
             pairs = (pair.partition(b"=") for pair in (folder / "environ").read_bytes().split(b"\0"))
             environment = {key.decode(): value.decode() for key, _, value in pairs if key.startswith(b"SLURM_")}
+            if environment.get("SLURM_CONF") != os.environ["SLURM_CONF"]:
+                continue
             if "SLURM_ARRAY_JOB_ID" in environment:
                 name = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
             else:

@@ -75,7 +75,7 @@ class Storm:
     def kill_node(self) -> str:
         node = self.random.choice(("1", "2"))
         cluster.script("kill-node", node)
-        time.sleep(self.random.uniform(0, 30))  # SLURM takes it for dead after 15 s
+        time.sleep(self.random.uniform(0, 25))  # SLURM takes it for dead after 15 s
         cluster.script("start")
         return node
 

@@ -42,11 +42,13 @@ class Ticks(Checkpointable):
         self.notes, self.goal, self.position = notes, goal, 0
 
     def __call__(self) -> int:
-        with open(self.notes, "a", encoding="utf-8") as file:
-            file.write(f"{self.position} {os.environ['SLURMD_NODENAME']}\n")
+        start = self.position
         while self.position < self.goal:
             time.sleep(0.1)
             self.position += 1
+            if self.position == start + 1:  # under way, so that a signal finds it so
+                with open(self.notes, "a", encoding="utf-8") as file:
+                    file.write(f"{start} {os.environ['SLURMD_NODENAME']}\n")
         return self.position
 
     def lives(self) -> list[tuple[int, str]]:
