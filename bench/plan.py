@@ -16,7 +16,7 @@ from bench.environment import cores
 from bench.launch import Fan, Launcher
 from bench.ranks import check_ranks
 from bench.slurm import read_options
-from bench.store import check_folder
+from bench.store import check_folder, clock_of
 from bench.submit import parameters
 from bench.suite import SEEDS, Suite, load_suite, read_change
 from bench.work import Work
@@ -117,6 +117,8 @@ def plan(options: Options) -> Plan:
     if lesions and data.masks is None:
         raise ValueError(f"{', '.join(lesions)} needs lesion masks, and data set '{data.name}' has none: leave it out.")
     _check_data(suite, data)
+    check_folder(options.results, "--results")
+    check_folder(options.reports, "--reports")
     job = Work(
         runs=tuple(suite.runs(data.fingerprint)),
         evaluation=suite.evaluation,
@@ -129,10 +131,8 @@ def plan(options: Options) -> Plan:
         ranks=options.ranks,
         requeues=fan.slurm.requeues,
         grid=uuid.uuid4().hex,
-        begun=time.time(),
+        begun=clock_of(options.results),
     )
-    check_folder(options.results, "--results")
-    check_folder(options.reports, "--reports")
     return Plan(suite, job, data, fan)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def check_folder(folder: Path, option: str) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write, sync, rename; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # two containers count alike
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -59,6 +60,16 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def clock_of(folder: Path) -> float:
+    """The time by the clock that dates a folder's files, which need not be this machine's."""
+    probe = folder / f".{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        with open(probe, "xb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def as_json(value: BaseModel | dict[str, Any]) -> bytes:

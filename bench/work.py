@@ -42,7 +42,7 @@ class Work:
     ranks: int = 1  # processes that train a run together
     requeues: int = 20  # of a SLURM job, before it is given up
     grid: str = ""  # the command that asked, and
-    begun: float = float("inf")  # when it did, by the clock: a run that failed since is not tried again on its behalf
+    begun: float = float("inf")  # when it did, by the clock of `results`: what failed since is not tried again for it
     parent: int | None = None  # its process, where it waits for local workers; they do not outlive it
 
     def orphaned(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -214,3 +215,25 @@ def test_a_dry_run_tells_what_is_done(world: small.World, light) -> None:
     result = world.run("--dry-run", "--methods", "dense", "--labels", "50,20")
     assert result.output.count("to evaluate") == 1
     assert sorted(world.results.rglob("*")) == before
+
+
+def test_the_beginning_is_read_off_the_clock_of_the_results(
+    world: small.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that fails now has failed since, though this machine's clock be an hour ahead or behind."""
+    from bench.store import clock_of
+
+    now = time.time()
+    for wrong in (now + 3600.0, now - 3600.0):
+        monkeypatch.setattr("time.time", lambda wrong=wrong: wrong)
+        begun = clock_of(tmp_path)
+        failed = tmp_path / "log.txt"
+        failed.write_text("why")
+        assert 0 <= failed.stat().st_mtime - begun < 60
+        failed.unlink()
+    assert not list(tmp_path.glob(".*.tmp"))
+    seen = []
+    monkeypatch.setattr("bench.plan.clock_of", lambda folder: 12.5)
+    monkeypatch.setattr("bench.launch.work", lambda job: seen.append(job.begun))
+    world.run("--methods", "dense", "--launcher", "inline")
+    assert seen == [12.5]

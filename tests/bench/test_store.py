@@ -177,3 +177,20 @@ def test_a_supervised_run_has_one_evaluation(tmp_path: Path) -> None:
 def test_json_is_plain(tmp_path: Path) -> None:
     assert json.loads(as_json(record())) == record().model_dump(mode="json")
     assert as_json({"a": 1}).endswith(b"\n")
+
+
+def test_two_that_count_their_processes_alike_do_not_share_a_half_written_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers on two hosts often do; the second comes while the first syncs."""
+    path, fsync = tmp_path / "record.json", os.fsync
+
+    def meanwhile(descriptor: int) -> None:
+        monkeypatch.setattr("bench.store.os.fsync", fsync)
+        write_atomically(path, b"second")
+        fsync(descriptor)
+
+    monkeypatch.setattr("bench.store.os.fsync", meanwhile)
+    write_atomically(path, b"first, and longer")
+    assert path.read_bytes() == b"first, and longer"
+    assert list(tmp_path.iterdir()) == [path]
