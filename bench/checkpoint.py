@@ -47,17 +47,19 @@ class Checkpoints:
     ) -> None:
         self.folder, self.minutes, self.writes = folder, minutes, writes
         self.stopping = stopping or Stopping()
+        self.restored: Point | None = None  # where the training went on from
         self._saved_at = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Point | None:
         """Put the newest whole checkpoint's state into both; None, with both untouched, where there is none."""
-        self._saved_at = time.monotonic()
+        self._saved_at, self.restored = time.monotonic(), None
         for step in reversed(self._steps()):
             found = self._read(step)
             if found is not None and _fits(found[0], model):
                 _put(found[0], model, optimizer)
-                return found[1]
-        return None
+                self.restored = found[1]
+                break
+        return self.restored
 
     def due(self) -> bool:
         """Is it time to save, by the clock or because somebody asks?"""
@@ -72,8 +74,10 @@ class Checkpoints:
             write_atomically(self.folder / f"{point.step}.safetensors", content)
             sealed = {**inside, "seal": _seal(inside)}
             write_atomically(self.folder / f"{point.step}.json", json.dumps(sealed, allow_nan=False).encode())
-            for old in self._steps()[:-KEPT]:
-                self._remove(old)
+            steps = self._steps()
+            later = [step for step in steps if step > point.step]  # not whole, or this would have gone on from there
+            for other in [*later, *[step for step in steps if step <= point.step][:-KEPT]]:
+                self._remove(other)
         self._saved_at = time.monotonic()
         self.stopping.answer()
 

@@ -23,7 +23,7 @@ from bench.device import one_device
 from bench.diagnose import learning, selection_figure
 from bench.environment import environment
 from bench.evaluate import Bench, Features, classify, evaluate, summarise
-from bench.finetune import Classifier, finetune, finetune_steps
+from bench.finetune import Classifier, finetune, finetune_steps, spent
 from bench.measure.macs import count
 from bench.measure.memory import peak_mib, saved_bytes
 from bench.pretrain import Report, Trained, build, keep_now, pretrain, views_of
@@ -191,7 +191,8 @@ def _train_supervised(
         report=report,
         checkpoints=checkpoints,
     )
-    seconds, digest = time.perf_counter() - clock, _save(store, spec, classifier)
+    before, resumed = spent(checkpoints.restored)
+    seconds, digest = before + time.perf_counter() - clock, _save(store, spec, classifier)
     record = _record(
         spec,
         started,
@@ -199,7 +200,7 @@ def _train_supervised(
         bench=bench,
         objective=objective,
         macs=count(objective, spec.encoder, spec.train, 0),
-        time=_timing(finetune_steps(len(index), spec.finetune), seconds),
+        time=_timing(finetune_steps(len(index), spec.finetune), seconds, resumed),
         weights_sha256=digest,
     )
     store.write_record(record)
@@ -214,7 +215,7 @@ def _evaluate(
     if not missing:
         return
     objective = build(spec.parsed, spec.encoder, spec.seed)
-    tensors = load_tensors((store.folder(spec.run_id) / "checkpoint.safetensors").read_bytes())
+    tensors = load_tensors(_weights(store, spec.run_id))
     if spec.labels is not None:
         _evaluate_supervised(spec, evaluation, bench, store, objective, tensors)
         return
@@ -265,6 +266,15 @@ def _save(store: Store, spec: RunSpec, module: torch.nn.Module) -> str:
     content = save_tensors({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()})
     write_atomically(store.folder(spec.run_id) / "checkpoint.safetensors", content)
     return hashlib.sha256(content).hexdigest()
+
+
+def _weights(store: Store, run_id: str) -> bytes:
+    """What `_save` wrote. Raises EvaluationFailed where it is not what the record names."""
+    path, record = store.folder(run_id) / "checkpoint.safetensors", store.record(run_id)
+    content = path.read_bytes()
+    if record is None or hashlib.sha256(content).hexdigest() != record.weights_sha256:
+        raise EvaluationFailed(f"{path} is not what the record names: put it back, or move {path.parent} away")
+    return content
 
 
 def _timing(steps: int, seconds: float, resumed: int = 0) -> Timing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,8 @@ def finetune(
     checkpoints = checkpoints or Checkpoints(None)
     point = checkpoints.restore(classifier, optimizer)
     step, per_epoch = 0 if point is None else point.step, len(images) // batch
+    before, resumed = spent(point)
+    began = time.perf_counter()
     model.train()
     with checkpoints.stopping.between_steps():
         while step < total:
@@ -99,8 +102,14 @@ def finetune(
                 step += 1
                 report({"step": step, "steps": total, "loss": float(loss.detach())})
                 if checkpoints.due():
-                    checkpoints.save(classifier, optimizer, Point(step, {}))
+                    seconds = before + time.perf_counter() - began
+                    checkpoints.save(classifier, optimizer, Point(step, {"seconds": seconds, "resumed": resumed}))
     return classifier.eval()
+
+
+def spent(point: Point | None) -> tuple[float, int]:
+    """Seconds of training that a checkpoint holds, and how often it goes on from one when it goes on from this."""
+    return (0.0, 0) if point is None else (float(point.position["seconds"]), int(point.position["resumed"]) + 1)
 
 
 def _first_view(call: Call, batch: int) -> Call:

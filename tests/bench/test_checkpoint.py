@@ -190,3 +190,12 @@ def test_without_a_folder_a_stop_is_answered_all_the_same(prepared) -> None:
     gone = Stopping(orphaned=lambda: True)
     with pytest.raises(KeyboardInterrupt):
         train(spec, bench, Checkpoints(None, stopping=gone))
+
+
+def test_damaged_ones_of_later_steps_do_not_crowd_out_whole_ones(prepared, tmp_path: Path) -> None:
+    spec, bench = prepared("dense")
+    for step in (100, 200):
+        for suffix in ("json", "safetensors"):
+            (tmp_path / f"{step}.{suffix}").write_bytes(b"damaged")
+    steps = train(spec, bench, Checkpoints(tmp_path, minutes=0.0)).steps
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.json")) == [steps - 1, steps]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from bench.checkpoint import Checkpoints
 from bench.course import TrainingFailed
 from bench.experiment import run_experiment
 from bench.lesions import Lesions
@@ -290,3 +292,49 @@ def test_data_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
     record = run_experiment(run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None)
     assert record.status == "failed"
     assert "has changed since the grid was planned: give the command again" in record.reason
+
+
+def test_what_is_evaluated_is_what_the_record_names(bench: Bench) -> None:
+    record, folder = bench.run("dense", evaluation__probes=["linear"])
+    checkpoint = folder / "checkpoint.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for path in (folder / "evaluations").iterdir():
+        path.unlink()
+    failed, _ = bench.run("dense", evaluation__probes=["linear"])
+    assert failed.reason == f"{checkpoint} is not what the record names: put it back, or move {folder} away"
+    assert not list((folder / "evaluations").iterdir())
+    assert bench.store.done(record.run_id)
+    checkpoint.write_bytes(whole)
+    assert bench.run("dense", evaluation__probes=["linear"])[0].status == "done"
+
+
+def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished) -> None:
+    class Slow(Checkpoints):
+        """Is stopped after its first step, which takes a second."""
+
+        def due(self) -> bool:
+            if self.restored is None:
+                time.sleep(1.0)
+                self.stopping._asked = 2
+            return super().due()
+
+    suite = small.suite(bench.folder, methods="supervised", evaluation__labels=[50])
+    (run,) = suite.runs()
+    records = []
+    for _ in range(2):
+        checkpoints = Slow(bench.store.training(run.run_id))
+        try:
+            records.append(
+                run_experiment(
+                    run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None, checkpoints
+                )
+            )
+        except KeyboardInterrupt:
+            continue
+    (record,) = records
+    assert record.time is not None
+    assert record.time.resumed == 1
+    assert record.time.wall_seconds > 1.0
+    assert record.weights_sha256 == finished["supervised"][0].weights_sha256
+    assert record.time.steps_per_second == pytest.approx(record.time.steps / record.time.wall_seconds)
