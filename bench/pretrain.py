@@ -184,9 +184,10 @@ def pretrain(
                 pair, call = lesions.make_views(views, index[rows], parameters, call, fabric.device)
                 loss = train_step(model, optimizer, pair, call, fabric)
                 value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
-                if not math.isfinite(whole):
+                if any_rank(fabric, not math.isfinite(whole)):  # else the others would wait for this one
+                    became = "not finite on another rank" if math.isfinite(whole) else whole
                     raise TrainingFailed(
-                        f"the loss became {whole} at step {step} of {total} (learning rate {train.lr:g})"
+                        f"the loss became {became} at step {step} of {total} (learning rate {train.lr:g})"
                     )
                 course.note(loss, value, len(index))
                 if fabric.is_global_zero and (course.step % 10 == 0 or course.step == total):

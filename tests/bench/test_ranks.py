@@ -70,6 +70,12 @@ def test_all_stop_when_one_says_so(ranks: list[dict[str, Any]]) -> None:
     assert [found["said by none"] for found in ranks] == [False, False]
 
 
+def test_a_loss_that_is_not_finite_on_one_rank_ends_the_training_on_all(ranks: list[dict[str, Any]]) -> None:
+    """Else that one would go on to the next run, and the other wait for it in this one."""
+    assert ranks[0]["failed on one"].startswith("the loss became not finite on another rank at step 0 of ")
+    assert ranks[1]["failed on one"].startswith("the loss became ")
+
+
 @pytest.mark.parametrize("i", range(len(CASES)), ids=[method for method, _ in CASES])
 def test_weights_and_history_are_those_of_one_process(
     ranks: list[dict[str, Any]], folder: Path, tmp_path: Path, phantom: Any, fabric: Any, i: int
