@@ -225,10 +225,11 @@ def _detach(planned: Plan, measure: bool, console: Console) -> None:
 def _failures(job: Work, known: dict[str, str]) -> list[str]:
     """Runs of the grid that failed or were never finished, each with its reason; `known` holds those that no record
     tells, by run."""
+    from bench.claims import Claims
     from bench.store import Store
     from bench.work import died
 
-    store, failures = Store(job.results), []
+    store, claims, failures = Store(job.results), Claims(job.results), []
     for run in job.runs:
         if not job.unfinished(run):
             continue
@@ -240,6 +241,8 @@ def _failures(job: Work, known: dict[str, str]) -> list[str]:
             reason = f"{record.reason}{see}"
         elif record is not None:
             reason = f"trained, but not evaluated{see}"
+        elif claims.held(run.run_id):
+            reason = "another command is at work on it"
         else:
             reason = died(job, run) or "not finished"
         failures.append(f"{run.run_id}: {reason}")

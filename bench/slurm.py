@@ -204,7 +204,7 @@ def explain(job_id: str, state: str) -> str:
         "NODE_FAIL": "its node failed",
         "PREEMPTED": "preempted, and not requeued",
         "FAILED": "its process was killed, or could not start",
-        "COMPLETED": "ended without a record",
+        "COMPLETED": "ended, and the run is not finished: the same command again goes on",
     }
     words = state.split()
     return f"{known.get(words[0], f'ended as {state}') if words else 'left the queue'} (SLURM job {job_id})"

@@ -181,12 +181,21 @@ class RunJob:
             gone = self.queue.gone_for(self.job_id)
             if claims.held(self.run.run_id):
                 held_at = time.monotonic()
-            elif gone > 0 and (not self.job.unfinished(self.run) or self.job.gave_up(self.run)):
+            elif gone > 0 and (not self.job.unfinished(self.run) or self._failed()):
                 return []
             elif min(gone, time.monotonic() - held_at) > GRACE:
                 break
             self.sleep(1.0)
         return [(self.run.run_id, f"{explain(self.job_id, ended_as(self.job_id))}; see {self.log}")]
+
+    def _failed(self) -> bool:
+        """Did the run fail in this job, perhaps before this command began?"""
+        store = Store(self.job.results)
+        log, submitted = store.log(self.run.run_id), store.jobs / f"{self.run.run_id}.json"
+        try:
+            return self.job.gave_up(self.run) or log.stat().st_mtime >= submitted.stat().st_mtime
+        except FileNotFoundError:
+            return False
 
     @property
     def log(self) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.claims import Claims
 from bench.course import TrainingFailed
 from bench.record import CostTable, Evaluation, Record
 from tests.bench import small
@@ -338,6 +339,9 @@ def test_a_worker_that_dies_is_named(world: small.World, light: None, monkeypatc
     assert result.exit_code == 1
     assert "Failed: a worker ended before its time: the process was killed" in result.stderr
     assert ": not finished" in result.stderr
+    (folder,) = (line.split(": ")[1] for line in result.stderr.splitlines() if line.endswith(": not finished"))
+    with Claims(world.results).hold(folder):
+        assert f"Failed: {folder}: another command is at work on it" in world.run("--methods", "dense").stderr
 
 
 def test_a_refused_report_is_a_failure(world: small.World, light: None, monkeypatch) -> None:

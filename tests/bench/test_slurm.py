@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from bench import slurm, submit
 from bench.claims import Claims
 from bench.requeues import Requeues
 from bench.slurm import DEFAULTS, Job, Queue, SlurmOptions, ended_as, explain, read_options
-from bench.store import Store
+from bench.store import Store, write_atomically
 from bench.submit import JobsUnknown, RunJob, Task
 from bench.work import Work
 from tests.bench import small
@@ -267,11 +268,11 @@ def waited(job: Work, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Ca
     """What waiting for the jobs of the first runs brings, one after the other, and the seconds that it takes, when
     `then` happens."""
 
-    def wait(then: Callable[[], None], runs: int = 1) -> tuple[list[list[tuple[str, str]]], float]:
-        clock, queue = Clock(then), Queue()
+    def wait(then: Callable[[], None], runs: int = 1, **changes: Any) -> tuple[list[list[tuple[str, str]]], float]:
+        clock, queue, asked = Clock(then), Queue(), replace(job, **changes)
         monkeypatch.setattr("bench.slurm.time", clock)
         monkeypatch.setattr("bench.submit.time", clock)
-        handles = [RunJob(job, run, f"100_{i}", queue, clock.sleep) for i, run in enumerate(job.runs[:runs])]
+        handles = [RunJob(asked, run, f"100_{i}", queue, clock.sleep) for i, run in enumerate(job.runs[:runs])]
         for handle in handles:
             handle.state()  # as whoever watches does
         return [handle.wait() for handle in handles], clock.now - 1000.0
@@ -302,6 +303,20 @@ def test_a_job_that_ends_without_a_record_is_explained(commands: Commands, job: 
     assert run_id == job.runs[0].run_id
     assert text.startswith("cancelled (SLURM job 100_0); see ")
     assert text.endswith(".workers/100_0_0_log.err")
+
+
+def test_a_run_that_failed_in_its_job_before_this_command_began_is_told_by_its_record(
+    commands: Commands, job: Work, waited: Callable
+) -> None:
+    """A sweep was left; the command that waits for it comes when the record is written and the job still ends."""
+    commands.say("squeue", "100_0|COMPLETING|a")
+    store, run_id = Store(job.results), job.runs[0].run_id
+    write_atomically(store.jobs / f"{run_id}.json", b"{}")
+    write_atomically(store.log(run_id), b"why")
+    assert not replace(job, begun=time.time() + 60).gave_up(job.runs[0])
+    outcomes, seconds = waited(lambda: commands.say("squeue", ""), begun=time.time() + 60)
+    assert outcomes == [[]]
+    assert seconds < submit.GRACE
 
 
 def test_jobs_that_end_together_are_waited_for_together(commands: Commands, waited: Callable) -> None:
