@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from bench.record import SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, state_of
-from bench.store import evaluation_name
+from bench.store import BESIDE, evaluation_name
 from bench.verification.check import FAILS, HOLDS, OPEN, Check, judged
 from datasets.limits import RECORD_BYTES, read_within
 
@@ -70,7 +70,7 @@ def read(folder: Path) -> tuple[Source | None, list[Check]]:
             evaluations[path.stem] = one
     source = Source(folder, record, evaluations)
     checks.append(_sealed("evaluations", amiss, unsealed, len(evaluations)))
-    checks.append(judged("files beside them", _changed(source), "each has the SHA-256 that is recorded"))
+    checks.append(_beside(source))
     return source, checks
 
 
@@ -105,17 +105,34 @@ def _read(model: type[Model], path: Path) -> tuple[Model | None, Check]:
 
 
 def _sealed(what: str, amiss: list[str], unsealed: int, count: int) -> Check:
+    if not amiss and not count:
+        return Check(what, OPEN, "there are none")
     if not amiss and unsealed:
         return Check(what, OPEN, f"{unsealed} of {count}: {UNSEALED}")
     return judged(what, amiss, f"the digests of {count} fit")
 
 
+def _beside(source: Source) -> Check:
+    """Are the other files those that were written?"""
+    what, amiss, named = "files beside them", _changed(source), _named(source)
+    unnamed = [path.name for path, said in named.items() if not said]
+    unnamed += [name for name in BESIDE if source.folder / name not in named and (source.folder / name).is_file()]
+    if not amiss and (unnamed or not named):
+        why = f"nobody recorded the SHA-256 of {unnamed[0]}" if unnamed else "there are none"
+        return Check(what, OPEN, f"{why}{f', and {len(unnamed) - 1} more' if len(unnamed) > 1 else ''}")
+    return judged(what, amiss, f"each of {len(named)} has the SHA-256 that is recorded")
+
+
+def _named(source: Source) -> dict[Path, str]:
+    """The other files, and the SHA-256 that is recorded; "" by an earlier version."""
+    named = {source.folder / name: said for name, said in source.record.files.items()}
+    return named | {source.predictions(name): one.predictions_sha256 for name, one in source.evaluations.items()}
+
+
 def _changed(source: Source) -> list[str]:
     """What of the other files is missing or not what was written."""
-    named = {source.folder / name: said for name, said in source.record.files.items()}
-    named |= {source.predictions(name): one.predictions_sha256 for name, one in source.evaluations.items()}
     found: list[str] = []
-    for path, said in named.items():
+    for path, said in _named(source).items():
         if not path.is_file():
             found.append(f"{path.name} is not there")
         elif said:

@@ -24,6 +24,9 @@ from tests.bench.small import evaluation
         ({"a": None}, {"a": 0.0}, ["a: None recorded, 0 found"]),
         ({"a": True}, {"a": 2}, ["a: True recorded, 2 found"]),
         ({"a": "f" * 64}, {"a": "e" * 64}, [f"a: {'f' * 16}... recorded, {'e' * 16}... found"]),
+        ({"a": 2_000_000}, {"a": 2_000_001}, ["a: 2000000 recorded, 2000001 found"]),
+        ({"a": 10**400}, {"a": 1}, [f"a: {'1' + '0' * 15}... recorded, 1 found"]),
+        ({"a": 10**400}, {"a": 1.5}, [f"a: {'1' + '0' * 15}... recorded, 1.5 found"]),
         ({"a": math.nan}, {"a": 0.5}, ["a: nan recorded, 0.5 found"]),
     ],
 )
