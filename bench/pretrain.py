@@ -156,7 +156,10 @@ def pretrain(
     objective.encoder.use_attention(train.attention, fabric.device)
     optimizer = optimizer_of(objective, train.lr, train.weight_decay)
     if world() > 1:
-        globalise(objective)
+        try:
+            globalise(objective)
+        except ValueError as error:  # on all ranks alike
+            raise TrainingFailed(str(error)) from None
     model, optimizer = fabric.setup(objective, optimizer)
     rows = rows_of_rank(train.batch)
     scheduler = schedule_of(optimizer, total, train.warmup)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from methods.encoders.encoder import Encoder
 from methods.ranks import summed, world
 
 
@@ -68,11 +70,22 @@ def _across(channels: Tensor) -> Tensor:
 
 
 def globalise(module: nn.Module) -> None:
-    """Replace every nn.BatchNorm2d inside `module`, in place; parameters and buffers stay the same tensors."""
+    """Replace every nn.BatchNorm2d inside `module`, in place; parameters and buffers stay the same tensors.
+
+    Raises ValueError for another batch norm inside an encoder, of a plug-in perhaps: each rank would normalise by its
+    own images. Heads may have any, for they see the global batch.
+    """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:
                 setattr(parent, name, _globalised(child))
+    for encoder in (one for one in module.modules() if isinstance(one, Encoder)):
+        for name, child in encoder.named_modules():
+            if isinstance(child, _BatchNorm) and not isinstance(child, GlobalBatchNorm2d):
+                raise ValueError(
+                    f"{name}, a {type(child).__name__}, would normalise each rank's images apart: use nn.BatchNorm2d "
+                    "in encoders and strategies, or one rank"
+                )
 
 
 def _globalised(norm: nn.BatchNorm2d) -> GlobalBatchNorm2d:
