@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from bench.analysis.outputs import check_reports
+from bench.claims import Claims
 from bench.environment import cores
 from bench.launch import Fan, Launcher
 from bench.ranks import check_ranks
@@ -79,7 +80,12 @@ class Plan:
         return f"{loaded} The cache {cache} holds {sum(files) / 1e6:.0f} MB (make clean-cache)."
 
     def put_aside(self) -> None:
-        """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost."""
+        """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost. Raises
+        ValueError, with all left as it is, where somebody is at work on one."""
+        claims = Claims(self.job.results)
+        for run in self.job.runs:
+            if claims.held(run.run_id):
+                raise ValueError(f"--fresh: another command is at work on {run.run_id}: wait for it, or end it.")
         for run in self.job.runs:
             folder = self.job.results / run.run_id
             if folder.exists():

@@ -25,8 +25,7 @@ class Requeues:
         job, restart = slurm_job()
         if not job:
             return ""
-        done = steps + len(list(self.evaluations.glob("*.json")))
-        starts = [*self._earlier(job), done]
+        starts = [*self._earlier(job), [steps, len(list(self.evaluations.glob("*.json")))]]
         write_atomically(self.path, json.dumps({"job": job, "starts": starts}).encode())
         if restart > most:
             return f"its job {job} was requeued {restart} times, and {most} is the most: see --slurm requeues=N"
@@ -37,10 +36,10 @@ class Requeues:
             )
         return ""
 
-    def _earlier(self, job: str) -> list[int]:
-        """What was done at the earlier starts of this job."""
+    def _earlier(self, job: str) -> list[list[int]]:
+        """Steps and evaluations that were done at the earlier starts of this job."""
         try:
             known = json.loads(self.path.read_bytes())
-            return [int(n) for n in known["starts"]] if known["job"] == job else []
+            return [[int(steps), int(made)] for steps, made in known["starts"]] if known["job"] == job else []
         except (OSError, ValueError, KeyError, TypeError):
             return []

@@ -91,7 +91,7 @@ def _value(key: str, value: str, default: Any) -> Any:
 
 
 def _whole(key: str, value: str, least: int) -> int:
-    if not value.isdigit() or int(value) < least:
+    if not value.isdecimal() or int(value) < least:
         raise ValueError(f"--slurm {key}='{value}': a whole number from {least} on is needed.")
     return int(value)
 
@@ -100,7 +100,7 @@ def _minutes(value: str) -> int:
     """SLURM's own forms: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     days, dash, rest = value.partition("-") if "-" in value else ("0", "", value)
     parts = rest.split(":")
-    if not all(part.isdigit() for part in [days, *parts]) or len(parts) > 3:
+    if not all(part.isdecimal() for part in [days, *parts]) or len(parts) > 3:
         raise ValueError(f"--slurm time='{value}' can't be read: write minutes, H:MM:SS or D-HH:MM:SS.")
     numbers = [int(part) for part in parts]
     if dash:

@@ -205,6 +205,19 @@ def test_fresh_runs_again_and_keeps_the_old(world: small.World, light: None) -> 
     assert (world.runs()["centre-s0"] / "record.json").read_bytes() == old["centre-s0"]
 
 
+def test_fresh_leaves_alone_what_somebody_is_at_work_on(world: small.World, light: None) -> None:
+    from bench.claims import Claims
+
+    assert world.run("--methods", "dense").exit_code == 0
+    (folder,) = world.runs().values()
+    before = snapshot(folder)
+    with Claims(world.results).hold(folder.name):
+        result = world.run("--methods", "dense", "--fresh")
+    assert result.exit_code == 2
+    assert f"another command is at work on {folder.name}" in result.stderr
+    assert snapshot(folder) == before
+
+
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world: small.World, light: None, monkeypatch) -> None:
     from bench.pretrain import pretrain
 

@@ -77,6 +77,7 @@ def test_every_parameter_is_one_that_submitit_takes(tmp_path: Path, monkeypatch:
         ("=x", "can't be read"),
         ("partition=", "can't be read"),
         ("partitoin=gpu", "unknown --slurm key 'partitoin': did you mean partition?"),
+        ("nodes=²", "nodes='²': a whole number from 1 on"),
         ("gpus=two", "gpus='two': a whole number from 0 on"),
         ("cpus=0", "cpus='0': a whole number from 1 on"),
         ("time=soon", "time='soon' can't be read"),
@@ -370,6 +371,16 @@ def test_evaluations_are_progress_too(tmp_path: Path, on_slurm: Any) -> None:
         on_slurm("7", restart)
         assert Requeues(store, "a").hopeless(100, 20) == ""
         store.write_evaluation(f"linear-{restart}-dense", small.evaluation("a", "s"), {})
+
+
+def test_steps_and_evaluations_are_not_mixed_up(tmp_path: Path, on_slurm: Any) -> None:
+    """A step's worth of checkpoint goes as the training ends, and an evaluation comes."""
+    store = Store(tmp_path)
+    for restart, steps in enumerate([0, 1, 0]):
+        on_slurm("7", restart)
+        assert Requeues(store, "a").hopeless(steps, 20) == ""
+        if steps:
+            store.write_evaluation("linear-1-dense", small.evaluation("a", "s"), {})
 
 
 def test_the_number_of_requeues_is_bounded(tmp_path: Path, on_slurm: Any) -> None:
