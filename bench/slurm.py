@@ -168,11 +168,13 @@ class Queue:
     def _look(self) -> None:
         if time.monotonic() - self._looked < LOOK_EVERY:
             return
-        self._looked = time.monotonic()
         try:
-            self._jobs = _squeue()
+            self._jobs, answered = _squeue(), True
         except OSError:
-            return  # the controller restarts, or is too busy: what was known stands until it answers
+            answered = False  # the controller restarts, or is too busy: what was known stands until it answers
+        self._looked = time.monotonic()  # now: where no answer comes it takes a while to be told so
+        if not answered:
+            return
         for job_id in self._missing:
             self._missing[job_id] = 0 if job_id in self._jobs else self._missing[job_id] + 1
             if self._missing[job_id] == UNTIL_GONE:
@@ -213,7 +215,7 @@ def explain(job_id: str, state: str) -> str:
 def _ask(*command: str) -> list[str]:
     """The lines that a command of SLURM's prints. Raises OSError where it is not there, fails or does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(f"{command[0]} does not answer") from error
     if done.returncode != 0:

@@ -162,6 +162,26 @@ def test_a_job_is_gone_when_it_is_missing_several_times(commands: Commands) -> N
     assert seen[-1] is None
 
 
+def test_a_queue_that_does_not_answer_is_asked_once_for_all(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To be told so takes longer than the time between two looks; 300 jobs must not take it 300 times."""
+    asked, now = [], [0.0]
+
+    def squeue() -> dict[str, Job]:
+        asked.append(now[0])
+        now[0] += 10.0
+        raise TimeoutError
+
+    monkeypatch.setattr(slurm, "LOOK_EVERY", 2.0)
+    monkeypatch.setattr(slurm, "_squeue", squeue)
+    monkeypatch.setattr("bench.slurm.time.monotonic", lambda: now[0])
+    queue = Queue()
+    for number in range(300):
+        assert queue.job(f"12_{number}") == Job("UNKNOWN")
+    assert asked == [0.0]
+
+
 @pytest.mark.parametrize(
     ("state", "text"),
     [
