@@ -57,10 +57,9 @@ def node_state(node: int) -> str:
     return call("sinfo", "-h", "-N", "-p", "local", "-n", f"node{node}", "-o", "%T")
 
 
-def processes(job_id: str | None = None) -> dict[int, str]:
-    """This cluster's tasks as pid -> job id, of all jobs where none is named: the Python processes, not srun, not
-    shells."""
-    found = {}
+def processes(job_id: str) -> list[int]:
+    """The pids of the job's tasks: the Python processes, not srun and not shells."""
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             command = (folder / "cmdline").read_bytes().split(b"\0")
@@ -74,8 +73,8 @@ def processes(job_id: str | None = None) -> dict[int, str]:
                 name = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
             else:
                 name = environment.get("SLURM_JOB_ID", "")
-            if name and job_id in (None, name):
-                found[int(folder.name)] = name
+            if name == job_id:
+                found.append(int(folder.name))
     return found
 
 

@@ -7,6 +7,7 @@ By hand: `python -m tests.slurm.disturb --minutes 20`. Exit code 1 and a list wh
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
 import subprocess
@@ -22,6 +23,10 @@ import typer
 from tests.slurm import cluster
 from tests.slurm.sweep import SLURM, Sweep
 from tests.slurm.whole import problems
+
+NAME = f"storm-{os.getpid()}"  # of its jobs: others may use the cluster
+NAMED = ("--name", NAME)
+OPTIONS = (*SLURM, "--slurm", f"job_name={NAME}", "--checkpoint-minutes", "0.1")
 
 
 class Storm:
@@ -52,7 +57,9 @@ class Storm:
 
     def a_job(self) -> str:
         """A job of the sweep that runs now; "" where none does."""
-        return self.random.choice(sorted(set(cluster.processes().values())) or [""])
+        return self.random.choice(
+            cluster.call("squeue", "-h", "--array", "-t", "R", *NAMED, "-o", "%i").split() or [""]
+        )
 
     def requeue(self) -> str:
         job = self.a_job()
@@ -126,7 +133,7 @@ def storm(folder: Path, minutes: float, seed: int, every: float) -> list[str]:
                     say(f"the command ended with {weather.command.returncode}")
                     if weather.command.returncode == 0:
                         break
-                weather.command = sweep.start(*SLURM, "--checkpoint-minutes", "0.1", output=log)
+                weather.command = sweep.start(*OPTIONS, output=log)
             time.sleep(weather.random.expovariate(1 / every))
             weather.strike()
             wrong += changed(sweep.results, seen)
@@ -135,14 +142,14 @@ def storm(folder: Path, minutes: float, seed: int, every: float) -> list[str]:
         if weather.command is not None:
             weather.command.wait()
         for _ in range(3):  # what was struck last may have failed: the same command again does it
-            code, output = sweep.run(*SLURM, seconds=3600)
+            code, output = sweep.run(*OPTIONS, seconds=3600)
             say(f"the command ended with {code}")
             if code == 0:
                 break
     wrong += changed(sweep.results, seen)
     if code != 0:
         wrong.append(f"the command does not come to an end: {output[-2000:]}")
-    jobs = cluster.call("squeue", "-h", "-p", "local", "-o", "%i %T")
+    jobs = cluster.call("squeue", "-h", *NAMED, "-o", "%i %T")
     return [*wrong, *problems(sweep.results, reference.results), *(f"still queued: {job}" for job in jobs.splitlines())]
 
 

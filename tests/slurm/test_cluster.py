@@ -104,7 +104,7 @@ def test_a_signal_to_a_short_job_counts_as_a_time_out(executor: submitit.SlurmEx
 def test_killed(executor: submitit.SlurmExecutor, ticks: jobs.Ticks) -> None:
     """A task that is killed is not requeued, and leaves no result."""
     job = begin(executor, ticks)
-    assert set(cluster.processes(job.job_id).values()) == {job.job_id}
+    assert len(cluster.processes(job.job_id)) == 1
     cluster.kill_tasks(job.job_id)
     ends(job, "FAILED")
     with pytest.raises(UncompletedJobError):

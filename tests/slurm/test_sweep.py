@@ -133,7 +133,7 @@ def test_out_of_time(sweep: Callable[..., Sweep], reference: Callable) -> None:
     starts does no harm."""
     one = sweep(1, *RARELY, "--slurm", "time=10", "--slurm", "signal_delay_s=10", pace=1.0)
     with one.running() as command:
-        cluster.wait_for(cluster.processes, "the job starts")
+        cluster.wait_for(lambda: any(map(cluster.processes, jobs_of(one))), "the job starts")
         cluster.call("scancel", "--signal=USR2", *jobs_of(one))
         (job,) = at_work(one, 1)
         assert cluster.lives(job) == ["RUNNING"]
@@ -161,8 +161,8 @@ def test_a_node_dies(sweep: Callable[..., Sweep], reference: Callable) -> None:
     assert problems(one.results, reference(1)) == []
 
 
-def test_leaving_and_finding_jobs_again(sweep: Callable[..., Sweep], reference: Callable) -> None:
-    pair = sweep(2)
+def test_leaving_and_finding_jobs_again(sweep: Callable[..., Sweep], reference: Callable, tmp_path: Path) -> None:
+    pair = sweep(2, "--slurm", f"job_name={tmp_path.name}")
     code, output = pair.run("--detach")
     assert code == 0, output
     jobs = jobs_of(pair)
@@ -170,7 +170,7 @@ def test_leaving_and_finding_jobs_again(sweep: Callable[..., Sweep], reference: 
     code, output = pair.run("--detach")
     assert code == 0, output
     assert jobs_of(pair) == jobs
-    assert len(cluster.call("squeue", "-h", "--array", "-o", "%i").split()) == 2
+    assert len(cluster.call("squeue", "-h", "--array", "--name", tmp_path.name, "-o", "%i").split()) == 2
     cluster.script("restart", "slurmctld")
     code, output = pair.run()
     assert code == 0, output
