@@ -10,9 +10,11 @@ Trouble = tuple[str, str]  # a run's id ("" for none in particular), and what we
 
 
 class Handle(Protocol):
-    """A part of the grid that is being done; `job_id` is its SLURM job, "" for none."""
+    """A part of the grid that is being done; `job_id` is its SLURM job, "" for none; `found` says that an
+    earlier command submitted it."""
 
     job_id: str
+    found: bool
 
     def wait(self) -> list[Trouble]:
         """Until it is over; what went wrong that no record tells."""

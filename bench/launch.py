@@ -85,6 +85,7 @@ class _Local:
     """A worker process of this machine."""
 
     job_id = ""
+    found = False
 
     def __init__(self, job: Any) -> None:
         self._job = job
@@ -100,6 +101,7 @@ class _Inline:
     """The grid in this process: done when it is waited for."""
 
     job_id = ""
+    found = False
 
     def __init__(self, job: Work) -> None:
         self._job = job

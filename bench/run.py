@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from bench.handle import Handle
@@ -166,9 +168,11 @@ def _run(planned: Plan, left: int, reports: Path, measure: bool, console: Consol
                 console.print(f"The first seed is done: a provisional report is in {summary.path}", highlight=False)
 
         fan = replace(planned.fan, workers=min(planned.fan.workers, left))
-        with workers(job, fan) as handles, Watch(job, console, provisional, handles):
-            for handle in handles:
-                trouble += handle.wait()
+        with workers(job, fan) as handles:
+            _say_found([*measuring, *handles], console)
+            with Watch(job, console, provisional, handles):
+                for handle in handles:
+                    trouble += handle.wait()
     for cost in measuring:
         trouble += cost.wait()
     failures = _failures(job, dict(trouble))
@@ -215,11 +219,26 @@ def _detach(planned: Plan, measure: bool, console: Console) -> None:
     with workers(planned.job, planned.fan) as jobs:
         handles += jobs
     ids = sorted({handle.job_id.partition("_")[0] for handle in handles}, key=int)
+    if not handles:
+        console.print("All is done, nothing is submitted: the same command without --detach reports.", highlight=False)
+        return
+    count = "1 job is" if len(handles) == 1 else f"{len(handles)} jobs are"
     console.print(
-        f"{len(handles)} jobs are in the queue (SLURM {', '.join(ids) or 'none'}). The same command without --detach "
-        "waits for them and reports; scancel ends them.",
+        f"{count} in the queue (SLURM {', '.join(ids)}). The same command without --detach waits and reports; scancel "
+        "ends jobs.",
         highlight=False,
     )
+    _say_found(handles, console)
+
+
+def _say_found(handles: Sequence[Handle], console: Console) -> None:
+    """Jobs that an earlier command submitted keep its options, whatever this one's are."""
+    if found := sum(handle.found for handle in handles):
+        console.print(
+            f"Found, not submitted anew: {found} of them, with the --slurm options of then. Other options need scancel "
+            "first.",
+            highlight=False,
+        )
 
 
 def _failures(job: Work, known: dict[str, str]) -> list[str]:

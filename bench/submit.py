@@ -64,7 +64,7 @@ def submit(job: Work, options: SlurmOptions) -> list[RunJob]:
         for ranks, runs in shapes(job, left).items():  # an array each
             known |= _submit(replace(job, ranks=ranks), runs, options)
     runs_of = {run.run_id: run for run in job.runs}
-    return [RunJob(job, runs_of[run_id], job_id, queue) for run_id, job_id in known.items()]
+    return [RunJob(job, runs_of[run_id], job_id, queue, found=job_id in alive) for run_id, job_id in known.items()]
 
 
 def shapes(job: Work, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
@@ -104,7 +104,7 @@ def submit_cost(call: Callable[[], None], table: Path, results: Path, options: S
             raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
         if not waiting:
             (job_id,) = _submit_calls([name], [call], store, parameters(options, 1, results), 0)
-    return CostJob(table, job_id, queue, results)
+    return CostJob(table, job_id, queue, results, waiting)
 
 
 def _submit(job: Work, runs: list[RunSpec], options: SlurmOptions) -> dict[str, str]:
@@ -165,6 +165,7 @@ class RunJob:
     job_id: str
     queue: Queue
     sleep: Callable[[float], None] = time.sleep
+    found: bool = False
 
     def state(self) -> tuple[str, str, str]:
         found = self.queue.job(self.job_id) or Job("gone")
@@ -211,6 +212,7 @@ class CostJob:
     job_id: str
     queue: Queue
     results: Path
+    found: bool = False
 
     def state(self) -> tuple[str, str, str]:
         found = self.queue.job(self.job_id) or Job("gone")

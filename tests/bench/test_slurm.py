@@ -441,7 +441,10 @@ def test_detached_jobs_are_left_and_found_again(
     assert result.exit_code == 0, result.output
     assert "2 jobs are in the queue (SLURM 100)" in result.output
     commands.say("squeue", "100_0|PENDING|\n100_1|PENDING|")
-    assert "2 jobs are in the queue (SLURM 100)" in world.run(*options, "--detach").output
+    assert "Found" not in result.output
+    again = world.run(*options, "--slurm", "time=60", "--detach").output
+    assert "2 jobs are in the queue (SLURM 100)" in again
+    assert "Found, not submitted anew: 2 of them" in again
     assert len(submitted) == 1
     known = {path.name: json.loads(path.read_text())["job"] for path in (world.results / ".jobs").glob("*.json")}
     assert sorted(known.values()) == ["100_0", "100_1"]
