@@ -8,7 +8,6 @@ same bits as one that was never stopped: order, views and noise of every step ar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from bench.seal import digest_of, sha256, state_of
 from bench.stopping import Stopping
 from bench.store import write_atomically
 
@@ -70,9 +70,9 @@ class Checkpoints:
         """Write the state after `point.step` steps; then stop, if that was asked (see `Stopping.answer`)."""
         if self.folder is not None and self.writes:
             content = save_tensors(_taken(model, optimizer))
-            inside = {"step": point.step, "tensors": _sha256(content), "position": point.position}
+            inside = {"step": point.step, "tensors": sha256(content), "position": point.position}
             write_atomically(self.folder / f"{point.step}.safetensors", content)
-            sealed = {**inside, "seal": _seal(inside)}
+            sealed = {**inside, "digest": digest_of(inside)}
             write_atomically(self.folder / f"{point.step}.json", json.dumps(sealed, allow_nan=False).encode())
             steps = self._steps()
             later = [step for step in steps if step > point.step]  # not whole, or this would have gone on from there
@@ -110,9 +110,8 @@ class Checkpoints:
         assert self.folder is not None
         try:
             sealed = json.loads((self.folder / f"{step}.json").read_bytes())
-            seal = sealed.pop("seal")
             content = (self.folder / f"{step}.safetensors").read_bytes()
-            if seal != _seal(sealed) or sealed["tensors"] != _sha256(content) or sealed["step"] != step:
+            if state_of(sealed) != "whole" or sealed["tensors"] != sha256(content) or sealed["step"] != step:
                 return None
             return load_tensors(content), Point(step, sealed["position"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
@@ -153,11 +152,3 @@ def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """torch's own, inside fabric's wrapper."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner
-
-
-def _seal(content: dict[str, Any]) -> str:
-    return _sha256(json.dumps(content, sort_keys=True).encode())
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def raise_allocator_thresholds() -> str:
         return "default"
     done = [mallopt(M_MMAP_THRESHOLD, RAISED), mallopt(M_TRIM_THRESHOLD, RAISED)]
     return "glibc, mmap and trim thresholds raised to 1 GiB" if all(done) else "default"
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def cores() -> int:

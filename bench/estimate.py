@@ -54,7 +54,7 @@ def _time(planned: Plan, left: float, seconds: dict[str, float]) -> list[str]:
 
     lines = []
     for ranks, runs in shapes(job, [run for run in job.runs if job.unfinished(run)]).items():
-        values = parameters(fan.slurm, ranks, job.results)
+        values = parameters(fan.slurm, ranks)
         hours = sum(seconds[run.run_id] for run in runs) * values["nodes"] / 3600 / ranks
         told = ", ".join(f"{key}={value}" for key, value in values.items())
         lines.append(f"SLURM: an array of {len(runs)} jobs, about {hours:.1f} node-hours at this host's speed: {told}")

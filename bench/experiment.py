@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
-import hashlib
 import time
 import traceback
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,17 @@ from bench.checkpoint import Checkpoints
 from bench.course import TrainingFailed
 from bench.device import one_device
 from bench.diagnose import learning, selection_figure
-from bench.environment import environment
+from bench.environment import now
 from bench.evaluate import Bench, Features, classify, evaluate, summarise
 from bench.finetune import Classifier, finetune, finetune_steps, spent
 from bench.measure.macs import count
 from bench.measure.memory import peak_mib, saved_bytes
+from bench.outcome import EvaluationFailed, failure, reason_of, record_of, timing, write_failure
 from bench.pretrain import Report, Trained, build, keep_now, pretrain, views_of
 from bench.ranks import RanksLost, fabric_of, leading
-from bench.record import DataRecord, Memory, Record, SplitRecord, Timing
-from bench.spec import SCIENCE_VERSION, DataSpec, EvaluationSpec, FinetuneSpec, RunSpec
+from bench.record import Memory, Record
+from bench.seal import sha256
+from bench.spec import DataSpec, EvaluationSpec, FinetuneSpec, RunSpec
 from bench.store import Store, evaluation_name, missing_evaluations, write_atomically
 from datasets import load
 from datasets.splits import make_splits
@@ -38,8 +38,23 @@ from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call
 
 
-class EvaluationFailed(Exception):
-    """An evaluation failed, the others of the run were made; the message is the reason."""
+@dataclass(frozen=True)
+class Attempt:
+    """A run that is being made: what each of its stages is given."""
+
+    spec: RunSpec
+    bench: Bench
+    store: Store
+    threads: int
+    started: str
+    report: Report
+    checkpoints: Checkpoints
+
+    def record(self, objective: Objective, **parts: Any) -> Record:
+        """The finished run's record, written down."""
+        made = record_of(self.spec, self.started, self.threads, bench=self.bench, objective=objective, **parts)
+        self.store.write_record(made)
+        return made
 
 
 def run_experiment(
@@ -58,20 +73,20 @@ def run_experiment(
     interruption, and RanksLost where its ranks can't make another run. Users' mistakes in the data are raised before,
     when the grid is planned.
     """
-    started = _now()
+    started = now()
     checkpoints = checkpoints or Checkpoints(store.training(spec.run_id))
     try:
         record = store.record(spec.run_id)
         fabric = one_device(spec.train.precision)
         bench = prepare(spec, fabric, cache)
         if record is None or record.status != "done":
-            record = _train(spec, bench, store, threads, started, report, checkpoints)
+            record = _train(Attempt(spec, bench, store, threads, started, report, checkpoints))
         checkpoints.clear()
         _evaluate(spec, evaluation, tuning, bench, store, report)
         store.log(spec.run_id).unlink(missing_ok=True)  # of an earlier failure
         return record
     except Exception as error:
-        failed = failure(spec, threads, _reason(error, spec), started)
+        failed = failure(spec, threads, reason_of(error, spec), started)
         write_failure(store, failed, traceback.format_exc())
         if isinstance(error, RanksLost):
             raise
@@ -84,22 +99,6 @@ def train_along(spec: RunSpec, cache: Path | None, checkpoints: Checkpoints) -> 
     fabric = fabric_of(spec.train.precision)
     with contextlib.suppress(TrainingFailed):  # as it did on rank 0, which writes it down
         pretrain(spec, bench.data, bench.splits.train, fabric, lambda state: None, checkpoints)
-
-
-def failure(spec: RunSpec, threads: int, reason: str, started: str = "") -> Record:
-    """The record of a run that failed."""
-    return _record(spec, started or _now(), threads, status="failed", reason=reason)
-
-
-def write_failure(store: Store, failed: Record, log: str) -> None:
-    """Put a failure on disk, unless the training is done: that is never lost to an evaluation that fails. Where the
-    disk takes no more, the record says so to whoever is at hand to hear it."""
-    try:
-        write_atomically(store.log(failed.run_id), log.encode())
-        if not store.done(failed.run_id):
-            store.write_record(failed)
-    except OSError as error:
-        print(f"{failed.run_id} failed: {failed.reason}; and this can't be written down: {error}", flush=True)
 
 
 def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
@@ -118,28 +117,21 @@ def _load(spec: str, image_size: int, cache: Path | None, fingerprint: str) -> A
     return load(data.name, image_size, Path(data.root) if data.root else None, cache, **data.options)
 
 
-def _train(
-    spec: RunSpec,
-    bench: Bench,
-    store: Store,
-    threads: int,
-    started: str,
-    report: Report,
-    checkpoints: Checkpoints,
-) -> Record:
+def _train(run: Attempt) -> Record:
     """Pre-train (a floor does not), look at what was learnt, count and weigh it, write the record."""
+    spec, bench, store = run.spec, run.bench, run.store
     torch.manual_seed(spec.seed)
     trained: Trained | None = None
     if spec.parsed.strategy == "supervised":
-        return _train_supervised(spec, bench, store, threads, started, report, checkpoints)
+        return _train_supervised(run)
     if spec.parsed.strategy == "untrained":
         objective = build(spec.parsed, spec.encoder, spec.seed)
     else:
         fabric = fabric_of(spec.train.precision)
         with leading(fabric, spec):
-            trained = pretrain(spec, bench.data, bench.splits.train, fabric, report, checkpoints)
+            trained = pretrain(spec, bench.data, bench.splits.train, fabric, run.report, run.checkpoints)
         objective = trained.objective
-    report({"doing": "diagnosing"})
+    run.report({"doing": "diagnosing"})
     encoder = objective.encoder.eval()
     features = Features(encoder, bench)
     learnt = learning(trained, features, bench, spec.train.batch)
@@ -147,34 +139,22 @@ def _train(
     if figure is not None and spec.data.publish:
         store.write_arrays(store.folder(spec.run_id) / "selection.npz", figure)
     digest = _save(store, spec, encoder)
-    steps = trained.steps if trained else 0
-    record = _record(
-        spec,
-        started,
-        threads,
-        bench=bench,
-        objective=objective,
-        macs=count(objective, spec.encoder, spec.train, steps),
-        time=None if trained is None else _timing(trained.steps, trained.seconds, trained.resumed),
-        memory=_memory(objective, spec, bench) if trained else None,
+    macs = count(objective, spec.encoder, spec.train, trained.steps if trained else 0)
+    memory = _memory(objective, spec, bench) if trained else None
+    store.write_history(spec.run_id, trained.history if trained else [])
+    return run.record(
+        objective,
+        macs=macs,
+        time=None if trained is None else timing(trained.steps, trained.seconds, trained.resumed),
+        memory=memory,
         learning=learnt,
         weights_sha256=digest,
     )
-    store.write_history(spec.run_id, trained.history if trained else [])
-    store.write_record(record)
-    return record
 
 
-def _train_supervised(
-    spec: RunSpec,
-    bench: Bench,
-    store: Store,
-    threads: int,
-    started: str,
-    report: Report,
-    checkpoints: Checkpoints,
-) -> Record:
+def _train_supervised(run: Attempt) -> Record:
     """The floor that learns from labels alone: one network a fraction (its first draw)."""
+    spec, bench = run.spec, run.bench
     assert spec.labels is not None and spec.finetune is not None
     objective = build(spec.parsed, spec.encoder, spec.seed)
     index = bench.draws(spec.labels, 1)[0]
@@ -188,23 +168,17 @@ def _train_supervised(
         seed=spec.seed,
         inference="dense",
         fabric=bench.fabric,
-        report=report,
-        checkpoints=checkpoints,
+        report=run.report,
+        checkpoints=run.checkpoints,
     )
-    before, resumed = spent(checkpoints.restored)
-    seconds, digest = before + time.perf_counter() - clock, _save(store, spec, classifier)
-    record = _record(
-        spec,
-        started,
-        threads,
-        bench=bench,
-        objective=objective,
+    before, resumed = spent(run.checkpoints.restored)
+    seconds, digest = before + time.perf_counter() - clock, _save(run.store, spec, classifier)
+    return run.record(
+        objective,
         macs=count(objective, spec.encoder, spec.train, 0),
-        time=_timing(finetune_steps(len(index), spec.finetune), seconds, resumed),
+        time=timing(finetune_steps(len(index), spec.finetune), seconds, resumed),
         weights_sha256=digest,
     )
-    store.write_record(record)
-    return record
 
 
 def _evaluate(
@@ -233,7 +207,7 @@ def _evaluate(
             error.add_note(f"in the evaluation {evaluation_name(probe, labels, inference)}")
             errors.append(error)
     if errors:
-        first = f"{_reason(errors[0], spec)}, {errors[0].__notes__[-1]}"
+        first = f"{reason_of(errors[0], spec)}, {errors[0].__notes__[-1]}"
         more = "" if len(errors) == 1 else f" (the first of {len(errors)} evaluations of {len(missing)} that failed)"
         raise EvaluationFailed(first + more) from errors[0]
 
@@ -265,20 +239,16 @@ def _save(store: Store, spec: RunSpec, module: torch.nn.Module) -> str:
     """Write the weights; returns their SHA-256 (of names, shapes and bytes)."""
     content = save_tensors({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()})
     write_atomically(store.folder(spec.run_id) / "checkpoint.safetensors", content)
-    return hashlib.sha256(content).hexdigest()
+    return sha256(content)
 
 
 def _weights(store: Store, run_id: str) -> bytes:
     """What `_save` wrote. Raises EvaluationFailed where it is not what the record names."""
     path, record = store.folder(run_id) / "checkpoint.safetensors", store.record(run_id)
     content = path.read_bytes()
-    if record is None or hashlib.sha256(content).hexdigest() != record.weights_sha256:
+    if record is None or sha256(content) != record.weights_sha256:
         raise EvaluationFailed(f"{path} is not what the record names: put it back, or move {path.parent} away")
     return content
-
-
-def _timing(steps: int, seconds: float, resumed: int = 0) -> Timing:
-    return Timing(steps=steps, steps_per_second=steps / max(seconds, 1e-9), wall_seconds=seconds, resumed=resumed)
 
 
 def _memory(objective: Objective, spec: RunSpec, bench: Bench) -> Memory:
@@ -293,81 +263,3 @@ def _memory(objective: Objective, spec: RunSpec, bench: Bench) -> Memory:
     call = Call(keep=keep_now(objective, 1.0, 0.0), noise=Noise(0, 0, len(index)), lesions=lesions)
     peak, of = peak_mib()
     return Memory(saved_bytes_per_image=saved_bytes(objective, views, call), peak_mib=peak, peak_of=of)
-
-
-def _record(
-    spec: RunSpec,
-    started: str,
-    threads: int,
-    *,
-    status: str = "done",
-    reason: str = "",
-    bench: Bench | None = None,
-    objective: Objective | None = None,
-    **parts: Any,
-) -> Record:
-    method = spec.parsed
-    strategy = None if objective is None else objective.encoder.strategy
-    return Record(
-        science_version=SCIENCE_VERSION,
-        run_id=spec.run_id,
-        status=status,  # type: ignore[arg-type]
-        reason=reason,
-        method=method.name,
-        objective=method.objective,
-        strategy=method.strategy,
-        spec=spec.model_dump(mode="json"),
-        settings=spec.settings,
-        evidence=spec.evidence,
-        data=None if bench is None else data_record(bench),
-        splits=None if bench is None else split_record(bench),
-        keep=method.keep,
-        keep_effective=None if strategy is None else strategy.target,
-        train_execution="none" if method.objective == "none" or strategy is None else strategy.train_execution,
-        environment=environment(threads),
-        started=started,
-        finished=_now(),
-        **parts,
-    )
-
-
-def data_record(bench: Bench) -> DataRecord:
-    """What a record says of the data."""
-    data = bench.data
-    return DataRecord(
-        name=data.name,
-        fingerprint=data.fingerprint,
-        label_names=data.label_names,
-        patient_ids_known=data.patient_ids_known,
-        notes=data.notes,
-    )
-
-
-def split_record(bench: Bench) -> SplitRecord:
-    """What a record says of the splits."""
-    splits = bench.splits
-    return SplitRecord(
-        hash=splits.hash,
-        train=bench.subset(splits.train),
-        val=bench.subset(splits.val),
-        test=bench.subset(splits.test),
-    )
-
-
-def _reason(error: Exception, spec: RunSpec) -> str:
-    if isinstance(error, (TrainingFailed, EvaluationFailed)):
-        return str(error)
-    if isinstance(error, RanksLost) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-        if "peer" in str(error) or isinstance(error, torch.distributed.DistBackendError):
-            return "another of its ranks ended before its time: what that said stands in results/.workers"
-    text = f"{error}"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
-        return f"out of memory at batch {spec.train.batch}: use a smaller one with --set train.batch=N"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full: {error}; make room, then give the command again"
-    return f"{type(error).__name__}: {text}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

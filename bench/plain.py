@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 LONGEST = 1500  # characters of a message
 
 
@@ -23,3 +28,11 @@ def told(mistake: Exception, where: str = "the paths that were given") -> str:
     if isinstance(mistake, OSError) and mistake.errno is not None:
         return plain(f"{mistake.filename} can't be used ({mistake.strerror}): look at {where}.")
     return plain(str(mistake))
+
+
+def console_of() -> Console:
+    """The terminal; where there is none to fit, 160 columns, so that tables do not fold."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    return console if console.is_terminal else Console(width=160)

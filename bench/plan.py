@@ -151,7 +151,7 @@ def _fan(options: Options) -> Fan:
         raise ValueError(f"--ranks {ranks} needs several processes: use --launcher local or slurm.")
     slurm = read_options(options.slurm)
     if launcher == "slurm":
-        parameters(slurm, ranks, options.results)
+        parameters(slurm, ranks)
         return Fan(launcher, 1, 0, slurm)
     gpus = 0 if launcher == "inline" else _gpus()
     if 0 < gpus < ranks:

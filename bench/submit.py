@@ -10,14 +10,14 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench.claims import Claims
+from bench.environment import now
 from bench.handle import Trouble, private_folder
 from bench.slurm import Job, Queue, SlurmOptions, ended_as, explain
 from bench.spec import RunSpec
@@ -56,10 +56,7 @@ def submit(job: Work, options: SlurmOptions) -> list[RunJob]:
     queue, store = Queue(), Store(job.results)
     with _one_at_a_time(store):
         known = {run.run_id: submitted(store, run.run_id) for run in job.runs if job.unfinished(run)}
-        try:
-            alive = queue.alive(known.values())
-        except OSError as error:
-            raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
+        alive = _alive(queue, known.values())
         left = [run for run in job.runs if run.run_id in known and known[run.run_id] not in alive]
         for ranks, runs in shapes(job, left).items():  # an array each
             known |= _submit(replace(job, ranks=ranks), runs, options)
@@ -75,7 +72,7 @@ def shapes(job: Work, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
     return found
 
 
-def parameters(options: SlurmOptions, ranks: int, results: Path) -> dict[str, Any]:
+def parameters(options: SlurmOptions, ranks: int) -> dict[str, Any]:
     """Of submitit's executor for jobs of so many ranks. Raises ValueError where the nodes don't divide them."""
     values = dict(options.parameters)
     nodes = min(values.get("nodes", 1), ranks)
@@ -98,24 +95,28 @@ def submit_cost(call: Callable[[], None], table: Path, results: Path, options: S
     name = f"cost-{table.stem}"
     with _one_at_a_time(store):
         job_id = submitted(store, name)
-        try:
-            waiting = job_id in queue.alive([job_id])
-        except OSError as error:
-            raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
+        waiting = job_id in _alive(queue, [job_id])
         if not waiting:
-            (job_id,) = _submit_calls([name], [call], store, parameters(options, 1, results), 0)
+            (job_id,) = _submit_calls([name], [call], store, parameters(options, 1), 0)
     return CostJob(table, job_id, queue, results, waiting)
+
+
+def _alive(queue: Queue, job_ids: Iterable[str]) -> set[str]:
+    """Those that are in the queue. Raises JobsUnknown where it can't be asked."""
+    try:
+        return queue.alive(job_ids)
+    except OSError as error:
+        raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
 
 
 def _submit(job: Work, runs: list[RunSpec], options: SlurmOptions) -> dict[str, str]:
     """One array; the job of each run, written down at once."""
-
     plugins = tuple(plugin.resolve() for plugin in job.plugins)
     cache = None if job.cache is None else job.cache.resolve()
     job = replace(job, results=job.results.resolve(), cache=cache, plugins=plugins)  # wherever the job starts
     names = [run.run_id for run in runs]
     calls = [Task(replace(job, runs=(run,))) for run in runs]
-    values = parameters(options, job.ranks, job.results)
+    values = parameters(options, job.ranks)
     ids = _submit_calls(names, calls, Store(job.results), values, options.requeues)
     return dict(zip(names, ids, strict=True))
 
@@ -138,9 +139,9 @@ def _submit_calls(
     except (FailedJobError, FailedSubmissionError, OSError, RuntimeError) as error:
         said = str(error).strip().splitlines()
         raise JobsUnknown(f"SLURM does not take the jobs: {said[-1] if said else type(error).__name__}") from None
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    at = now()
     for name, job_id in zip(names, ids, strict=True):
-        write_atomically(store.jobs / f"{name}.json", json.dumps({"job": job_id, "submitted": now}).encode())
+        write_atomically(store.jobs / f"{name}.json", json.dumps({"job": job_id, "submitted": at}).encode())
     return ids
 
 
@@ -168,8 +169,7 @@ class RunJob:
     found: bool = False
 
     def state(self) -> tuple[str, str, str]:
-        found = self.queue.job(self.job_id) or Job("gone")
-        return self.run.run_id, WORDS.get(found.state, found.state.lower()), found.node
+        return self.run.run_id, *_shown(self.queue, self.job_id)
 
     def wait(self) -> list[Trouble]:
         """Until the run is done or has failed, or its job left the queue without either.
@@ -187,7 +187,7 @@ class RunJob:
             elif min(gone, time.monotonic() - held_at) > GRACE:
                 break
             self.sleep(1.0)
-        return [(self.run.run_id, f"{explain(self.job_id, ended_as(self.job_id))}; see {self.log}")]
+        return [(self.run.run_id, _ended(self.job.results, self.job_id))]
 
     def _failed(self) -> bool:
         """Did the run fail in this job, perhaps before this command began?"""
@@ -197,11 +197,6 @@ class RunJob:
             return self.job.gave_up(self.run) or log.stat().st_mtime >= submitted.stat().st_mtime
         except FileNotFoundError:
             return False
-
-    @property
-    def log(self) -> Path:
-        """What the job's first process wrote to its standard error."""
-        return self.job.results / ".workers" / f"{self.job_id}_0_log.err"
 
 
 @dataclass
@@ -215,16 +210,23 @@ class CostJob:
     found: bool = False
 
     def state(self) -> tuple[str, str, str]:
-        found = self.queue.job(self.job_id) or Job("gone")
-        return "", WORDS.get(found.state, found.state.lower()), found.node
+        return "", *_shown(self.queue, self.job_id)
 
     def wait(self) -> list[Trouble]:
         """Until the table is there, or the job left the queue without it."""
-        gone = 0.0
-        while gone < GRACE:
-            if self.table.exists():
-                return []
-            gone = 0.0 if self.queue.job(self.job_id) is not None else gone + 1.0
+        while not self.table.exists():
+            if self.queue.gone_for(self.job_id) > GRACE:
+                return [("", f"the measurement of cost: {_ended(self.results, self.job_id)}")]
             time.sleep(1.0)
-        log = self.results / ".workers" / f"{self.job_id}_0_log.err"
-        return [("", f"the measurement of cost: {explain(self.job_id, ended_as(self.job_id))}; see {log}")]
+        return []
+
+
+def _shown(queue: Queue, job_id: str) -> tuple[str, str]:
+    """State and node of a job, for who watches."""
+    found = queue.job(job_id) or Job("gone")
+    return WORDS.get(found.state, found.state.lower()), found.node
+
+
+def _ended(results: Path, job_id: str) -> str:
+    """How a job ended that left nothing behind, and where its first process wrote its errors."""
+    return f"{explain(job_id, ended_as(job_id))}; see {results / '.workers' / f'{job_id}_0_log.err'}"

@@ -32,15 +32,12 @@ def main(
     measure: Annotated[bool, typer.Option(help="Measure recorded speed-ups anew, where this is the machine.")] = True,
 ) -> None:
     """Verify records: what of them holds, what does not, and what can't be compared here."""
-    from rich.console import Console
-
+    from bench.plain import console_of
     from bench.plan import default_cache
     from bench.verification.check import FAILS, HOLDS, OPEN
     from bench.verification.verify import anew
 
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = console_of()
     where = cache or default_cache()
     counts = dict.fromkeys((HOLDS, FAILS, OPEN), 0)
     try:

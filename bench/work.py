@@ -141,7 +141,8 @@ def _train_along(job: Work, fabric: Fabric, stopping: Stopping) -> int:
 def _do(job: Work, run: RunSpec, stopping: Stopping) -> Record:
     """One run that is ours to do, up to its record."""
     from bench.checkpoint import Checkpoints
-    from bench.experiment import failure, run_experiment, write_failure
+    from bench.experiment import run_experiment
+    from bench.outcome import failure, write_failure
 
     store = Store(job.results)
     store.tidy(run.run_id)

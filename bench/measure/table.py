@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from bench.device import one_device
-from bench.environment import environment, machine, raise_allocator_thresholds
+from bench.device import one_device, threads_of
+from bench.environment import environment, machine, now, raise_allocator_thresholds
 from bench.measure.arm import Arm, execution
 from bench.measure.inputs import random_views
 from bench.measure.interval import Estimate
@@ -61,12 +58,12 @@ def measure(
     `detail` adds where the time goes and peak memory. Raises ValueError where the attention backend or the precision
     can't be had, CountersDisagree.
     """
-    started = _now()
+    started = now()
     raise_allocator_thresholds()
     fabric = one_device(train.precision)
     details: dict[str, Any] = {}
     peaks: dict[str, tuple[float, str]] = {}
-    with _threads(threads):
+    with threads_of(threads):
         views = random_views(encoder, measure.batch) if images is None else images[:, : measure.batch]
         arms = [
             Arm(name, method, encoder, train, views, fabric, training and name not in left_out)
@@ -100,7 +97,7 @@ def measure(
                 **({"training_left_out": list(left_out.values())} if left_out else {}),
             },
             started=started,
-            finished=_now(),
+            finished=now(),
         )
     )
 
@@ -186,17 +183,3 @@ def _detailed(row: CostRow, details: dict[str, Any], peak: tuple[float, str] | N
 def _columns(kind: str, speedup: Estimate | None) -> dict[str, Any]:
     values = (None,) * 3 if speedup is None else (speedup.median, speedup.low, speedup.high)
     return dict(zip((f"{kind}_speedup{end}" for end in ("", "_low", "_high")), values, strict=True))
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
-from bench.device import one_device
+from bench.device import one_device, threads_of
 from bench.environment import raise_allocator_thresholds
 from bench.evaluate import Bench
 from bench.experiment import prepare, run_experiment
@@ -48,7 +46,7 @@ def run_anew(source: Source, spec: RunSpec, results: Path, cache: Path | None, r
     """The run and its evaluations once more, into a results folder of their own, with as many threads as then."""
     store, threads = Store(results), _threads_of(source.record)
     raise_allocator_thresholds()
-    with _threads(threads):
+    with threads_of(threads):
         for evaluation, tuning in _ways(source):
             record = run_experiment(spec, evaluation, tuning, store, cache, threads, report)
             if record.status == "failed":
@@ -72,13 +70,3 @@ def _ways(source: Source) -> list[tuple[EvaluationSpec, FinetuneSpec]]:
 def _threads_of(record: Record) -> int:
     threads = record.environment.get("threads")
     return threads if isinstance(threads, int) and threads > 0 else 1
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

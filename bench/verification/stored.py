@@ -8,10 +8,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from bench.evaluate import Bench
-from bench.experiment import data_record, split_record
 from bench.finetune import finetune_steps
 from bench.measure.counters import CountersDisagree
 from bench.measure.macs import count
+from bench.outcome import data_record, split_record
 from bench.pretrain import steps_of
 from bench.record import Macs, Record
 from bench.seal import file_sha256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,18 +39,6 @@ def world(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> small
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """No MACs counted and no report drawn, for tests that are about neither: both take longer than the small runs."""
     small.make_light(monkeypatch)
-
-
-@pytest.fixture
-def registries() -> Iterator[None]:
-    """Plug-ins that a test loads are forgotten after it."""
-    from methods import OBJECTIVES, STRATEGIES
-
-    before = [(registry, dict(registry)) for registry in (OBJECTIVES, STRATEGIES)]
-    yield
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)
 
 
 @pytest.fixture(scope="session")

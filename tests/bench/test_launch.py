@@ -193,3 +193,13 @@ def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
     assert "4 runs, 3 of them done before." in again.output
     assert stamps == {name: (world.runs()[name] / "record.json").stat().st_mtime_ns for name in stamps}
     assert not list((world.results / ".claims").iterdir())
+
+
+def test_a_folder_of_pickles_that_is_anothers_is_refused_in_a_sentence(world: small.World) -> None:
+    world.results.mkdir()
+    (world.folder / "theirs").mkdir()
+    (world.results / ".workers").symlink_to(world.folder / "theirs")
+    result = world.run("--launcher", "local", "--methods", "dense")
+    assert result.exit_code == 1
+    assert f"{world.results / '.workers'} is not this user's own folder: move it away" in result.stderr
+    assert result.stderr.count("\n") == 1

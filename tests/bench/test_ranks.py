@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +19,8 @@ from bench.pretrain import pretrain
 from bench.ranks import RanksLost, any_rank, check_ranks, fabric_of, leading
 from tests.bench import small
 from tests.bench.two_ranks import CASES, train
+from tests.processes import run_together
 
-ROOT = Path(__file__).parents[2]
 TIMES = {"images_per_second"}
 
 
@@ -36,20 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cache: Path, phantom: Any) 
     """What two ranks left there. They believe to be tasks of a SLURM job, whose own variables must not matter."""
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
     slurm = {"SLURM_NTASKS": "5", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_NODEID": "2", "SLURM_JOB_ID": "7"}
-    processes = []
+    commands = []
     for rank in range(2):
         torchs = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-m", "tests.bench.two_ranks", str(folder), str(cache)]
-        environment = {**os.environ, **slurm, **torchs, **where}
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+        commands.append((command, {**os.environ, **slurm, **torchs, **where}))
+    run_together(commands)
     return folder
 
 

@@ -64,7 +64,7 @@ def test_every_parameter_is_one_that_submitit_takes(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(submitit.SlurmExecutor, "affinity", staticmethod(lambda: 2))
     options = read_options(["partition=a", "gpus=1", "cpus=2", "mem=4", "time=60", "account=b", "parallel=3", "qos=c"])
     executor = submitit.SlurmExecutor(tmp_path)
-    executor.update_parameters(**submit.parameters(options, 2, tmp_path))
+    executor.update_parameters(**submit.parameters(options, 2))
     text = executor._make_submission_file_text("true", "x")
     for line in ("--gpus-per-node=1", "--cpus-per-task=2", "--mem=4096M", "--time=60", "--ntasks-per-node=2"):
         assert f"#SBATCH {line}" in text

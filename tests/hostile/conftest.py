@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,15 +30,3 @@ def bench(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Bench
     monkeypatch.setenv("HOME", str(tmp_path / PRIVATE))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return made
-
-
-@pytest.fixture
-def registries() -> Iterator[None]:
-    """Plug-ins that a case loads are forgotten after it."""
-    from methods import OBJECTIVES, STRATEGIES
-
-    before = [(registry, dict(registry)) for registry in (OBJECTIVES, STRATEGIES)]
-    yield
-    for registry, entries in before:
-        registry.clear()
-        registry.update(entries)

@@ -6,16 +6,14 @@ Both ranks are started once (`two_ranks.py`), for starting them takes longest.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.methods.two_ranks import CASES, WORLD
+from tests.processes import run_together
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-9  # relative, in float64
 
 
@@ -24,17 +22,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.methods.two_ranks"]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
+    run_together([([*command, str(rank), str(folder)], None) for rank in range(WORLD)])
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 
