@@ -42,7 +42,7 @@ class Noise:
     def uniform(self, name: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:
         """Uniform numbers in [0, 1), float32, (views x local batch, *shape)."""
         generator = keyed_generator(self.seed, self.step, self.role, name)
-        drawn = torch.rand(self.views, self.batch, *shape, generator=generator)
+        drawn = torch.rand(self.views, self.batch, *shape, generator=generator, dtype=torch.float32)
         return drawn[:, self.rows].flatten(0, 1).to(device)
 
     def gumbel(self, name: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:

@@ -124,7 +124,7 @@ class SparseContrast(Selection):
 
     def _remember_threshold(self, logits: Tensor, k: int) -> None:
         """Running quantile of the noise-free logits above which the batch's budget lies."""
-        self.threshold.lerp_(_budget_cut(logits, k), 0.1)
+        self.threshold.lerp_(_budget_cut(logits, k).to(self.threshold.dtype), 0.1)
 
     def _let_gradients_cross(self, choice: Choice, logits: Tensor, kept: Tensor, keep: float) -> None:
         at = logits.gather(1, choice.index)

@@ -55,7 +55,8 @@ class Fixed(Subset):
     """One mask for all images. While the schedule ramps, masks are nested: a patch once dropped stays dropped."""
 
     def scores(self, images: Tensor, call: Call) -> Tensor:
-        drawn = torch.rand(self.geometry.patches, generator=keyed_generator("fixed mask", self.seed))
+        key = keyed_generator("fixed mask", self.seed)
+        drawn = torch.rand(self.geometry.patches, generator=key, dtype=torch.float32)
         return drawn.to(images.device).expand(images.shape[0], -1)
 
 
@@ -75,7 +76,8 @@ class Random(Subset):
         patches = self.geometry.patches
         if call.noise is not None:
             return call.noise.uniform("random subset", patches, device=images.device)
-        rows = [torch.rand(patches, generator=keyed_generator("random subset", self.seed, _digest(i))) for i in images]
+        keys = [keyed_generator("random subset", self.seed, _digest(image)) for image in images]
+        rows = [torch.rand(patches, generator=key, dtype=torch.float32) for key in keys]
         return torch.stack(rows).to(images.device)
 
 

@@ -1,7 +1,7 @@
 """What one of two gloo ranks does for test_ranks.py: every case alone and together with the other, and how far apart
 the results are. Run as `python -m tests.methods.two_ranks RANK FOLDER`; writes FOLDER/<rank>.json.
 
-All of it in float64, with `Tensor.float` made to stay there, so that no rounding hides a mistake.
+All of it in float64, with `Tensor.float` and the noise made to stay there, so that no rounding hides a mistake.
 """
 
 from __future__ import annotations
@@ -175,6 +175,8 @@ def main(rank: int, folder: Path) -> None:
     found: dict[str, Any] = {"exchanged": exchanged(rank), "normed": normed(rank), "cases": {}}
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    uniform = Noise.uniform
+    Noise.uniform = lambda *a, **k: uniform(*a, **k).double()  # type: ignore[method-assign]
     for encoder, method in CASES:
         alone = train(encoder, method)
         with together():
