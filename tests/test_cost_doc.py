@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -97,6 +98,22 @@ def test_attention_at_high_resolution() -> None:
         shares = [(row["infer_attention_gmacs"] / row["infer_gmacs"], row["infer_attention_share"]) for row in found]
         expected.append(as_row(name, *(f"{macs:.0%} / {spent:.0%}" for macs, spent in shares)))
     assert rows("| attention |") == expected
+
+
+def test_dense_against_itself_many_times() -> None:
+    printed = (ROOT / "benchmarks" / "results" / f"aa-{VIT}.txt").read_text(encoding="utf-8")
+    counts = []
+    for kind in ("inference", "step"):
+        found = re.findall(rf"{kind} (\S+) \[(\S+), (\S+)\]", printed)
+        repeats = [tuple(map(float, one)) for one in found]
+        assert len(repeats) == 20
+        counts += [sum(abs(ratio - 1) <= 0.02 for ratio, _, _ in repeats)]
+        counts += [sum(low <= 1 <= high for _, low, high in repeats)]
+    near, hold, near_step, hold_step = counts
+    assert (
+        f"at inference {near} of 20 ratios within 1.00 ± 0.02 and {hold} intervals that hold 1; of a train step"
+        f" {near_step} and {hold_step}"
+    ) in flat(DOC)
 
 
 def test_the_committed_csv_is_that_of_the_tables() -> None:
