@@ -21,34 +21,51 @@ from bench.seal import file_sha256, state_of
 from bench.spec import RunSpec
 from datasets.limits import RECORD_BYTES, read_within
 
+SHOWN = 6  # runs that a refusal lists
+MEND = "put the original back, or move it away and give the command that made it again"
+
 
 def read_runs(results: Path) -> list[Run]:
     """All records of `results/*/record.json` with their test evaluations. Raises ReportRefused on a file that can't be
     read as what it should be, that was changed since it was written, or that is another run's; FileNotFoundError where
     there is no record at all."""
-    runs = []
+    runs, refused = [], []
     for path in sorted(results.glob("*/record.json")):
-        record, found = parse(Record, path), []
-        _check_spec(record, path)
-        for file in sorted(path.parent.glob("evaluations/*.json")):
-            one = parse(Evaluation, file)
-            if one.run_id != record.run_id:
-                raise ReportRefused(
-                    f"{file} is an evaluation of {one.run_id}, and lies in another run's folder: {MEND}."
-                )
-            if not one.draws:
-                raise ReportRefused(f"{file} has no draw: run it again, or move its folder away.")
-            if one.split == "test":
-                found.append(one)
-        run = Run(record, path.parent, tuple(found))
-        _refuse_changed_files(run)
-        runs.append(run)
+        try:
+            runs.append(_run(path))
+        except ReportRefused as error:
+            refused.append(str(error))
+    if refused:
+        raise ReportRefused(_all_of(refused))
     if not runs:
         raise FileNotFoundError(f"There is no record in {results} (looked for */record.json); run bench.run first.")
     return runs
 
 
-MEND = "put the original back, or move it away and give the command that made it again"
+def _run(path: Path) -> Run:
+    """A record with its test evaluations. Raises ReportRefused."""
+    record, found = parse(Record, path), []
+    _check_spec(record, path)
+    for file in sorted(path.parent.glob("evaluations/*.json")):
+        one = parse(Evaluation, file)
+        if one.run_id != record.run_id:
+            raise ReportRefused(f"{file} is an evaluation of {one.run_id}, and lies in another run's folder: {MEND}.")
+        if not one.draws:
+            raise ReportRefused(f"{file} has no draw: run it again, or move its folder away.")
+        if one.split == "test":
+            found.append(one)
+    run = Run(record, path.parent, tuple(found))
+    _refuse_changed_files(run)
+    return run
+
+
+def _all_of(refused: list[str]) -> str:
+    """What is wrong with each run, the first of them at least."""
+    if len(refused) == 1:
+        return refused[0]
+    lines = "".join(f"\n- {line}" for line in refused[:SHOWN])
+    more = f"\n- and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+    return f"{len(refused)} runs can't be reported:{lines}{more}"
 
 
 def _check_spec(record: Record, path: Path) -> None:

@@ -182,6 +182,19 @@ def test_a_file_beside_a_record_that_was_changed_is_refused_by_name(tmp_path, sy
         read_runs(tmp_path)
 
 
+def test_all_runs_that_are_refused_are_named(tmp_path, synthetic, small):
+    folders = [synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], seed) for seed in range(9)]
+    for folder in folders[1:]:
+        (folder / "record.json").write_text("{}")
+    with pytest.raises(ReportRefused, match="^8 runs can't be reported:\n- ") as refused:
+        read_runs(tmp_path)
+    _, *lines, last = str(refused.value).splitlines()
+    assert [line.split(" can't be read as a Record")[0] for line in lines] == [
+        f"- {folder / 'record.json'}" for folder in sorted(folders[1:])[:6]
+    ]
+    assert last == "- and 2 more"
+
+
 def test_a_cost_table_that_was_edited_is_refused(tmp_path, synthetic):
     synthetic.write_cost(tmp_path, methods(synthetic, "simclr/sparsecontrast"))
     (path,) = (tmp_path / "cost").iterdir()
