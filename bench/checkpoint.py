@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from bench.stopping import Stopping
 from bench.store import write_atomically
 
 KEPT = 2  # the newest, and the one before in case that is damaged
+PATIENCE = 90.0  # seconds that a network file system may take to show here what another host has written
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ class Checkpoints:
         self.restored: Point | None = None  # where the training went on from
         self._saved_at = time.monotonic()
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Point | None:
-        """Put the newest whole checkpoint's state into both; None, with both untouched, where there is none."""
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, at: int | None = None) -> Point | None:
+        """Put the newest whole checkpoint's state into both; None, with both untouched, where there is none.
+
+        With `at` that of this step alone, which another process has read: it is waited for.
+        """
         self._saved_at, self.restored = time.monotonic(), None
-        for step in reversed(self._steps()):
+        for step in reversed(self._steps()) if at is None else self._awaited(at):
             found = self._read(step)
             if found is not None and _fits(found[0], model):
                 _put(found[0], model, optimizer)
@@ -94,6 +99,14 @@ class Checkpoints:
         for path in self.folder.iterdir():  # left by a process that was killed
             path.unlink()
         self.folder.rmdir()
+
+    def _awaited(self, step: int) -> Iterator[int]:
+        """`step`, again and again until it is asked for no more or patience ends."""
+        until = time.monotonic() + PATIENCE
+        yield step
+        while time.monotonic() < until:
+            time.sleep(1.0)
+            yield step
 
     def _steps(self) -> list[int]:
         """Of the checkpoints on disk, ascending."""

@@ -6,8 +6,10 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.checkpoint import Point
+from bench.environment import conditions, environment
 from methods.objectives.objective import Loss
 
 
@@ -25,6 +27,7 @@ class Course:
         self._seen: dict[str, list[float]] = before["seen"]  # of the epoch at work
         self._seconds = before["seconds"]
         self.resumed: int = before["resumed"] + 1  # how often it went on from a checkpoint
+        self.conditions: list[dict[str, Any]] = with_todays(before)
         self._began = self._epoch_began = time.perf_counter()
         self._images = 0  # of the epoch, since it began or went on
 
@@ -68,5 +71,18 @@ class Course:
         return float(self._seconds) + time.perf_counter() - self._began
 
     def point(self) -> Point:
-        position = {"history": self.history, "seen": self._seen, "seconds": self.seconds(), "resumed": self.resumed}
+        position = {
+            "history": self.history,
+            "seen": self._seen,
+            "seconds": self.seconds(),
+            "resumed": self.resumed,
+            "conditions": self.conditions,
+        }
         return Point(self.step, position)
+
+
+def with_todays(position: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conditions that a training was under until this position, each once, and those of this process."""
+    before: list[dict[str, Any]] = position.get("conditions", [])
+    todays = conditions(environment(torch.get_num_threads()))
+    return before if todays in before else [*before, todays]

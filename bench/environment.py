@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 from bench.ranks import ranks_here
 
+CONDITIONS = {"machine": "", "system": "", "threads": 1, "ranks": 1, "python": "", "versions": {}}
+"""What trained weights depend on to the last bit besides the spec, with what holds where a record does not say."""
 PACKAGES = ("torch", "torchvision", "timm", "xformers", "fvcore", "lightning-fabric", "numpy", "scikit-learn")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 RAISED = 1 << 30  # bytes; glibc takes no mmap threshold above its own maximum, so the heap serves what it can
@@ -56,8 +59,8 @@ def machine() -> str:
     return f"{torch.cuda.get_device_name(0)} ({cpu})" if torch.cuda.is_available() else cpu
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """What stands in every record about where it was made."""
+def environment(threads: int, ranks: int | None = None) -> dict[str, Any]:
+    """What stands in every record about where it was made; `ranks` where they are not those of this process."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -70,10 +73,15 @@ def environment(threads: int) -> dict[str, Any]:
         "versions": versions,
         "machine": machine(),
         "threads": threads,
-        "ranks": ranks_here(),  # processes that train together
+        "ranks": ranks_here() if ranks is None else ranks,  # processes that train together
         "allocator": raise_allocator_thresholds(),
         **_git(),
     }
+
+
+def conditions(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an environment."""
+    return {name: environment.get(name, unsaid) for name, unsaid in CONDITIONS.items()}
 
 
 def _cpu_name() -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from bench.checkpoint import Checkpoints
-from bench.course import TrainingFailed
+from bench.course import TrainingFailed, with_todays
 from bench.device import one_device
 from bench.diagnose import learning, selection_figure
 from bench.environment import now
@@ -146,6 +146,7 @@ def _train(run: Attempt) -> Record:
         objective,
         macs=macs,
         time=None if trained is None else timing(trained.steps, trained.seconds, trained.resumed),
+        under=() if trained is None else trained.conditions,
         memory=memory,
         learning=learnt,
         weights_sha256=digest,
@@ -171,12 +172,14 @@ def _train_supervised(run: Attempt) -> Record:
         report=run.report,
         checkpoints=run.checkpoints,
     )
-    before, resumed = spent(run.checkpoints.restored)
+    point = run.checkpoints.restored
+    before, resumed = spent(point)
     seconds, digest = before + time.perf_counter() - clock, _save(run.store, spec, classifier)
     return run.record(
         objective,
         macs=count(objective, spec.encoder, spec.train, 0),
         time=timing(finetune_steps(len(index), spec.finetune), seconds, resumed),
+        under=() if point is None else with_todays(point.position),
         weights_sha256=digest,
     )
 

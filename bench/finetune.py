@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bench.checkpoint import Checkpoints, Point
-from bench.course import TrainingFailed
+from bench.course import TrainingFailed, with_todays
 from bench.lesions import Lesions
 from bench.pretrain import Report, epoch_order, optimizer_of, schedule_of
 from bench.spec import FinetuneSpec
@@ -82,6 +82,7 @@ def finetune(
     point = checkpoints.restore(classifier, optimizer)
     step, per_epoch = 0 if point is None else point.step, len(images) // batch
     before, resumed = spent(point)
+    under = with_todays({} if point is None else point.position)
     began = time.perf_counter()
     model.train()
     with checkpoints.stopping.between_steps():
@@ -103,7 +104,8 @@ def finetune(
                 report({"step": step, "steps": total, "loss": float(loss.detach())})
                 if checkpoints.due():
                     seconds = before + time.perf_counter() - began
-                    checkpoints.save(classifier, optimizer, Point(step, {"seconds": seconds, "resumed": resumed}))
+                    position = {"seconds": seconds, "resumed": resumed, "conditions": under}
+                    checkpoints.save(classifier, optimizer, Point(step, position))
     return classifier.eval()
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from bench.course import TrainingFailed
-from bench.environment import environment, now
+from bench.environment import conditions, environment, now
 from bench.evaluate import Bench
 from bench.ranks import RanksLost
 from bench.record import DataRecord, Record, SplitRecord, Timing
 from bench.spec import SCIENCE_VERSION, RunSpec
 from bench.store import Store, write_atomically
+from methods import FLOORS
 from methods.objectives.objective import Objective
 
 
@@ -30,10 +32,16 @@ def record_of(
     reason: str = "",
     bench: Bench | None = None,
     objective: Objective | None = None,
+    under: Sequence[dict[str, Any]] = (),
     **parts: Any,
 ) -> Record:
-    """The record of an attempt that ends now; `parts` are what was measured of it, by the record's own names."""
+    """The record of an attempt that ends now; `parts` are what was measured of it, by the record's own names.
+
+    `under` holds all conditions that it was trained under, where it went on from a checkpoint perhaps of another host.
+    """
     method = spec.parsed
+    here = environment(threads, ranks=1 if method.strategy in FLOORS else None)
+    others = [one for one in under if one != conditions(here)]
     strategy = None if objective is None else objective.encoder.strategy
     return Record(
         science_version=SCIENCE_VERSION,
@@ -51,7 +59,7 @@ def record_of(
         keep=method.keep,
         keep_effective=None if strategy is None else strategy.target,
         train_execution="none" if method.objective == "none" or strategy is None else strategy.train_execution,
-        environment=environment(threads),
+        environment={**here, "also_trained_under": others} if others else here,
         started=started,
         finished=now(),
         **parts,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
-from bench.checkpoint import Checkpoints
+from bench.checkpoint import Checkpoints, Point
 from bench.course import Course, TrainingFailed
 from bench.lesions import Lesions
 from bench.ranks import any_rank
@@ -47,6 +47,7 @@ class Trained:
     steps: int
     seconds: float
     resumed: int = 0  # how often it went on from a checkpoint
+    conditions: list[dict[str, Any]] = field(default_factory=list)  # all that it was trained under
 
     @property
     def final_loss(self) -> float:
@@ -166,9 +167,7 @@ def pretrain(
     views = views_of(spec)
     lesions = Lesions(data, objective.encoder, spec.seed)
     checkpoints = checkpoints or Checkpoints(None)
-    course = Course.at(checkpoints.restore(objective, optimizer))
-    if any_rank(fabric, course.step != fabric.broadcast(course.step)):
-        raise TrainingFailed("the ranks found different checkpoints: does each of them see the results folder?")
+    course = Course.at(restored(checkpoints, objective, optimizer, fabric))
     per_epoch = total // train.epochs
     model.train()
     with checkpoints.stopping.between_steps():
@@ -204,4 +203,18 @@ def pretrain(
                     checkpoints.save(objective, optimizer, course.point())
         if course.new_steps:
             checkpoints.save(objective, optimizer, course.point())
-    return Trained(objective, course.history, total, course.seconds(), course.resumed)
+    return Trained(objective, course.history, total, course.seconds(), course.resumed, course.conditions)
+
+
+def restored(
+    checkpoints: Checkpoints, objective: Objective, optimizer: torch.optim.Optimizer, fabric: Fabric
+) -> Point | None:
+    """Put into both where all ranks go on from: rank 0 reads the newest checkpoint, the others the same. Raises
+    TrainingFailed on all of them where one can't."""
+    point = checkpoints.restore(objective, optimizer) if fabric.is_global_zero else None
+    step = fabric.broadcast(0 if point is None else point.step)
+    if step and not fabric.is_global_zero:
+        point = checkpoints.restore(objective, optimizer, at=step)
+    if any_rank(fabric, step != (0 if point is None else point.step)):
+        raise TrainingFailed(f"a rank can't read the checkpoint of step {step}: does each see the results folder?")
+    return point

@@ -65,6 +65,7 @@ def _look(
     records: list[Path], data_root: Path | None, cache: Path, plugins: tuple[Path, ...], console: Console
 ) -> list[Looked]:
     """What the files tell, of all records: what the user has to mend is said before anything is trained."""
+    from bench.plain import told
     from bench.verification.source import folders_of
     from bench.verification.verify import look
     from methods.plugins import load_plugin
@@ -78,7 +79,7 @@ def _look(
                 looked.append(look(folder, data_root, cache))
         return looked
     except (ValueError, OSError) as mistake:
-        typer.echo(f"Error: {mistake}", err=True)
+        typer.echo(f"Error: {told(mistake)}", err=True)
         raise typer.Exit(2) from None
 
 

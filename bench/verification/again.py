@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.environment import conditions
 from bench.pretrain import Report
 from bench.record import Evaluation, Record
 from bench.spec import RunSpec
@@ -26,7 +27,6 @@ from bench.verification.rebuild import run_anew
 from bench.verification.source import Source
 
 UNLIKE = "the weights are others, so only accuracy is compared"
-CONDITIONS = {"machine": "", "system": "", "threads": 1, "ranks": 1, "python": "", "versions": {}}  # where unsaid
 
 
 def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -> list[Check]:
@@ -37,7 +37,7 @@ def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -
             return [Check("run made anew", FAILS, f"it failed this time: {record.reason}")]
         made, _ = source.read(Path(folder) / spec.run_id)
         assert made is not None
-        changed = conditions(recorded.record.environment, record.environment)
+        changed = changes(recorded.record.environment, record.environment)
         checks = [_weights(recorded.record, made.record, changed)]
         alike = checks[0].verdict == HOLDS and not changed
         checks.append(_course(recorded, made, alike))
@@ -53,14 +53,12 @@ def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -
         return checks
 
 
-def conditions(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was of all that weights depend on to the last bit."""
-    found = list(differences(_of(then), _of(now)))
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was, from the first step to the last, of all that weights depend on to the last bit."""
+    found = list(differences(conditions(then), conditions(now)))
+    for also in then.get("also_trained_under", []):
+        found += [f"{what} (of a part of the training)" for what in differences(also, conditions(now))]
     return [*found, "a GPU adds up in no fixed order"] if torch.cuda.is_available() else found
-
-
-def _of(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: environment.get(name, unsaid) for name, unsaid in CONDITIONS.items()}
 
 
 def _weights(recorded: Record, made: Record, changed: list[str]) -> Check:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bench.checkpoint import Checkpoints, Point
+from bench.course import TrainingFailed
 from bench.experiment import prepare
-from bench.pretrain import Trained, optimizer_of, pretrain
+from bench.pretrain import Trained, optimizer_of, pretrain, restored
 from bench.spec import RunSpec
 from bench.stopping import Stopping
 from methods import STRATEGIES
@@ -28,8 +29,8 @@ class StopsAt(Checkpoints):
         super().__init__(folder)
         self.steps, self.done = steps, 0
 
-    def restore(self, model: Any, optimizer: Any) -> Point | None:
-        point = super().restore(model, optimizer)
+    def restore(self, model: Any, optimizer: Any, at: int | None = None) -> Point | None:
+        point = super().restore(model, optimizer, at)
         self.done = 0 if point is None else point.step
         return point
 
@@ -135,8 +136,8 @@ def test_a_damaged_one_gives_way_to_the_one_before(prepared, tmp_path: Path, how
     seen: list[Point | None] = []
 
     class Watched(Checkpoints):
-        def restore(self, model: Any, optimizer: Any) -> Point | None:
-            seen.append(super().restore(model, optimizer))
+        def restore(self, model: Any, optimizer: Any, at: int | None = None) -> Point | None:
+            seen.append(super().restore(model, optimizer, at))
             return seen[-1]
 
     resumed = train(spec, bench, Watched(tmp_path))
@@ -153,6 +154,59 @@ def test_an_edited_position_is_recognised(prepared, tmp_path: Path, change: dict
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     objective = build_dense(spec)
     assert Checkpoints(tmp_path).restore(objective, optimizer_of(objective, 1e-3, 0.05)) is None
+
+
+def test_the_one_that_another_process_has_read_is_waited_for(prepared, tmp_path: Path, monkeypatch) -> None:
+    """As on a network file system, which shows on one host later what was written on another."""
+    spec, bench = prepared("dense")
+    for at in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, bench, StopsAt(tmp_path, at))
+    objective = build_dense(spec)
+    optimizer, checkpoints = optimizer_of(objective, 1e-3, 0.05), Checkpoints(tmp_path)
+    older = checkpoints.restore(objective, optimizer, at=2)
+    assert older is not None
+    assert older.step == 2
+    hidden = (tmp_path / "3.json").rename(tmp_path / "hidden")
+    monkeypatch.setattr("bench.checkpoint.time.sleep", lambda seconds: hidden.exists() and hidden.rename(path))
+    path = tmp_path / "3.json"
+    found = checkpoints.restore(objective, optimizer, at=3)
+    assert found is not None
+    assert found.step == 3
+    monkeypatch.setattr("bench.checkpoint.PATIENCE", 0.0)
+    assert checkpoints.restore(objective, optimizer, at=4) is None
+
+
+class Ranks:
+    """A fabric of two ranks, of which this process is one; the other says `told`."""
+
+    world_size, device = 1, torch.device("cpu")
+
+    def __init__(self, rank: int, told: int) -> None:
+        self.is_global_zero, self.told = rank == 0, told
+
+    def broadcast(self, value: int) -> int:
+        return value if self.is_global_zero else self.told
+
+
+def test_all_ranks_go_on_from_the_checkpoint_that_rank_0_has_read(prepared, tmp_path: Path, monkeypatch) -> None:
+    spec, bench = prepared("dense")
+    for at in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, bench, StopsAt(tmp_path, at))
+    objective = build_dense(spec)
+    optimizer, checkpoints = optimizer_of(objective, 1e-3, 0.05), Checkpoints(tmp_path)
+
+    def step(fabric: Any) -> int:
+        point = restored(checkpoints, objective, optimizer, fabric)
+        return 0 if point is None else point.step
+
+    assert step(Ranks(0, told=-1)) == 3
+    assert step(Ranks(1, told=2)) == 2  # rank 0 did not find the third whole
+    assert step(Ranks(1, told=0)) == 0
+    monkeypatch.setattr("bench.checkpoint.PATIENCE", 0.0)
+    with pytest.raises(TrainingFailed, match=r"a rank can't read the checkpoint of step 4: does each see the results"):
+        step(Ranks(1, told=4))
 
 
 def build_dense(spec: RunSpec) -> Any:

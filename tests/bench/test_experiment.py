@@ -16,12 +16,16 @@ from safetensors.torch import load
 
 from bench.checkpoint import Checkpoints
 from bench.course import TrainingFailed
+from bench.environment import conditions, environment
 from bench.experiment import run_experiment
 from bench.lesions import Lesions
+from bench.outcome import failure
 from bench.pretrain import build
 from bench.probes import linear_probe
 from bench.record import Record
+from bench.spec import RunSpec
 from bench.store import Store
+from bench.verification.again import changes
 from datasets.splits import fraction, make_splits
 from methods.strategies.strategy import Call
 from tests.bench import small
@@ -286,6 +290,45 @@ def test_an_interruption_is_no_failure(bench: Bench, monkeypatch) -> None:
     assert not list((bench.folder / "results").glob("*/record.json"))
 
 
+@pytest.mark.parametrize("method", ["dense", "supervised"])
+def test_a_training_that_went_on_under_other_conditions_says_so(bench: Bench, monkeypatch, method: str) -> None:
+    class Stopped(Checkpoints):
+        def due(self) -> bool:
+            if self.restored is None:
+                self.stopping._asked = 2
+            return super().due()
+
+    suite = small.suite(bench.folder, methods=method, evaluation__labels=[50], evaluation__probes=["linear"])
+    (run,) = suite.runs()
+
+    def attempt() -> Record:
+        checkpoints = Stopped(bench.store.training(run.run_id))
+        threads = torch.get_num_threads()
+        return run_experiment(
+            run, suite.evaluation, suite.finetune, bench.store, bench.cache, threads, lambda state: None, checkpoints
+        )
+
+    here = conditions(environment(torch.get_num_threads()))
+    with monkeypatch.context() as patch:
+        patch.setattr("bench.environment.machine", lambda: "Another")
+        with pytest.raises(KeyboardInterrupt):
+            attempt()
+    record = attempt()
+    assert record.time is not None
+    assert record.time.resumed == 1
+    assert record.environment["also_trained_under"] == [{**here, "machine": "Another"}]
+    assert changes(record.environment, here) == [
+        f"machine: Another recorded, {here['machine']} found (of a part of the training)"
+    ]
+
+
+def test_floors_are_trained_by_one_rank_whatever_the_job_has(finished, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for method, ranks in (("untrained", 1), ("supervised", 1), ("dense", 4)):
+        spec = RunSpec.model_validate(finished[method][0].spec)
+        assert failure(spec, 1, "").environment["ranks"] == ranks
+
+
 def test_data_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
     suite = small.suite(bench.folder, methods="dense")
     (run,) = suite.runs("a" * 64)
@@ -336,5 +379,6 @@ def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished) -
     assert record.time is not None
     assert record.time.resumed == 1
     assert record.time.wall_seconds > 1.0
+    assert "also_trained_under" not in record.environment  # for it went on where it began
     assert record.weights_sha256 == finished["supervised"][0].weights_sha256
     assert record.time.steps_per_second == pytest.approx(record.time.steps / record.time.wall_seconds)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.environment import environment
-from bench.verification.again import conditions, within
+from bench.environment import conditions, environment
+from bench.verification.again import changes, within
 from tests.bench.small import evaluation
 
 
@@ -30,14 +30,17 @@ def test_each_accuracy_lies_in_the_others_interval(then, now, verdict) -> None:
 
 def test_conditions_under_which_weights_must_be_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     now = environment(1)
-    assert conditions(now, {**now, "commit": "another", "allocator": "another"}) == []
+    assert changes(now, {**now, "commit": "another", "allocator": "another"}) == []
     then = {**now, "threads": 2, "versions": {**now["versions"], "torch": "1.0"}}
-    assert conditions(then, now) == [
+    assert changes(then, now) == [
         "threads: 2 recorded, 1 found",
         f"versions.torch: 1.0 recorded, {now['versions']['torch']} found",
     ]
-    assert conditions({**now, "ranks": 2}, now) == ["ranks: 2 recorded, 1 found"]
+    assert changes({**now, "ranks": 2}, now) == ["ranks: 2 recorded, 1 found"]
+    assert changes({**now, "also_trained_under": [conditions({**now, "threads": 2})]}, now) == [
+        "threads: 2 recorded, 1 found (of a part of the training)"
+    ]
     before_ranks = {key: value for key, value in now.items() if key != "ranks"}
-    assert conditions(before_ranks, now) == []
+    assert changes(before_ranks, now) == []
     monkeypatch.setattr("bench.verification.again.torch.cuda.is_available", lambda: True)
-    assert conditions(now, now) == ["a GPU adds up in no fixed order"]
+    assert changes(now, now) == ["a GPU adds up in no fixed order"]
