@@ -56,8 +56,9 @@ def _time(planned: Plan, left: float, seconds: dict[str, float]) -> list[str]:
     for ranks, runs in shapes(job, [run for run in job.runs if job.unfinished(run)]).items():
         values = parameters(fan.slurm, ranks)
         hours = sum(seconds[run.run_id] for run in runs) * values["nodes"] / 3600 / ranks
+        many = "1 job" if len(runs) == 1 else f"an array of {len(runs)} jobs"
         told = ", ".join(f"{key}={value}" for key, value in values.items())
-        lines.append(f"SLURM: an array of {len(runs)} jobs, about {hours:.1f} node-hours at this host's speed: {told}")
+        lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {told}")
     return [*lines, f"A job is requeued at most {fan.slurm.requeues} times."]
 
 

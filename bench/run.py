@@ -117,7 +117,7 @@ def main(
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         kept = "What is done is kept; the same command goes on from there."
-        if launcher == "slurm":
+        if launcher == "slurm" and any(planned.job.unfinished(run) for run in planned.job.runs):
             kept = "The jobs go on; the same command finds them again (squeue shows them, scancel ends them)."
         typer.echo(f"\nInterrupted. {kept}", err=True)
         raise typer.Exit(130) from None

@@ -162,11 +162,12 @@ class EvaluationSpec(Frozen):
 
     @model_validator(mode="after")
     def _labels_are_per_cent(self) -> EvaluationSpec:
+        what = "label fractions (--labels)"
         for percent in self.labels:
             if not 0 < percent <= 100:
-                raise ValueError(f"labels are per cent, above 0 and up to 100, and {percent:g} is not")
+                raise ValueError(f"{what} are per cent, above 0 and up to 100, and {percent:g} is not")
             if float(f"{percent:g}") != percent:
-                raise ValueError(f"labels have at most six digits, and {percent!r} has more: write {percent:g}")
+                raise ValueError(f"{what} have at most six digits, and {percent!r} has more: write {percent:g}")
         return self
 
 

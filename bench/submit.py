@@ -73,11 +73,15 @@ def shapes(job: Work, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
 
 
 def parameters(options: SlurmOptions, ranks: int) -> dict[str, Any]:
-    """Of submitit's executor for jobs of so many ranks. Raises ValueError where the nodes don't divide them."""
+    """Of submitit's executor for jobs of so many ranks. Raises ValueError where the nodes don't divide them
+    or GPUs don't go round."""
     values = dict(options.parameters)
     nodes = min(values.get("nodes", 1), ranks)
     if ranks % nodes:
         raise ValueError(f"{ranks} ranks can't be shared equally by {nodes} nodes: change --ranks or --slurm nodes=N.")
+    here, gpus = ranks // nodes, values.get("gpus_per_node") or 0
+    if 0 < gpus < here:
+        raise ValueError(f"{here} ranks on a node need a GPU each, and --slurm gpus={gpus}: use --slurm gpus={here}.")
     return {**values, "nodes": nodes, "ntasks_per_node": ranks // nodes}
 
 

@@ -62,11 +62,11 @@ def test_every_parameter_is_one_that_submitit_takes(tmp_path: Path, monkeypatch:
     import submitit
 
     monkeypatch.setattr(submitit.SlurmExecutor, "affinity", staticmethod(lambda: 2))
-    options = read_options(["partition=a", "gpus=1", "cpus=2", "mem=4", "time=60", "account=b", "parallel=3", "qos=c"])
+    options = read_options(["partition=a", "gpus=2", "cpus=2", "mem=4", "time=60", "account=b", "parallel=3", "qos=c"])
     executor = submitit.SlurmExecutor(tmp_path)
     executor.update_parameters(**submit.parameters(options, 2))
     text = executor._make_submission_file_text("true", "x")
-    for line in ("--gpus-per-node=1", "--cpus-per-task=2", "--mem=4096M", "--time=60", "--ntasks-per-node=2"):
+    for line in ("--gpus-per-node=2", "--cpus-per-task=2", "--mem=4096M", "--time=60", "--ntasks-per-node=2"):
         assert f"#SBATCH {line}" in text
 
 
@@ -104,6 +104,10 @@ def test_mistakes_in_options(text: str, message: str) -> None:
         (["--ranks", "2"], "--ranks 2 needs several processes"),
         (["--launcher", "local", "--ranks", "3"], "a batch of 16 images can't be shared equally by 3 ranks"),
         (["--launcher", "slurm", "--ranks", "3", "--slurm", "nodes=2"], "3 ranks can't be shared equally by 2 nodes"),
+        (
+            ["--launcher", "slurm", "--ranks", "4", "--slurm", "nodes=2", "--slurm", "gpus=1"],
+            "2 ranks on a node need a GPU each, and --slurm gpus=1: use --slurm gpus=2.",
+        ),
     ],
 )
 def test_contradictions_are_found_before_anything_is_done(world: small.World, options: list[str], message: str) -> None:
@@ -425,7 +429,7 @@ def test_a_dry_run_prints_what_sbatch_is_told(world: small.World) -> None:
     )
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    assert "SLURM: an array of 1 jobs, about 0.0 node-hours" in text
+    assert "SLURM: 1 job, about 0.0 node-hours" in text
     assert "partition=gpu" in text
     assert "time=30" in text
     assert "ntasks_per_node=2" in text
