@@ -4,7 +4,8 @@ On the same machine, with the same versions and as many threads, a run on a CPU 
 weights must be. Elsewhere sums are rounded differently, and training lets such differences grow: there the rule is
 about accuracy. Each of the two macro AUROCs has to lie in the other's 95 % interval; both ways, so that neither passes
 for its own interval being wide. That interval is over test patients, whom both runs share: it is no test of a
-difference, but the measure of what the record claims to know.
+difference, but the measure of what the record claims to know. And the stored checkpoint must have the recorded accuracy
+(`rescored.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bench.spec import RunSpec
 from bench.verification import predictions, source, stored
 from bench.verification.check import FAILS, HOLDS, OPEN, TOLERANCE, Check, differences, judged
 from bench.verification.rebuild import run_anew
+from bench.verification.rescored import rescored
 from bench.verification.source import Source
 
 UNLIKE = "the weights are others, so only accuracy is compared"
@@ -34,7 +36,8 @@ def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
         record = run_anew(recorded, spec, Path(folder), cache, report)
         if record.status == "failed":
-            return [Check("run made anew", FAILS, f"it failed this time: {record.reason}")]
+            failed = Check("run made anew", FAILS, f"it failed this time: {record.reason}")
+            return [failed, *rescored(recorded, spec, cache, report)]
         made, _ = source.read(Path(folder) / spec.run_id)
         assert made is not None
         changed = changes(recorded.record.environment, record.environment)
@@ -50,7 +53,7 @@ def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -
                 checks.append(Check(what, FAILS, "a run of this spec has no such evaluation"))
             else:
                 checks.append(_equal(what, name, recorded, made) if alike else within(what, one, other))
-        return checks
+    return checks if alike else [*checks, *rescored(recorded, spec, cache, report)]
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

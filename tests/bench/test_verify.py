@@ -90,14 +90,25 @@ def test_other_weights_are_found_where_they_must_be_equal_and_accuracy_decides_e
     assert Verified(folder, "--quick", "--cache", cache).code == 0
     here = Verified(folder, "--cache", cache)
     assert here.code == 1
-    assert here.failing == {"weights, trained anew"}
+    accuracy = {"linear-50-pruned from the checkpoint", "linear-100-pruned from the checkpoint"}
+    assert here.failing == {"weights, trained anew", *accuracy}
     edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"), forge=True)
     there = Verified(folder, "--cache", cache)
-    assert there.code == 0
     assert there.verdicts["weights, trained anew"] == "can't be compared"
     assert "machine: a Z80, 1 cores recorded" in there.said
     assert there.verdicts["linear-100-pruned made anew"] == "holds"
     assert "each in the other's interval" in there.said
+    assert (there.code, there.failing) == (1, accuracy)
+
+
+def test_on_another_machine_the_checkpoint_must_have_the_recorded_accuracy(folder: Path, cache: Path) -> None:
+    edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"), forge=True)
+    honest = Verified(folder, "--cache", cache)
+    assert honest.code == 0, honest.output
+    assert honest.verdicts["linear-50-pruned from the checkpoint"] == "holds"
+    assert honest.verdicts["linear-100-pruned from the checkpoint"] == "holds"
+    (folder / "checkpoint.safetensors").unlink()
+    assert Verified(folder, "--cache", cache).verdicts["accuracy from the checkpoint"] == "can't be compared"
 
 
 def test_a_record_without_digests_is_no_mistake(folder: Path, cache: Path) -> None:
