@@ -31,7 +31,8 @@ def macs(group: Group) -> Table:
         "MACs are multiply-accumulates: inference per image; step per image, with both views, forward and"
         " backward, teacher, predictor and heads, at the target keep ratio; the whole run with its ramp. In"
         " brackets: dense of the same objective / method, the speed-up that a machine bound by arithmetic"
-        " alone would show. Memory is what is kept for the backward pass, per image."
+        " alone would show. Memory is what is kept for the backward pass of such a step, per image; with a ramp, a run"
+        " begins with dense's."
     )
     head = ("method", "keep", "training", "inference MMACs", "step MMACs", "run TMACs", "saved MiB")
     return Table(f"Multiply-accumulates and memory, {group.encoder} at {group.image_size} px", head, tuple(rows), note)
@@ -61,7 +62,7 @@ def claims_tables(claims: list[Claim]) -> list[Table]:
 
 def _claim_row(claim: Claim) -> tuple[str, ...]:
     speed = claim.kind == "speed"
-    text = claim.text + (f" (40 % faster as {claim.reading})" if speed else "")
+    text = claim.text + (f" (40 % faster as {claim.reading}), {claim.scale}" if speed else "")
     text += "" if claim.fraction is None else f", {claim.fraction:g} % labels"
     if claim.verdict == UNMEASURED:
         cell = NONE

@@ -9,12 +9,13 @@ on the other, else undecided; a speed-up has to stand out of the noise floor too
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
 
-from bench.analysis.costs import Speed, speed_up
+from bench.analysis.costs import Elsewhere, Speed, speed_up
 from bench.analysis.groups import Arm, Group
 from bench.analysis.scores import Scores
 from bench.analysis.statistics import Estimate
@@ -42,6 +43,8 @@ class Claim:
     measure: str = ""  # of a speed: "train", "run", "infer"
     reading: str = ""  # of a speed: "rate", "time"
     fraction: float | None = None
+    scale: str = ""  # of a speed: encoder and size it was measured with
+    why: str = ""  # of a speed that nothing can decide
 
 
 def judge(low: float, high: float, threshold: float) -> Verdict:
@@ -54,8 +57,8 @@ def judge(low: float, high: float, threshold: float) -> Verdict:
 def judge_speed(speed: Speed, threshold: float) -> Verdict:
     """`judge` for a speed-up of `threshold` > 1, as far as the noise floor lets it be told: support wants a difference
     that was seen, and where dense against itself comes out as far from 1 as the threshold, only a slowdown that was
-    seen refutes it. Fewer rounds than a 95 % interval needs decide nothing."""
-    if not speed.enough:
+    seen refutes it. Fewer rounds than a 95 % interval needs decide nothing, nor do rounds that other work disturbed."""
+    if undecidable(speed):
         return "undecided"
     verdict = judge(speed.low, speed.high, threshold)
     if verdict == "supported":
@@ -63,6 +66,13 @@ def judge_speed(speed: Speed, threshold: float) -> Verdict:
     else:
         told = speed.floor < threshold or speed.high < 1 / speed.floor
     return verdict if told else "undecided"
+
+
+def undecidable(speed: Speed) -> str:
+    """Why a measurement decides nothing, whatever it says; an empty string if it may."""
+    if speed.disturbed:
+        return "the machine was busy while this was measured"
+    return "" if speed.enough else "there were too few rounds"
 
 
 def comparable(found: Estimate, sensitive: bool) -> Verdict:
@@ -101,26 +111,42 @@ def judged(arm: Arm) -> bool:
     return arm.strategy == "sparsecontrast" and arm.inference == "pruned"
 
 
-def all_claims(group: Group, scores: Scores | None, cost: pd.DataFrame) -> list[Claim]:
-    """Every claim on every SparseContrast arm of the group."""
+def all_claims(
+    group: Group, scores: Scores | None, cost: pd.DataFrame, elsewhere: Elsewhere | None = None
+) -> list[Claim]:
+    """Every claim on every SparseContrast arm of the group; those on speed `elsewhere` too, if it is there."""
     out = []
     for arm in (one for one in group.arms if judged(one)):
-        out += speed_claims(arm, group, cost)
+        here = {kind: speed_up(arm, group, cost, kind) for kind in MEASURES}
+        out += speed_claims(arm, f"{group.encoder} at {group.image_size} px", here)
+        there = {kind: elsewhere.speed_up(arm, kind) for kind in MEASURES} if elsewhere else {}
+        if elsewhere and any(there.values()):
+            out += speed_claims(arm, elsewhere.where, there)
         for fraction in scores.fractions if scores else ():
             assert scores is not None
             out += accuracy_claims(arm, scores, fraction)
     return out
 
 
-def speed_claims(arm: Arm, group: Group, cost: pd.DataFrame) -> list[Claim]:
+def speed_claims(arm: Arm, scale: str, speeds: Mapping[str, Speed | None]) -> list[Claim]:
+    """Both readings of each of MEASURES, by what was measured at this scale."""
     out = []
     for kind, what in MEASURES.items():
-        found = speed_up(arm, group, cost, kind)
+        found = speeds[kind]
         for reading, threshold in READINGS.items():
             text = f"{what} is {threshold:.2f} times as fast as dense"
             value, low, high = (found.value, found.low, found.high) if found else (NAN, NAN, NAN)
             verdict: Verdict = judge_speed(found, threshold) if found else "not measured"
-            out.append(Claim("speed", arm.label, text, threshold, value, low, high, verdict, kind, reading))
+            why = undecidable(found) if found else ""
+            out.append(
+                Claim(
+                    *("speed", arm.label, text, threshold, value, low, high, verdict),
+                    measure=kind,
+                    reading=reading,
+                    scale=scale,
+                    why=why,
+                )
+            )
     return out
 
 

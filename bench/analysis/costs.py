@@ -19,14 +19,15 @@ from bench.measure.interval import ENOUGH, no_difference, noise_floor
 
 @dataclass(frozen=True)
 class Speed:
-    """A speed-up with its interval, the noise floor of the table that it is from (1 where that is not known), and
-    whether there were rounds enough for a 95 % interval."""
+    """A speed-up with its interval, the noise floor of the table that it is from (1 where that is not known), whether
+    there were rounds enough for a 95 % interval, and whether other work disturbed some that were kept."""
 
     value: float
     low: float
     high: float
     floor: float = 1.0
     enough: bool = True
+    disturbed: bool = False
 
     @property
     def no_difference(self) -> bool:
@@ -79,7 +80,7 @@ def speed_of(row: pd.Series, kind: str) -> Speed | None:
     if pd.isna(row[f"{kind}_speedup"]):
         return None
     value, low, high = (float(row[f"{kind}_speedup{end}"]) for end in ("", "_low", "_high"))
-    return Speed(value, low, high, floor_of(row, kind), row["rounds"] >= ENOUGH)
+    return Speed(value, low, high, floor_of(row, kind), row["rounds"] >= ENOUGH, row["disturbed_rounds"] > 0)
 
 
 def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str) -> Speed | None:
@@ -97,5 +98,24 @@ def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str) -> Speed | N
     base = None if other is None or other["measured"] != row["measured"] else speed_of(other, kind)
     if base is None:
         return None
-    enough = own.enough and base.enough
-    return Speed(own.value / base.value, own.low / base.high, own.high / base.low, own.floor, enough)
+    ratio = own.value / base.value, own.low / base.high, own.high / base.low
+    return Speed(*ratio, own.floor, own.enough and base.enough, own.disturbed)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A cost table of another scale than a group was trained at; `where`: encoder, size, machine."""
+
+    frame: pd.DataFrame
+    where: str
+
+    def speed_up(self, arm: Arm, kind: str) -> Speed | None:
+        """That of the arm's method there, with the arm's ramp; None where it was not measured, or dense of its
+        objective is not what it was measured against."""
+        ramp = (arm.runs[0].record.spec.get("train") or {}).get("ramp")
+        for _, row in self.frame.iterrows():
+            keep = None if pd.isna(row["keep"]) else float(row["keep"])
+            same = (row["method"], keep) == (arm.method, arm.keep) and (pd.isna(row["ramp"]) or row["ramp"] == ramp)
+            if same and arm.objective == "simclr":
+                return speed_of(row, kind)
+        return None

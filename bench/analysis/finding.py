@@ -29,7 +29,8 @@ def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: i
             for c in mine
             if c.kind in ("fixed", "patchdropout") and c.verdict != "not measured"
         ]
-        out.append(_speed(name, [c for c in mine if c.kind == "speed"]))
+        speeds = [c for c in mine if c.kind == "speed"]
+        out += [_speed(name, scale, speeds) for scale in dict.fromkeys(c.scale for c in speeds)]
     names = unlearned(group)
     if names:
         where = [*(["Failed runs are missing from every mean"] if group.failed else [])]
@@ -157,9 +158,11 @@ def _where(group: Group, label: str) -> str:
     return f"where it looks matters, and {100 * (1 - static):.0f} % of the positions depend on the image"
 
 
-def _speed(name: str, claims: list[Claim]) -> str:
-    if not claims or all(claim.verdict == "not measured" for claim in claims):
-        return f"The speed of {name} was not measured at the scale it was trained at, so “40 % faster” is not judged."
+def _speed(name: str, scale: str, claims: list[Claim]) -> str:
+    """What was measured with one encoder at one size, and how both readings come out there."""
+    claims = [claim for claim in claims if claim.scale == scale]
+    if all(claim.verdict == "not measured" for claim in claims):
+        return f"The speed of {name} was not measured with {scale}, so “40 % faster” is not judged there."
     parts = []
     for kind, what in MEASURES.items():
         by = {claim.reading: claim for claim in claims if claim.measure == kind}
@@ -172,5 +175,6 @@ def _speed(name: str, claims: list[Claim]) -> str:
             if rate.verdict != time.verdict
             else f"{rate.verdict} in both readings (1.40× and 1.67×)"
         )
-        parts.append(f"{what} runs at {rate.value:.2f}× [{rate.low:.2f}, {rate.high:.2f}], {both}")
-    return f"“Up to 40 % faster than dense”, {name}: " + "; ".join(parts) + "."
+        because = f" ({rate.why})" if rate.why else ""
+        parts.append(f"{what} runs at {rate.value:.2f}× [{rate.low:.2f}, {rate.high:.2f}], {both}{because}")
+    return f"“Up to 40 % faster than dense”, {name}, {scale}: " + "; ".join(parts) + "."

@@ -44,10 +44,7 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
                 "run_tmacs": record.macs.whole_run / 1e12,
             }
         if record.memory:
-            tail |= {
-                "saved_mib": record.memory.saved_bytes_per_image / 2**20,
-                "peak_mib": record.memory.peak_mib,
-            }
+            tail["saved_mib"] = record.memory.saved_bytes_per_image / 2**20
         if record.time:
             tail |= {"steps": record.time.steps, "wall_seconds": record.time.wall_seconds}
         for one in run.evaluations or (None,):
@@ -75,7 +72,7 @@ SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]  #
 COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", *SETTING]
 RATIOS = [f"{kind}_{what}" for kind in ("infer", "train") for what in ("macs_ratio", "time_over_macs")]
 AA = [f"aa_{kind}_{end}" for kind in ("infer", "train", "run") for end in ("low", "high")]
-COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "measured"]
+COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "disturbed_rounds", "measured"]
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
@@ -101,7 +98,8 @@ def table_frame(table: CostTable) -> pd.DataFrame:
     dense = next((row for row in table.rows if row.method == "simclr/dense"), None)
     rows = []
     for row in table.rows:
-        one = row.model_dump() | {"measured": table.finished}
+        disturbed = table.environment.get("disturbed_rounds", 0)  # kept though the process did not get its cores
+        one = row.model_dump() | {"disturbed_rounds": disturbed, "measured": table.finished}
         for kind in ("infer", "train", "run"):
             for end in ("low", "high"):
                 one[f"aa_{kind}_{end}"] = getattr(again, f"{kind}_speedup_{end}") if again else None

@@ -61,13 +61,13 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
     figures.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [Heading(1, TITLE)]
     summaries, kept = [], set()
+    large = speed.large_table(results)
     for number, group in enumerate(groups):
         name = f"{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', group.data).strip('-').lower() or 'data'}"
-        summary, part, drawn = _group(group, cost, figures, name, planned if len(groups) == 1 else 0)
+        summary, part, drawn = _group(group, cost, large, figures, name, planned if len(groups) == 1 else 0)
         summaries.append(summary)
         blocks += part
         kept |= drawn
-    large = speed.large_table(results)
     part, drawn = _large_scale(large, figures)
     blocks += [*part, *_rest(runs, groups)]
     kept |= drawn
@@ -84,12 +84,12 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
 
 
 def _group(
-    group: Group, cost: pd.DataFrame, figures: Path, name: str, planned: int
+    group: Group, cost: pd.DataFrame, large: speed.LargeTable | None, figures: Path, name: str, planned: int
 ) -> tuple[GroupSummary, list[Block], set[str]]:
     every = {probe: Scores(group, probe) for probe in group.probes}
     usable = {probe: scores for probe, scores in every.items() if scores.fractions}
     main = next(iter(usable.values()), None)
-    claims = all_claims(group, main, cost)
+    claims = all_claims(group, main, cost, large.elsewhere(group) if large else None)
     sentences = finding.finding(group, main, claims, planned)
     drawn: set[str] = set()
     blocks: list[Block] = [Heading(2, group.title), Heading(3, "Finding"), *_lead(sentences)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis.costs import cost_of, floor_of, speed_of
+from bench.analysis.costs import Elsewhere, cost_of, floor_of, speed_of
 from bench.analysis.document import Table
 from bench.analysis.frames import table_frame
 from bench.analysis.gather import parse
@@ -43,7 +43,8 @@ def times(group: Group, frame: pd.DataFrame) -> Table | None:
         intervals.add(interval_name(int(row["rounds"])))
         settings.add(
             f"{row['machine']}, {row['device']}, threads {row['threads']}, {row['precision']}, batch"
-            f" {row['batch']}, {row['rounds']} rounds ({row['repeated_rounds']} measured again)"
+            f" {row['batch']}, {channels_text(row['channels'])},"
+            f" {rounds_text(row['rounds'], row['repeated_rounds'], row['disturbed_rounds'])}"
         )
     if not settings:
         return None
@@ -88,6 +89,13 @@ def speed_cell(row: pd.Series, kind: str) -> str:
     return f"{speed.value:.2f} [{speed.low:.2f}, {speed.high:.2f}]"
 
 
+def rounds_text(rounds: int, repeated: int, disturbed: int) -> str:
+    """How many rounds there were, and what other work on the machine did to them."""
+    text = f"{rounds} rounds ({repeated} measured again)"
+    kept = "none of these speed-ups decides a claim: measure again on a quieter machine"
+    return f"{text}, {disturbed} of them disturbed by other work, so that {kept}" if disturbed else text
+
+
 def number(value: float, form: str) -> str:
     return UNMEASURED if pd.isna(value) else f"{value:{form}}"
 
@@ -102,6 +110,19 @@ class LargeTable:
     @property
     def machine(self) -> str:
         return self.table.rows[0].machine
+
+    def elsewhere(self, group: Group) -> Elsewhere | None:
+        """For claims on a group that was trained at another scale."""
+        first = self.table.rows[0]
+        if (group.encoder, group.image_size) == (first.encoder, first.image_size):
+            return None
+        whose = "" if self.own else f", measured on another machine ({self.machine})"
+        where = f"{first.encoder} at {first.image_size} px, {channels_text(first.channels)}{whose}"
+        return Elsewhere(table_frame(self.table), where)
+
+
+def channels_text(channels: int) -> str:
+    return "1 channel" if channels == 1 else f"{channels} channels"
 
 
 def large_table(results: Path, committed: Path = COMMITTED) -> LargeTable | None:
@@ -155,13 +176,15 @@ def at_large_scale(found: LargeTable) -> Table:
         *(["peak MiB"] if frame["peak_mib"].notna().any() else []),
     )
     whose = "this machine" if found.own else "another machine (committed with the code)"
-    repeated = f"{first.rounds} rounds ({first.repeated_rounds} measured again)"
+    repeated = rounds_text(first.rounds, first.repeated_rounds, found.table.environment.get("disturbed_rounds", 0))
     note = (
         "ms and saved MiB are per image (a step: both views); peak MiB: of training with the whole batch, in a process"
-        " of its own. Speed-up: time of dense SimCLR / method time, median over rounds"
+        " of its own; both at the target keep ratio: with a ramp, a run begins with dense's. Speed-up: time of dense"
+        " SimCLR / method time, median over rounds"
         f" [{interval_name(first.rounds)}]; time / MACs:"
         " the speed-up as a share of dense MACs / method MACs. Run: the whole pre-training with its ramp. "
         f"{floor_text(frame.iloc[0])} Measured on {whose}: {first.machine}, {first.device}, threads {first.threads},"
-        f" {first.precision}, batch {first.batch}, {repeated}, {found.table.finished[:10]}."
+        f" {first.precision}, batch {first.batch}, {channels_text(first.channels)}, {repeated},"
+        f" {found.table.finished[:10]}."
     )
     return Table(f"Paired time and memory, {first.encoder} at {first.image_size} px", head, tuple(rows), note)

@@ -1,5 +1,5 @@
-"""The recorded accuracy from the stored checkpoint: what can be told of a record where its training can't be repeated to
-the last bit.
+"""The recorded accuracy from the stored checkpoint: what can be told of a record where its training can't be repeated
+to the last bit.
 
 Between two machines features differ by rounding alone, and training has no part in it. So accuracy has to be the same
 but for what rounding does to a probe: within a twentieth of its 95 % interval. (Between two instruction sets the quick

@@ -7,13 +7,14 @@ import pytest
 from bench.analysis import claims
 from bench.analysis.account import claims_tables
 from bench.analysis.claims import READINGS, all_claims, judge, judge_speed
-from bench.analysis.costs import Speed, cost_of, speed_of, speed_up
+from bench.analysis.costs import Elsewhere, Speed, cost_of, speed_of, speed_up
 from bench.analysis.finding import finding
 from bench.analysis.frames import cost_frame
-from bench.analysis.gather import group_runs, read_runs
+from bench.analysis.gather import group_runs, parse, read_runs
 from bench.analysis.scores import Scores
-from bench.analysis.speed import speed_cell
+from bench.analysis.speed import LargeTable, large_table, speed_cell, times
 from bench.analysis.statistics import Estimate
+from bench.record import CostTable
 
 
 @pytest.fixture
@@ -177,6 +178,45 @@ def test_a_loud_noise_floor_undoes_support(judged, synthetic, tmp_path):
     loud = cost.assign(aa_train_low=0.5, aa_train_high=1.1)
     assert verdict(all_claims(group, None, loud), "speed", "train", "rate") == "undecided"
     assert verdict(all_claims(group, None, loud), "speed", "infer", "rate") == "supported"
+
+
+def test_rounds_that_other_work_disturbed_decide_nothing(judged):
+    group, calm, _, cost = judged(seeds=1)
+    busy = all_claims(group, None, cost.assign(disturbed_rounds=1))
+    assert {c.verdict for c in calm if c.kind == "speed"} == {"supported", "refuted"}
+    assert {c.verdict for c in busy if c.kind == "speed"} == {"undecided"}
+    (sentence,) = [one for one in finding(group, Scores(group, "linear"), busy) if "40 % faster" in one]
+    assert sentence.count("(the machine was busy while this was measured)") == 3
+    assert "2 of them disturbed by other work" in times(group, cost.assign(disturbed_rounds=2)).note
+    assert "disturbed" not in times(group, cost).note
+
+
+def test_speed_is_judged_at_the_scale_of_the_literature_too(judged, tmp_path, synthetic):
+    group, claims, _, cost = judged(seeds=1, speed=(1.2, 1.55, 1.3))
+    assert {c.scale for c in claims if c.kind == "speed"} == {"conv_vit_d64 at 64 px"}
+    methods = [
+        synthetic.Method("simclr/dense", 0.8),
+        synthetic.Method("simclr/sparsecontrast", 0.8, 0.5, speed=(1.9, 1.9, 1.68)),
+    ]
+    large = {"encoder": "vit_small_patch16_224", "image_size": 224, "machine": "theirs"}
+    synthetic.write_cost(tmp_path / "committed", methods, 0.01, **large)
+    found = large_table(tmp_path, tmp_path / "committed")
+    claims = all_claims(group, None, cost, found.elsewhere(group))
+    verdicts = {(c.scale.split()[0], c.measure, c.reading): c.verdict for c in claims if c.kind == "speed"}
+    assert verdicts["conv_vit_d64", "train", "time"] == "refuted"
+    assert verdicts["vit_small_patch16_224", "train", "time"] == "supported"
+    assert verdicts["vit_small_patch16_224", "run", "time"] == "undecided"
+    here, there = [one for one in finding(group, Scores(group, "linear"), claims) if "40 % faster" in one]
+    assert "simclr/sparsecontrast, conv_vit_d64 at 64 px: a training step runs at 1.55×" in here
+    where = "vit_small_patch16_224 at 224 px, 1 channel, measured on another machine (theirs)"
+    assert f"simclr/sparsecontrast, {where}: a training step runs at 1.90×" in there
+    rows = [row for table in claims_tables(claims) for row in table.rows]
+    assert sum(where in row[0] for row in rows) == 6
+    other_ramp = found.elsewhere(group).frame.assign(ramp=1.0)  # another run than the group's
+    assert Elsewhere(other_ramp, where).speed_up(next(a for a in group.arms if a.keep), "train") is None
+    synthetic.write_cost(tmp_path / "own", methods, **(large | {"encoder": "conv_vit_d64", "image_size": 64}))
+    (table,) = [parse(CostTable, path) for path in (tmp_path / "own").glob("cost/*.json")]
+    assert LargeTable(table, own=True).elsewhere(group) is None
 
 
 def test_rows_of_another_setting_never_stand_beside(judged, tmp_path, synthetic):
