@@ -132,6 +132,7 @@ def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) 
     """MACs alone: printed, and written to reports/macs-<encoder>-<size>.csv."""
     from bench.measure.macs import CountersDisagree
     from bench.measure.macs_table import count_methods, print_macs, write_macs
+    from bench.measure.show import UNKNOWN
 
     try:
         rows = count_methods(suite.parsed_methods(), encoder, suite.train)
@@ -139,6 +140,10 @@ def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) 
         typer.echo(f"The table is refused. {refused}", err=True)
         raise typer.Exit(1) from None
     print_macs(rows, encoder, console)
+    counted = {row["method"] for row in rows}
+    for method in suite.parsed_methods():
+        if method.name not in counted:
+            console.print(f"Not counted: {method.name}. {UNKNOWN}", markup=False, highlight=False)
     where = write_macs(rows, encoder, reports)
     console.print(f"Per image; a step has both views. Written to {where}", markup=False, highlight=False)
 

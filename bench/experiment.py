@@ -22,20 +22,17 @@ from bench.diagnose import learning, selection_figure
 from bench.environment import now
 from bench.evaluate import Bench, Features, classify, evaluate, summarise
 from bench.finetune import Classifier, finetune, finetune_steps, spent
-from bench.measure.macs import count
-from bench.measure.memory import peak_mib, saved_bytes
 from bench.outcome import EvaluationFailed, failure, reason_of, record_of, timing, write_failure
-from bench.pretrain import Report, Trained, build, keep_now, pretrain, views_of
+from bench.pretrain import Report, Trained, build, pretrain, views_of
 from bench.ranks import RanksLost, fabric_of, leading
-from bench.record import Memory, Record
+from bench.record import Record
 from bench.seal import sha256
 from bench.spec import DataSpec, EvaluationSpec, FinetuneSpec, RunSpec
 from bench.store import Store, evaluation_name, missing_evaluations, write_atomically
+from bench.weigh import macs_of, memory_of
 from datasets import load
 from datasets.splits import make_splits
-from methods.noise import Noise
 from methods.objectives.objective import Objective
-from methods.strategies.strategy import Call
 
 
 @dataclass(frozen=True)
@@ -139,8 +136,8 @@ def _train(run: Attempt) -> Record:
     if figure is not None and spec.data.publish:
         store.write_arrays(store.folder(spec.run_id) / "selection.npz", figure)
     digest = _save(store, spec, encoder)
-    macs = count(objective, spec.encoder, spec.train, trained.steps if trained else 0)
-    memory = _memory(objective, spec, bench) if trained else None
+    macs = macs_of(objective, spec, bench, trained.steps if trained else 0)
+    memory = memory_of(objective, spec, bench) if trained else None
     store.write_history(spec.run_id, trained.history if trained else [])
     return run.record(
         objective,
@@ -177,7 +174,7 @@ def _train_supervised(run: Attempt) -> Record:
     seconds, digest = before + time.perf_counter() - clock, _save(run.store, spec, classifier)
     return run.record(
         objective,
-        macs=count(objective, spec.encoder, spec.train, 0),
+        macs=macs_of(objective, spec, bench, 0),
         time=timing(finetune_steps(len(index), spec.finetune), seconds, resumed),
         under=() if point is None else with_todays(point.position),
         weights_sha256=digest,
@@ -252,17 +249,3 @@ def _weights(store: Store, run_id: str) -> bytes:
     if record is None or sha256(content) != record.weights_sha256:
         raise EvaluationFailed(f"{path} is not what the record names: put it back, or move {path.parent} away")
     return content
-
-
-def _memory(objective: Objective, spec: RunSpec, bench: Bench) -> Memory:
-    """What a step at the target keep ratio keeps for backward, and the peak so far."""
-    index = bench.splits.train[: min(16, len(bench.splits.train))]
-    parameters = bench.views.draw(torch.Generator().manual_seed(0), len(index))
-    images = torch.from_numpy(bench.data.images[index]).to(bench.fabric.device)
-    views, _ = bench.views.apply(images, parameters)
-    lesions = None
-    if objective.encoder.strategy.needs_lesions:
-        lesions = torch.zeros(2 * len(index), objective.encoder.geometry.patches, device=bench.fabric.device)
-    call = Call(keep=keep_now(objective, 1.0, 0.0), noise=Noise(0, 0, len(index)), lesions=lesions)
-    peak, of = peak_mib()
-    return Memory(saved_bytes_per_image=saved_bytes(objective, views, call), peak_mib=peak, peak_of=of)

@@ -154,7 +154,7 @@ def pretrain(
     if total == 0:
         raise TrainingFailed(f"{len(images)} training images do not fill one batch of {train.batch}")
     objective = build(spec.parsed, spec.encoder, spec.seed)
-    objective.encoder.use_attention(train.attention, fabric.device)
+    objective.use_attention(train.attention, fabric.device)
     optimizer = optimizer_of(objective, train.lr, train.weight_decay)
     if world() > 1:
         try:

@@ -50,6 +50,7 @@ class Arm:
     fabric: Fabric
     training: bool = True
     objective: Objective = field(init=False)
+    known: bool = field(init=False)  # does an untrained network cost what a trained one will?
     macs: Macs = field(init=False)  # by weigh()
     saved: float | None = field(init=False, default=None)  # likewise: bytes kept for backward, per image
     attention: float | None = field(init=False, default=None)  # by look_inside(): share of the time of inference
@@ -57,13 +58,15 @@ class Arm:
 
     def __post_init__(self) -> None:
         self.objective = build(self.method, self.encoder, seed=0).to(self.fabric.device)
-        self.objective.encoder.use_attention(self.train.attention, self.fabric.device)
+        self.objective.use_attention(self.train.attention, self.fabric.device)
         self.views = self.views.to(self.fabric.device)
+        self.known = self.objective.encoder.strategy.meet_target(self.views[0])
         self._steps = itertools.count()
 
     def weigh(self) -> None:
         """Count MACs and what is kept for backward. Raises CountersDisagree."""
-        self.macs = count(self.objective, self.encoder, self.train, 0, self.views[:, :2])
+        some = slice(None) if self.objective.encoder.strategy.adaptive else slice(2)
+        self.macs = count(self.objective, self.encoder, self.train, 0, self.views[:, some])
         if self.training:
             with self.fabric.autocast():
                 self.saved = saved_bytes(self.objective, self.views, self._call(self.points[0]))

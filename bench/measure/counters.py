@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.measure import formula
 from bench.measure.formula.products import by_part
-from bench.measure.inputs import random_lesions
+from bench.measure.inputs import IMAGES, random_lesions
 from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call
 
@@ -54,9 +54,32 @@ class CountersDisagree(Exception):
 def inference_macs(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float], dict[str, float]]:
     """MACs per image of an encoder's own way of inference, by part, and by witness.
 
-    Raises CountersDisagree where fvcore, FlopCounterMode and the formula (if there is one) are over 1 % apart.
+    The witnesses look at the first images together. Where images keep different numbers of tokens, the first two values
+    are means over all images, each alone (a batch is padded to the one that keeps most): by the formula, to which the
+    witnesses hold. Raises CountersDisagree where fvcore, FlopCounterMode and the formula (if there is one) are over 1 %
+    apart.
     """
-    network = _Features(encoder).eval()
+    encoder = encoder.eval()
+    total, parts, witnesses = _witnessed(encoder, images[:IMAGES])
+    if encoder.strategy.adaptive:
+        few = images if "formula" in witnesses else images[:IMAGES]  # counters take a second an image
+        alone = [_alone(encoder, image[None]) for image in few]
+        parts = {
+            name: sum(one.get(name, 0.0) for one in alone) / len(alone) for name in {n: 0 for p in alone for n in p}
+        }
+        total = sum(parts.values())
+    return total, parts, witnesses
+
+
+def _alone(encoder: Encoder, image: Tensor) -> dict[str, float]:
+    """By part, of one image (1, channels, H, W)."""
+    derived = formula.inference(encoder, image, _Features(encoder).call(1))
+    return by_part(derived) if derived is not None else _witnessed(encoder, image)[1]
+
+
+def _witnessed(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float], dict[str, float]]:
+    """MACs per image of a batch, by part, and by witness."""
+    network = _Features(encoder)
     with _quiet(), torch.no_grad():
         with FlopCounterMode(display=False) as seen, sdpa_kernel(SDPBackend.MATH):
             network(images)

@@ -48,16 +48,22 @@ KINDS = {
 
 
 def count(
-    objective: Objective, encoder: EncoderSpec, train: TrainSpec, steps: int, images: Tensor | None = None
+    objective: Objective,
+    encoder: EncoderSpec,
+    train: TrainSpec,
+    steps: int,
+    images: Tensor | None = None,
+    plain: Tensor | None = None,
 ) -> Macs:
     """MACs of a method whose pre-training takes `steps` steps; `objective` is left as it is.
 
-    `images` (2, B, channels, H, W): views on which to count strategies that keep what an image needs; random ones by
-    default. Raises CountersDisagree.
+    Strategies that keep what an image needs are counted on `images` (2, B, channels, H, W), views of a step, random
+    ones by default; and at inference on `plain` (N, channels, H, W), the first view by default. Raises
+    CountersDisagree.
     """
     views = random_views(encoder) if images is None else images.detach().cpu()
     subject = _copy(objective)
-    inference, parts, counters = inference_macs(subject.encoder, views[0])
+    inference, parts, counters = inference_macs(subject.encoder, views[0] if plain is None else plain.detach().cpu())
     step = StepMacs(subject, train.batch, views)
     strategy = subject.encoder.strategy
     target = strategy.target if strategy.ramps and strategy.target is not None else None

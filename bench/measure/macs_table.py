@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measure.arm import GRID, execution
+from bench.measure.inputs import IMAGES, random_views
 from bench.measure.macs import CountersDisagree, count
 from bench.measure.table import contestants
 from bench.pretrain import build
@@ -20,15 +21,21 @@ from bench.spec import EncoderSpec, TrainSpec
 from bench.store import write_atomically
 from methods.names import Method
 
+VIEWS = 16  # images over which strategies are counted that keep what an image needs
+
 
 def count_methods(methods: Sequence[Method], encoder: EncoderSpec, train: TrainSpec) -> list[dict[str, Any]]:
-    """A row a method, dense first. Raises CountersDisagree, which names the method."""
+    """A row a method, dense first; none where only training can say how many tokens are kept. Raises CountersDisagree,
+    which names the method."""
     rows: list[dict[str, Any]] = []
     dense: Macs | None = None
     for name, method in contestants(methods)[:-1]:
         objective = build(method, encoder, seed=0)
+        views = random_views(encoder, VIEWS if objective.encoder.strategy.adaptive else IMAGES)
+        if not objective.encoder.strategy.meet_target(views[0]):
+            continue
         try:
-            macs = count(objective, encoder, train, GRID)
+            macs = count(objective, encoder, train, GRID, views)
         except CountersDisagree as refused:
             raise CountersDisagree(f"{name}. {refused}") from None
         dense = dense or macs

@@ -9,6 +9,7 @@ from rich.table import Table
 from bench.measure.interval import interval_name, no_difference, noise_floor
 from bench.record import PARTS, CostRow, CostTable
 
+UNKNOWN = "How many tokens it keeps is learnt; the MACs of a trained run stand in its record."
 KINDS = {"infer": "inference", "train": "step", "run": "whole run"}
 
 
@@ -103,6 +104,8 @@ def _note(table: CostTable) -> str:
         text += "\nTraining was left out at this size."
     for reason in table.environment.get("training_left_out", ()):
         text += f"\nTraining left out: {reason}."
+    for unknown in table.environment.get("cost_unknown", ()):
+        text += f"\nNot measured: {unknown}. {UNKNOWN}"
     for lost in table.environment.get("peaks_not_measured", ()):
         text += f"\nPeak memory not measured: {lost}."
     return text

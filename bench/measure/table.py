@@ -51,7 +51,8 @@ def measure(
     detail: bool = False,
     progress: Progress = lambda done, rounds: None,
 ) -> CostTable:
-    """The paired measurement of `methods` (floors are left out), dense SimCLR first and once more as `simclr/dense#2`.
+    """The paired measurement of `methods` (floors are left out, and strategies of which only training can say how many
+    tokens they keep), dense SimCLR first and once more as `simclr/dense#2`.
 
     `images` (2, batch, channels, H, W): the views that all methods get; random ones by default. torch runs with
     `threads` threads meanwhile. `training` False times inference alone, `left_out` (row: reason) does so for some rows;
@@ -69,6 +70,8 @@ def measure(
             Arm(name, method, encoder, train, views, fabric, training and name not in left_out)
             for name, method in contestants(methods)
         ]
+        unknown = [arm.name for arm in arms if not arm.known]
+        arms = [arm for arm in arms if arm.known]
         for arm in arms:
             arm.weigh()
         contenders = {key: call for arm in arms for key, call in arm.contenders().items()}
@@ -95,6 +98,7 @@ def measure(
                 "disturbed_rounds": times.disturbed,
                 **({"peaks_not_measured": lost} if lost else {}),
                 **({"training_left_out": list(left_out.values())} if left_out else {}),
+                **({"cost_unknown": unknown} if unknown else {}),
             },
             started=started,
             finished=now(),

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from bench.evaluate import Bench
 from bench.finetune import finetune_steps
 from bench.measure.counters import CountersDisagree
-from bench.measure.macs import count
 from bench.outcome import data_record, split_record
 from bench.pretrain import steps_of
 from bench.record import Macs, Record
@@ -19,6 +18,7 @@ from bench.spec import RunSpec
 from bench.verification.check import FAILS, OPEN, Check, compare, differences, judged
 from bench.verification.rebuild import objective_of
 from bench.verification.source import Source
+from bench.weigh import macs_of
 from datasets.limits import RECORD_BYTES, read_within
 
 
@@ -46,7 +46,7 @@ def macs(source: Source, spec: RunSpec, bench: Bench) -> Check:
     strategy = objective.encoder.strategy
     execution = "none" if record.objective == "none" else strategy.train_execution
     try:
-        counted = count(objective, spec.encoder, spec.train, _pretraining_steps(spec, bench))
+        counted = macs_of(objective, spec, bench, _pretraining_steps(spec, bench))
     except CountersDisagree as error:
         return Check(what, FAILS, str(error))
     said = {"keep_effective": record.keep_effective, "train_execution": record.train_execution}

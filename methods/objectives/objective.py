@@ -44,6 +44,12 @@ class Objective(nn.Module):
         """Loss of the global batch, of which `views` (2, B, channels, H, W) are this rank's images."""
         raise TypeError(f"{type(self).__name__} defines no loss")
 
+    def use_attention(self, backend: str, device: torch.device) -> None:
+        """Choose the attention backend of all encoders, a teacher's too; raises ValueError where it cannot run."""
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.use_attention(backend, device)
+
     def after_step(self, progress: float) -> None:
         """What follows the optimizer's step; `progress` is the share of the run that is over."""
 

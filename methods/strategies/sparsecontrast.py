@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from methods.ranks import gather_views, mean_over_ranks
+from methods.schedule import kept_tokens
 from methods.strategies.predictor import Predictor, predictor_width
 from methods.strategies.selection import Choice, Selection, highest
 from methods.strategies.strategy import Call, Geometry, as_mask
@@ -73,6 +74,18 @@ class SparseContrast(Selection):
         self.predictor.requires_grad_(self.trained)
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(0.0))
+
+    @property
+    def adaptive(self) -> bool:
+        return self.select != "topk"
+
+    @torch.no_grad()
+    def meet_target(self, images: Tensor) -> bool:
+        """The threshold of "budget" is put where the images' budget lies; what "threshold" keeps is learnt."""
+        if self.select == "budget":
+            logits = self.predictor(images).float()
+            self.threshold.copy_(_budget_cut(logits, kept_tokens(self.geometry.patches, self.keep)))
+        return self.select != "threshold"
 
     def choose(self, images: Tensor, call: Call) -> Choice | None:
         k = self.count(call)

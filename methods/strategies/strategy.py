@@ -135,6 +135,16 @@ class Strategy(nn.Module):
         """The keep ratio that is used once the ramp is over; None where the strategy has none."""
         return None
 
+    @property
+    def adaptive(self) -> bool:
+        """Does the number of tokens depend on what is in an image?"""
+        return False
+
+    def meet_target(self, images: Tensor) -> bool:
+        """Have an untrained strategy keep its target of `images` (N, channels, H, W) on the mean, as a trained one
+        would, so that its cost can be measured; False where only training can say how many tokens it keeps."""
+        return not self.adaptive
+
     def forward(self, network: Any, images: Tensor, call: Call) -> Encoding:
         """All tokens through all blocks: what a strategy does where it does nothing."""
         if not isinstance(network, VisionTransformer):

@@ -29,11 +29,10 @@ def kept(run: Pass) -> Kept | None:
     strategy, training = run.strategy, run.call.training
     count = kept_tokens(run.patches, run.call.keep if training else strategy.target)
     looks = isinstance(strategy, SparseContrast)
-    adaptive = looks and strategy.select != "topk"
     rests = not looks or (training and strategy.select != "threshold")
     if count == run.patches and rests:
         return None
-    if not adaptive:
+    if not strategy.adaptive:
         return Kept(count, count)
     with torch.no_grad():
         choice = copy.deepcopy(strategy).choose(run.images, run.call)

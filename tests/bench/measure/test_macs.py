@@ -7,8 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 
 from bench.measure import counters, macs
+from bench.measure.arm import Arm
 from bench.measure.counters import CountersDisagree, inference_macs
 from bench.measure.inputs import random_views
 from bench.pretrain import build
@@ -19,6 +21,7 @@ from methods.names import parse_methods
 from methods.objectives.objective import Objective
 from methods.schedule import keep_at, kept_tokens
 from methods.strategies.predictor import predictor_macs, predictor_width
+from methods.strategies.strategy import Call
 
 SMALL = EncoderSpec(name="vit_stem_d64_l4_patch8", image_size=64)
 VIT_S = EncoderSpec(name="vit_small_patch16_224", image_size=224, channels=3)
@@ -208,16 +211,41 @@ def test_keep_one_and_no_steps() -> None:
     assert macs.count(objective, SMALL, TRAIN, 0).whole_run == 0
 
 
-def test_what_depends_on_the_image_is_counted_padded() -> None:
-    """Threshold 0 of an untrained predictor keeps what it likes; the batch is as wide as its widest image."""
+def test_what_depends_on_the_image_is_counted_by_image() -> None:
+    """Threshold 0 of an untrained predictor keeps what it likes: the mean over all images, each alone; the witnesses
+    look at the first two together, as wide as the wider one."""
     objective = built("simclr/sparsecontrast[select=threshold]")
     images = torch.randn(5, 1, 64, 64, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        widest = int((objective.encoder.strategy.predictor(images) > 0).sum(1).max())
+        kept = (objective.encoder.strategy.predictor(images) > 0).sum(1).tolist()
+    assert len(set(kept)) > 1
     geometry = objective.encoder.geometry
-    padded_heads = 4 * 2 * widest**2 * 4 * 8  # the key bias pads every head's 16 by 8, in q k and v
-    formula = geometry.macs(widest) + predictor_macs(geometry, predictor_width(geometry)) + padded_heads
-    assert macs.count(objective, SMALL, TRAIN, 0, torch.stack([images, images])).inference == formula
+
+    def formula(n: int) -> float:
+        padded_heads = 4 * 2 * n**2 * 4 * 8  # the key bias pads every head's 16 by 8, in q k and v
+        return geometry.macs(n) + predictor_macs(geometry, predictor_width(geometry)) + padded_heads
+
+    counted = macs.count(objective, SMALL, TRAIN, 0, torch.stack([images, images]))
+    assert counted.inference == pytest.approx(np.mean([formula(n) for n in kept]), rel=1e-12)
+    assert counted.inference == pytest.approx(sum(counted.inference_parts.values()), rel=1e-12)
+    assert set(counted.counters.values()) == {formula(max(kept[:2]))}
+    plain = macs.count(objective, SMALL, TRAIN, 0, torch.stack([images, images]), images[3:])
+    assert plain.inference == pytest.approx(np.mean([formula(n) for n in kept[3:]]), rel=1e-12)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.7])
+def test_a_budget_is_counted_and_timed_at_its_target(keep: float) -> None:
+    """Whatever the untrained predictor says: the images keep their share on the mean, at inference as in training."""
+    encoder, views = SMALL, random_views(SMALL, 8)
+    (method,) = parse_methods(f"simclr/sparsecontrast[select=budget,keep={keep}]")
+    arm = Arm("budget", method, encoder, TRAIN, views, Fabric(accelerator="cpu", devices=1))
+    assert arm.known
+    with torch.no_grad():
+        kept = arm.objective.encoder.eval()(views[0], Call()).kept
+    assert kept.float().mean().item() == pytest.approx(kept_tokens(64, keep) / 64, abs=0.01)
+    arm.weigh()
+    exact = macs.count(built(f"simclr/sparsecontrast[keep={keep},gate=key_bias]"), SMALL, TRAIN, 0)
+    assert arm.macs.inference == pytest.approx(exact.inference, rel=0.1)  # padded heads, attention's square
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))

@@ -132,3 +132,21 @@ def test_the_plateau_is_the_loss_of_features_that_tell_nothing() -> None:
     q = torch.ones(6, 4)
     both = objective.contrast(q, q) + objective.contrast(q, q)
     assert float(both) == pytest.approx(objective.plateau(6), rel=1e-5)
+
+
+def test_the_teacher_runs_on_the_same_attention_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def backend(name: str, device: torch.device):
+        def core(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+            calls.append(len(q))
+            return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+
+        return core
+
+    monkeypatch.setattr("methods.encoders.encoder.backend_core", backend)
+    objective = make()
+    objective.use_attention("fast", torch.device("cpu"))
+    objective(torch.randn(2, 5, 1, 32, 32), CALL)
+    depth = objective.encoder.geometry.depth
+    assert len(calls) == 2 * depth  # the student's blocks and the teacher's
