@@ -84,12 +84,15 @@ def conditions(environment: Mapping[str, Any]) -> dict[str, Any]:
     return {name: environment.get(name, unsaid) for name, unsaid in CONDITIONS.items()}
 
 
-def _cpu_name() -> str:
+def _cpu_name(account: Path = Path("/proc/cpuinfo")) -> str:
+    """With family and model where Linux says them: virtual machines call processors alike that round otherwise."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = account.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    name, kind = said.get("model name", platform.machine()), (said.get("cpu family"), said.get("model"))
+    return f"{name} (family {kind[0]}, model {kind[1]})" if all(kind) else name
 
 
 @functools.cache

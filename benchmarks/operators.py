@@ -1,11 +1,12 @@
-"""Where a train step's time goes by operator: what of dense's work a method saves, and what it does not.
+"""Where the time of a train step, or of inference, goes by operator: what of dense's work a method saves, and what not.
 
     python -m benchmarks.operators --encoder convnext_tiny --image-size 224 --channels 3 --batch 8
 
 torch's profiler watches some steps of each method, in turn; the time of each operator itself (without those that it
 calls) is summed by kind, forward and backward together. Of the steps the one counts in which a kind took least: what
 else the machine does can only add to it. A step that is watched is slower than one that is not, as is printed beside
-it: read shares, and ratios between methods. By hand; written to benchmarks/results/operators-<encoder>-<size>.json.
+it: read shares, and ratios between methods. By hand; written to benchmarks/results/operators-<encoder>-<size>.json
+(`--inference`: operators-inference-...).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def main() -> None:
     steps = {}
     for method in parse_methods(options.methods):
         arm = Arm(method.name, method, encoder, TrainSpec(), views, fabric)
-        steps[method.name] = arm.train_steps()[arm.points[0]]
+        steps[method.name] = arm.inference() if options.inference else arm.train_steps()[arm.points[0]]
         steps[method.name]()
     plain: dict[str, list[float]] = {name: [] for name in steps}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
@@ -88,7 +89,7 @@ def main() -> None:
         for kind, value in sorted(ms.items(), key=lambda item: -item[1]):
             print(f"  {kind:28} {value:8.2f} ms")
     content = {
-        "name": f"operators-{encoder.name}-{encoder.image_size}",
+        "name": f"operators-{'inference-' if options.inference else ''}{encoder.name}-{encoder.image_size}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(options.threads),
         "batch": options.batch,
@@ -108,6 +109,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--inference", action="store_true", help="of inference, not of a train step")
     return parser.parse_args()
 
 

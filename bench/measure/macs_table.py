@@ -56,6 +56,8 @@ def count_methods(methods: Sequence[Method], encoder: EncoderSpec, train: TrainS
                 "run_ratio": dense.whole_run / macs.whole_run,
                 "ramp": train.ramp if strategy.ramps else None,
                 "batch": train.batch,
+                **{f"infer: {part}": value / 1e9 for part, value in macs.inference_parts.items()},
+                **{f"step: {part}": value / 1e9 for part, value in macs.train_parts.items()},
             }
         )
     return rows
@@ -83,12 +85,28 @@ def print_macs(rows: Sequence[dict[str, Any]], encoder: EncoderSpec, console: Co
         keep = "" if row["keep"] is None else f"{row['keep']:g}"
         shown.add_row(row["method"].replace("[", r"\["), keep, *numbers)
     console.print(shown)
+    for kind, what in (("infer", "inference"), ("step", "train step")):
+        _print_parts(rows, kind, f"GMACs by part, {what}", console)
+
+
+def _print_parts(rows: Sequence[dict[str, Any]], kind: str, title: str, console: Console) -> None:
+    """A column for each part that any of the methods has."""
+    parts = list(dict.fromkeys(key for row in rows for key in row if key.startswith(f"{kind}: ")))
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("method", overflow="fold", min_width=22)
+    for part in parts:
+        shown.add_column(part.removeprefix(f"{kind}: "), justify="right")
+    for row in rows:
+        shown.add_row(
+            row["method"].replace("[", r"\["), *("" if part not in row else f"{row[part]:.4g}" for part in parts)
+        )
+    console.print(shown)
 
 
 def write_macs(rows: Sequence[dict[str, Any]], encoder: EncoderSpec, reports: Path) -> Path:
     """reports/macs-<encoder>-<size>.csv."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     where = reports / f"macs-{encoder.name}-{encoder.image_size}.csv"

@@ -34,6 +34,16 @@ def test_ranks_are_those_that_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert environment(1)["ranks"] == 4
 
 
+def test_processors_of_one_name_are_told_apart_by_family_and_model(tmp_path: Path) -> None:
+    account = tmp_path / "cpuinfo"
+    two = [f"processor\t: {i}\ncpu family\t: 25\nmodel\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1" for i in (0, 1)]
+    account.write_text("\n\n".join(two))
+    assert module._cpu_name(account) == "AMD EPYC (family 25, model 17)"
+    account.write_text("processor\t: 0\nBogoMIPS\t: 50.00\nCPU part\t: 0xd0c\n")
+    assert module._cpu_name(account) == platform.machine()
+    assert module._cpu_name(tmp_path / "nowhere") != ""
+
+
 def test_packages_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PACKAGES", ("torch", "no-such-package"))
     assert environment(1)["versions"]["no-such-package"] == "not installed"
