@@ -14,9 +14,10 @@ from bench.analysis.frames import cost_csv, cost_frame, table_frame
 from bench.analysis.speed import large_table, speed_cell
 from bench.measure import formula
 from bench.measure.formula.products import by_part
+from bench.measure.macs import count
 from bench.pretrain import build
 from bench.record import CostTable
-from bench.spec import EncoderSpec
+from bench.spec import EncoderSpec, TrainSpec
 from methods.names import parse_methods
 from methods.strategies.strategy import Call
 
@@ -39,22 +40,65 @@ def as_row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def tables(encoder: str, batch: int) -> dict[int, pd.DataFrame]:
-    """The committed tables of an encoder, by image size, ascending; a row a method."""
+def all_tables(encoder: str, batch: int) -> list[pd.DataFrame]:
+    """The committed tables of an encoder, by image size and age; a row a method."""
     found = [CostTable.model_validate_json(path.read_bytes()) for path in sorted(TABLES.glob("cost/*.json"))]
     wanted = [one for one in found if (one.rows[0].encoder, one.rows[0].batch) == (encoder, batch)]
-    wanted.sort(key=lambda one: one.rows[0].image_size)
-    return {one.rows[0].image_size: table_frame(one).set_index("method", drop=False) for one in wanted}
+    wanted.sort(key=lambda one: (one.rows[0].image_size, one.finished))
+    return [table_frame(one).set_index("method", drop=False) for one in wanted]
 
 
-def test_convnext_t() -> None:
-    (frame,) = tables("convnext_tiny", 8).values()
+def tables(encoder: str, batch: int) -> dict[int, pd.DataFrame]:
+    """Those of an encoder that was measured once at each image size, by that."""
+    found = all_tables(encoder, batch)
+    by_size = {int(frame["image_size"].iloc[0]): frame for frame in found}
+    assert len(by_size) == len(found)
+    return by_size
+
+
+def speed_rows(frame: pd.DataFrame) -> list[str]:
+    """A row a method: inference, step and run with what share of the MACs' ratio they reach, and memory."""
     expected = []
     for _, row in frame.iterrows():
         shares = [f"{row[f'{kind}_time_over_macs']:.2f}" for kind in ("infer", "train")]
         inference, step, run = (speed_cell(row, kind) for kind in ("infer", "train", "run"))
         expected.append(as_row(row["method"], inference, shares[0], step, shares[1], run, f"{row['saved_mib']:.0f}"))
-    assert rows("| method | inference |") == expected
+    return expected
+
+
+def test_vit_s_on_every_machine() -> None:
+    frames = all_tables(VIT, 8)
+    assert len(frames) == 2
+    for frame in frames:
+        assert rows(f"| {frame['machine'].iloc[0]} | inference |") == speed_rows(frame)
+
+
+def test_macs_that_explain_dynamicvits_step() -> None:
+    spec = EncoderSpec(name=VIT, image_size=224)
+    names = ("dense", "dynamicvit", "dynamicvit[distil_weight=0]")
+    dense, whole, without = (
+        count(build(parse_methods(name)[0], spec, seed=0), spec, TrainSpec(), 0).train_step for name in names
+    )
+    said = f"its step is {dense / whole:.2f} of dense's speed, and {dense / without:.2f} without that branch"
+    assert said in flat(DOC)
+
+
+@pytest.mark.parametrize(("channels", "what"), [(3, "in RGB"), (1, "with one channel")])
+def test_what_macs_allow_sparsecontrast(channels: int, what: str) -> None:
+    spec = EncoderSpec(name=VIT, image_size=224, channels=channels)
+    dense, sparse = (
+        count(build(parse_methods(name)[0], spec, seed=0), spec, TrainSpec(), 0) for name in ("dense", "sparsecontrast")
+    )
+    inference, step = dense.inference / sparse.inference, dense.train_step / sparse.train_step
+    text = flat((ROOT / "docs" / "sparsecontrast.md").read_text(encoding="utf-8"))
+    found = re.search(rf"(\d\.\d\d)x (?:at inference )?and (\d\.\d\d)x (?:for a training step )?{what}", text)
+    assert found is not None
+    assert found.groups() == (f"{inference:.2f}", f"{step:.2f}")
+
+
+def test_convnext_t() -> None:
+    (frame,) = tables("convnext_tiny", 8).values()
+    assert rows("| method | inference |") == speed_rows(frame)
     assert frame.loc["simclr/sparsecontrast", ["infer_time_over_macs", "train_time_over_macs"]].min() > 0.8
 
 
