@@ -32,6 +32,7 @@ from bench.store import Store, evaluation_name, missing_evaluations, write_atomi
 from bench.weigh import macs_of, memory_of
 from datasets import load
 from datasets.splits import make_splits
+from methods import code_of
 from methods.objectives.objective import Objective
 
 
@@ -99,7 +100,10 @@ def train_along(spec: RunSpec, cache: Path | None, checkpoints: Checkpoints) -> 
 
 
 def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
-    """The run's data, splits and views."""
+    """The run's data, splits and views. Raises ValueError where what its id stands for is not what is here: a job may
+    wait for days in a queue, and files change meanwhile."""
+    if code_of(spec.parsed.objective, spec.parsed.strategy) != spec.code:
+        raise ValueError(f"the plug-in of {spec.method} changed since the grid was planned: give the command again")
     data = _load(spec.data.model_dump_json(), spec.encoder.image_size, cache, spec.fingerprint)
     if spec.fingerprint not in ("", data.fingerprint):
         raise ValueError(f"data set '{data.name}' has changed since the grid was planned: give the command again")

@@ -17,7 +17,7 @@ from safetensors.torch import load
 from bench.checkpoint import Checkpoints
 from bench.course import TrainingFailed
 from bench.environment import conditions, environment
-from bench.experiment import run_experiment
+from bench.experiment import run_experiment, train_along
 from bench.lesions import Lesions
 from bench.outcome import failure
 from bench.pretrain import build
@@ -27,6 +27,8 @@ from bench.spec import RunSpec
 from bench.store import Store
 from bench.verification.again import changes
 from datasets.splits import fraction, make_splits
+from methods import STRATEGIES
+from methods.plugins import load_plugin
 from methods.strategies.strategy import Call
 from tests.bench import small
 
@@ -335,6 +337,38 @@ def test_data_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
     record = run_experiment(run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None)
     assert record.status == "failed"
     assert "has changed since the grid was planned: give the command again" in record.reason
+
+
+PLUGIN = """
+from methods import Entry
+from methods.strategies.dense import Dense
+
+
+class Mine(Dense):
+    def forward(self, network, images, call):
+        return super().forward(network, images * {factor}, call)
+
+
+STRATEGIES = {{"mine": Entry(":Mine", "a variant", "a test", inference=("dense",))}}
+"""
+
+
+def test_a_plug_in_that_changed_since_the_grid_was_planned(bench: Bench, registries: None) -> None:
+    """Its job waited in a queue: the record would name the code of then, and the weights would be those of now."""
+    plugin = bench.folder / "mine.py"
+    plugin.write_text(PLUGIN.format(factor=1.0))
+    load_plugin(plugin)
+    suite = small.suite(bench.folder, methods="mine")
+    (run,) = suite.runs()
+    assert run.code
+    del STRATEGIES["mine"]  # the job's process, which reads the file anew
+    plugin.write_text(PLUGIN.format(factor=0.5))
+    load_plugin(plugin)
+    record = run_experiment(run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None)
+    assert record.status == "failed"
+    assert "the plug-in of simclr/mine changed since the grid was planned: give the command again" in record.reason
+    with pytest.raises(ValueError, match="the plug-in of simclr/mine changed"):  # any other rank's share of it
+        train_along(run, bench.cache, Checkpoints(bench.store.training(run.run_id)))
 
 
 def test_what_is_evaluated_is_what_the_record_names(bench: Bench) -> None:
