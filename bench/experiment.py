@@ -104,6 +104,11 @@ def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
     wait for days in a queue, and files change meanwhile."""
     if code_of(spec.parsed.objective, spec.parsed.strategy) != spec.code:
         raise ValueError(f"the plug-in of {spec.method} changed since the grid was planned: give the command again")
+    if spec.weights_sha256 not in ("", spec.encoder.weights_digest()):
+        raise ValueError(
+            f"the weights in {spec.encoder.weights} are not those that the run was planned with: put them back, or "
+            "give the command again"
+        )
     data = _load(spec.data.model_dump_json(), spec.encoder.image_size, cache, spec.fingerprint)
     if spec.fingerprint not in ("", data.fingerprint):
         raise ValueError(f"data set '{data.name}' has changed since the grid was planned: give the command again")

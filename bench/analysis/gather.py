@@ -134,6 +134,8 @@ def _shared(record: Record) -> dict[str, Any]:
     for part in ("train", "views", "encoder"):
         walk(part, record.spec.get(part) or {})
     flat.pop("train.lr", None)
+    if digest := record.spec.get("weights_sha256"):
+        flat["encoder.weights_sha256"] = str(digest)[:12]
     return flat
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 
 from bench.checkpoint import Checkpoints
 from bench.course import TrainingFailed
@@ -369,6 +369,28 @@ def test_a_plug_in_that_changed_since_the_grid_was_planned(bench: Bench, registr
     assert "the plug-in of simclr/mine changed since the grid was planned: give the command again" in record.reason
     with pytest.raises(ValueError, match="the plug-in of simclr/mine changed"):  # any other rank's share of it
         train_along(run, bench.cache, Checkpoints(bench.store.training(run.run_id)))
+
+
+def test_encoder_weights_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
+    path = bench.folder / "first.safetensors"
+    network = build(small.run_spec(bench.folder, "dense").parsed, small.run_spec(bench.folder, "dense").encoder, 0)
+    state = {name: tensor.contiguous() for name, tensor in network.encoder.network.state_dict().items()}
+    save_file(state, path)
+    record, _ = bench.run("dense", encoder__weights=str(path))
+    assert record.status == "done", record.reason
+    assert record.spec["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    suite = small.suite(bench.folder, methods="dense", encoder__weights=str(path))
+    (run,) = suite.runs()
+    assert run.run_id == record.run_id
+    save_file({name: 2 * tensor for name, tensor in state.items()}, path)
+    (other,) = small.suite(bench.folder, methods="dense", encoder__weights=str(path)).runs()
+    assert other.run_id != run.run_id
+    store = Store(bench.folder / "elsewhere")
+    failed = run_experiment(run, suite.evaluation, suite.finetune, store, bench.cache, 1, lambda state: None)
+    assert failed.reason == (
+        f"ValueError: the weights in {path} are not those that the run was planned with: put them back, or give the "
+        "command again"
+    )
 
 
 def test_what_is_evaluated_is_what_the_record_names(bench: Bench) -> None:
