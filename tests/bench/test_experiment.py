@@ -408,7 +408,7 @@ def test_what_is_evaluated_is_what_the_record_names(bench: Bench) -> None:
     assert bench.run("dense", evaluation__probes=["linear"])[0].status == "done"
 
 
-def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished) -> None:
+def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished, monkeypatch) -> None:
     class Slow(Checkpoints):
         """Is stopped after its first step, which takes a second."""
 
@@ -418,6 +418,7 @@ def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished) -
                 self.stopping._asked = 2
             return super().due()
 
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of the job: a floor is trained by one rank
     suite = small.suite(bench.folder, methods="supervised", evaluation__labels=[50])
     (run,) = suite.runs()
     records = []
@@ -435,6 +436,7 @@ def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished) -
     assert record.time is not None
     assert record.time.resumed == 1
     assert record.time.wall_seconds > 1.0
+    assert record.environment["ranks"] == 1
     assert "also_trained_under" not in record.environment  # for it went on where it began
     assert record.weights_sha256 == finished["supervised"][0].weights_sha256
     assert record.time.steps_per_second == pytest.approx(record.time.steps / record.time.wall_seconds)
