@@ -167,6 +167,7 @@ class Evaluation(Frozen):
     settings: str = ""  # hash of how it was evaluated
     spec: dict[str, Any] = {}  # how it was evaluated: the EvaluationSpec, of this probe and fraction alone
     finetune: dict[str, Any] = {}  # likewise, the FinetuneSpec of a probe that trains the network
+    conditions: dict[str, Any] = {}  # what its numbers depend on to the last bit besides; by an earlier version {}
     predictions_sha256: str = ""  # of predictions/<the same name>.npz
     digest: str = ""
 

@@ -100,7 +100,7 @@ class RunSpec(Frozen):
     finetune: FinetuneSpec | None = None  # likewise
     fingerprint: str = ""  # of the images and labels that `data` names, once they have been read
     code: str = ""  # hash of the plug-in that defines the method, if one does
-    weights_sha256: str = Field(default="", exclude_if=lambda value: not value)  # of the file that `encoder.weights` names
+    weights_sha256: str = Field(default="", exclude_if=lambda said: not said)  # of the file that `encoder` starts from
     preset: str = ""  # where it came from; no part of its identity
     evidence: bool = True  # likewise
 
