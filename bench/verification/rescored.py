@@ -44,7 +44,11 @@ def rescored(recorded: Source, spec: RunSpec, cache: Path | None, report: Report
             return [Check(what, FAILS, f"it can't be evaluated: {record.reason}")]
         made, _ = source.read(place)
         assert made is not None
-        return [close(f"{name} from the checkpoint", one, made.evaluations[name]) for name, one in named.items()]
+        return [
+            close(f"{name} from the checkpoint", one, made.evaluations[name])
+            for name, one in named.items()
+            if name in made.evaluations  # the run made anew says what it has not
+        ]
 
 
 def close(what: str, recorded: Evaluation, made: Evaluation, why: str = "") -> Check:

@@ -144,6 +144,18 @@ def rounded(folder: Path, bench: Any, one: Any, scores: Any, conditions: dict[st
     Store(folder.parent).write_evaluation(NAME, made, predictions)
 
 
+def test_an_evaluation_that_its_own_spec_does_not_ask_for(folder: Path, cache: Path) -> None:
+    for path in (folder / EVALUATION, folder / "predictions" / f"{NAME}.npz"):
+        path.rename(path.with_name(path.name.replace("linear", "knn")))
+    edit(folder / "evaluations" / "knn-100-pruned.json", lambda one: one.update(probe="knn"), forge=True)
+    edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"), forge=True)
+    verified = Verified(folder, "--cache", cache)
+    assert verified.code == 1
+    assert verified.verdicts["knn-100-pruned made anew"] == "does not hold"
+    assert verified.verdicts["linear-50-pruned from the checkpoint"] == "holds"
+    assert "a run of this spec has no such evaluation" in verified.said
+
+
 def test_a_record_without_digests_is_no_mistake(folder: Path, cache: Path) -> None:
     for path in (folder / "record.json", *folder.glob("evaluations/*.json")):
         edit(path, lambda one: [one.pop(key, None) for key in ("digest", "files", "predictions_sha256", "spec_")])
