@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from datasets.limits import THREADS
 
 SCHEMA_VERSION = 1
+BESIDE = ("history.jsonl", "selection.npz")  # made with a record, written before it
 
 
 def _readable(environment: dict[str, Any]) -> dict[str, Any]:
@@ -24,6 +25,13 @@ def _readable(environment: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(others, list) or not all(isinstance(one, dict) for one in others):
         raise ValueError("also_trained_under is a list of conditions")
     return environment
+
+
+def _beside(files: dict[str, str]) -> dict[str, str]:
+    """Names of ours alone: they are joined to the run's folder, and must not lead out of it."""
+    if strangers := files.keys() - set(BESIDE):
+        raise ValueError(f"no file of a run's is {min(strangers)!r}: they are {' and '.join(BESIDE)}")
+    return files
 
 
 Environment = Annotated[dict[str, Any], AfterValidator(_readable)]
@@ -133,7 +141,7 @@ class Record(Frozen):
     memory: Memory | None = None
     learning: Learning | None = None
     weights_sha256: str = ""
-    files: dict[str, str] = {}  # SHA-256 of what lies beside it and was made with it: history.jsonl, selection.npz
+    files: Annotated[dict[str, str], AfterValidator(_beside)] = {}  # SHA-256 of those BESIDE it
     environment: Environment
     started: str  # ISO 8601, UTC
     finished: str

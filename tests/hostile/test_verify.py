@@ -63,6 +63,11 @@ def said(**fields: Any) -> Damage:
     return do
 
 
+def elsewhere(path: Path) -> None:
+    """The record names a file that is none of the run's."""
+    said(files={"../../home/thesis.txt": "0" * 64})(path)
+
+
 def huge(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(RECORD_BYTES + 1)
@@ -82,6 +87,7 @@ BAD: dict[str, tuple[str, Damage, str, int]] = {
     "record: no thread": (RECORD, said(environment__threads=0), "a whole number from 1 to 1024", 1),
     "record: threads in words": (RECORD, said(environment__threads="two"), "a whole number from 1 to 1024", 1),
     "record: versions that are none": (RECORD, said(environment__versions=5, environment__commit=[]), "no digest", 0),
+    "record: a file elsewhere": (RECORD, elsewhere, "files: ", 1),
     "record: no data, no MACs, no learning": (RECORD, said(data=None, macs=None, learning=None), "does not hold", 1),
     "record: another method": (RECORD, said(method="simclr/dense"), "method: simclr/dense recorded", 1),
     "record: a spec of nothing": (RECORD, said(spec={}), "spec.method: Field required", 1),
