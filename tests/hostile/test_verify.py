@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from datasets.limits import RECORD_BYTES
-from tests.hostile.harness import Bench
+from datasets.limits import PLUGIN_BYTES, RECORD_BYTES
+from tests.hostile.harness import Bench, check
 from tests.hostile.test_records import cut, folder, other_weights, pickled_weights, pipe, put, zero
 
 GOOD = "z-good"
@@ -154,3 +154,8 @@ def test_whatever_looking_ends_in_the_next_record_is_looked_at(bench: Bench, run
     assert r"looking at it ended in TypeError: an odd \x1b[2J one" in looked.output
     assert GOOD in looked.output
 
+
+
+def test_a_plug_in_larger_than_one_can_be(bench: Bench, run: Path) -> None:
+    plugin = bench.write("mine.py", b"#" * (PLUGIN_BYTES + 1))
+    check(verify(bench, run, "--plugin", plugin), "mine.py has 1,048,577 bytes, and at most 1,048,576 are read")
