@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from bench import experiment as module
 from bench.checkpoint import Checkpoints
 from bench.course import TrainingFailed
 from bench.environment import conditions, environment
@@ -337,6 +338,42 @@ def test_data_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
     record = run_experiment(run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None)
     assert record.status == "failed"
     assert "has changed since the grid was planned: give the command again" in record.reason
+
+
+@pytest.mark.parametrize("method", ["dense", "supervised"])
+def test_who_comes_second_leaves_what_the_first_has_finished(bench: Bench, monkeypatch, capsys, method: str) -> None:
+    """A process is frozen while it trains, and thaws when another has taken the run over and finished it."""
+    train = "finetune" if method == "supervised" else "pretrain"
+    real, written = getattr(module, train), {}
+
+    def frozen(*args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, train, real)
+            _, folder = bench.run(method, evaluation__labels=[50])
+        written.update({path: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, train, frozen)
+    record, folder = bench.run(method, evaluation__labels=[50])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
+    assert len(written) > 3
+    assert record == bench.store.record(record.run_id)
+    assert "another process took it over and finished it; its record stands" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_another_made_meanwhile_is_left(bench: Bench, monkeypatch) -> None:
+    real, made = module.evaluate, []
+
+    def frozen(*args: Any) -> Any:
+        if not made:
+            made.append(True)
+            _, folder = bench.run("dense", evaluation__labels=[50])
+            made.append((folder / "evaluations" / "linear-50-dense.json").stat().st_mtime_ns)
+        return real(*args)
+
+    monkeypatch.setattr(module, "evaluate", frozen)
+    _, folder = bench.run("dense", evaluation__labels=[50])
+    assert (folder / "evaluations" / "linear-50-dense.json").stat().st_mtime_ns == made[1]
 
 
 PLUGIN = """
