@@ -10,8 +10,10 @@ five, both read off the clock of the file system that they share. A SLURM job th
 before at once.
 
 Where this could fail: a process that is frozen for over five minutes and thawed, or a network file system that hides
-new files for as long, lets two processes do the same run. Both then write the same bytes under the same names, each
-file whole, so that the record is still one and right; only time is lost. The file system must have hard links.
+new files for as long, lets two processes do the same run. Either of them does it right, but what they write is not the
+same to the last byte (a history holds speeds, a record times). So whoever finishes it first has done it: the other, on
+coming to write, finds a record that is done and leaves it with all that lies beside it (`bench.experiment`), and gives
+back no claim but its own. Only time is lost. The file system must have hard links.
 """
 
 from __future__ import annotations
@@ -63,19 +65,20 @@ class Claims:
     @contextmanager
     def hold(self, run_id: str, grid: str = "") -> Iterator[bool]:
         """True inside if the run is this process's to do; given back at the end."""
-        path = self._make(run_id, Owner.me(grid))
+        me = Owner.me(grid)
+        path = self._make(run_id, me)
         if path is None:
             yield False
             return
         ended = threading.Event()
-        renewal = threading.Thread(target=_renew, args=(path, ended), daemon=True)
+        renewal = threading.Thread(target=_renew, args=(path, me, ended), daemon=True)
         renewal.start()
         try:
             yield True
         finally:
             ended.set()
             renewal.join()
-            _give_back(path)
+            _give_back(path, me)
 
     def held(self, run_id: str) -> bool:
         """Is a living process at work on the run?"""
@@ -199,21 +202,29 @@ def _age(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _renew(path: Path, ended: threading.Event) -> None:
+def _renew(path: Path, me: Owner, ended: threading.Event) -> None:
+    """Until it ends. Not a claim of the same number that another made, after ours was taken for dead and removed."""
     while not ended.wait(RENEWED):
         try:
-            os.utime(path)
+            if _read(path) in (me, None):
+                os.utime(path)
         except OSError:
             continue  # a network file system's hiccup; if it lasts, others take over
 
 
-def _give_back(path: Path) -> None:
-    """Remove the claim, the dead ones below it first, and the folder if nobody else has a claim in it."""
-    for other in path.parent.iterdir():
-        below = other.name.isdigit() and int(other.name) < int(path.name)
-        if not other.name.isdigit() or (below and not _lives(other)):  # whoever makes a claim now makes it again
-            other.unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+def _give_back(path: Path, me: Owner) -> None:
+    """Remove the claim, the dead ones below it first, and the folder if nobody else has a claim in it. Not a claim of
+    the same number that is another's: this process was frozen and taken for dead, and ours is gone."""
+    if _read(path) not in (me, None):
+        return
+    try:
+        for other in path.parent.iterdir():
+            below = other.name.isdigit() and int(other.name) < int(path.name)
+            if not other.name.isdigit() or (below and not _lives(other)):  # whoever makes a claim now makes it again
+                other.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return  # the folder went with the claim of who took over
     try:
         path.parent.rmdir()
     except OSError:

@@ -81,8 +81,9 @@ class Course:
         return Point(self.step, position)
 
 
-def with_todays(position: dict[str, Any]) -> list[dict[str, Any]]:
-    """The conditions that a training was under until this position, each once, and those of this process."""
+def with_todays(position: dict[str, Any], ranks: int | None = None) -> list[dict[str, Any]]:
+    """The conditions that a training was under until this position, each once, and those of this process; `ranks`
+    where it trains with others than all that the job has."""
     before: list[dict[str, Any]] = position.get("conditions", [])
-    todays = conditions(environment(torch.get_num_threads()))
+    todays = conditions(environment(torch.get_num_threads(), ranks))
     return before if todays in before else [*before, todays]

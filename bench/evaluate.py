@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from bench.analysis.statistics import auprc, auroc, bootstrap_interval, defined_labels
+from bench.environment import conditions, environment
 from bench.finetune import Classifier, finetune
 from bench.lesions import Lesions
 from bench.pretrain import Report
@@ -228,6 +229,7 @@ def summarise(
         settings=spec.settings_of(probe, tuning),
         spec=spec.model_copy(update={"labels": (labels,), "probes": (probe,)}).model_dump(mode="json"),
         finetune=tuning.model_dump(mode="json") if probe == "finetune" else {},
+        conditions=conditions(environment(torch.get_num_threads(), ranks=1)),
     )
     return evaluation, {"scores": scores, "labels": truth, "patients": patients.astype(str), "index": index}
 

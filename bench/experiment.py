@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load as load_tensors
@@ -25,13 +26,14 @@ from bench.finetune import Classifier, finetune, finetune_steps, spent
 from bench.outcome import EvaluationFailed, failure, reason_of, record_of, timing, write_failure
 from bench.pretrain import Report, Trained, build, pretrain, views_of
 from bench.ranks import RanksLost, fabric_of, leading
-from bench.record import Record
+from bench.record import Evaluation, Record
 from bench.seal import sha256
 from bench.spec import DataSpec, EvaluationSpec, FinetuneSpec, RunSpec
 from bench.store import Store, evaluation_name, missing_evaluations, write_atomically
 from bench.weigh import macs_of, memory_of
 from datasets import load
 from datasets.splits import make_splits
+from methods import code_of
 from methods.objectives.objective import Objective
 
 
@@ -47,10 +49,29 @@ class Attempt:
     report: Report
     checkpoints: Checkpoints
 
-    def record(self, objective: Objective, **parts: Any) -> Record:
-        """The finished run's record, written down."""
-        made = record_of(self.spec, self.started, self.threads, bench=self.bench, objective=objective, **parts)
-        self.store.write_record(made)
+    def finish(
+        self,
+        objective: Objective,
+        weights: bytes,
+        history: list[dict[str, Any]] | None = None,
+        figure: dict[str, npt.NDArray[Any]] | None = None,
+        **parts: Any,
+    ) -> Record:
+        """The finished run, written down, its record last. Where another process has finished it meanwhile, which
+        took it over while this one was frozen (`bench.claims`), that is left as it is."""
+        store, run_id = self.store, self.spec.run_id
+        done = store.record(run_id)
+        if done is not None and done.status == "done":
+            print(f"{run_id}: another process took it over and finished it; its record stands", flush=True)
+            return done
+        write_atomically(store.folder(run_id) / "checkpoint.safetensors", weights)
+        if figure is not None:
+            store.write_arrays(store.folder(run_id) / "selection.npz", figure)
+        if history is not None:
+            store.write_history(run_id, history)
+        parts |= {"bench": self.bench, "objective": objective, "weights_sha256": sha256(weights)}
+        made = record_of(self.spec, self.started, self.threads, **parts)
+        store.write_record(made)
         return made
 
 
@@ -99,7 +120,15 @@ def train_along(spec: RunSpec, cache: Path | None, checkpoints: Checkpoints) -> 
 
 
 def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
-    """The run's data, splits and views."""
+    """The run's data, splits and views. Raises ValueError where what its id stands for is not what is here: a job may
+    wait for days in a queue, and files change meanwhile."""
+    if code_of(spec.parsed.objective, spec.parsed.strategy) != spec.code:
+        raise ValueError(f"the plug-in of {spec.method} changed since the grid was planned: give the command again")
+    if spec.weights_sha256 not in ("", spec.encoder.weights_digest()):
+        raise ValueError(
+            f"the weights in {spec.encoder.weights} are not those that the run was planned with: put them back, or "
+            "give the command again"
+        )
     data = _load(spec.data.model_dump_json(), spec.encoder.image_size, cache, spec.fingerprint)
     if spec.fingerprint not in ("", data.fingerprint):
         raise ValueError(f"data set '{data.name}' has changed since the grid was planned: give the command again")
@@ -116,7 +145,7 @@ def _load(spec: str, image_size: int, cache: Path | None, fingerprint: str) -> A
 
 def _train(run: Attempt) -> Record:
     """Pre-train (a floor does not), look at what was learnt, count and weigh it, write the record."""
-    spec, bench, store = run.spec, run.bench, run.store
+    spec, bench = run.spec, run.bench
     torch.manual_seed(spec.seed)
     trained: Trained | None = None
     if spec.parsed.strategy == "supervised":
@@ -132,21 +161,20 @@ def _train(run: Attempt) -> Record:
     encoder = objective.encoder.eval()
     features = Features(encoder, bench)
     learnt = learning(trained, features, bench, spec.train.batch)
-    figure = selection_figure(encoder, bench)
-    if figure is not None and spec.data.publish:
-        store.write_arrays(store.folder(spec.run_id) / "selection.npz", figure)
-    digest = _save(store, spec, encoder)
+    figure = selection_figure(encoder, bench) if spec.data.publish else None
+    weights = _packed(encoder)
     macs = macs_of(objective, spec, bench, trained.steps if trained else 0)
     memory = memory_of(objective, spec, bench) if trained else None
-    store.write_history(spec.run_id, trained.history if trained else [])
-    return run.record(
+    return run.finish(
         objective,
+        weights,
+        trained.history if trained else [],
+        figure,
         macs=macs,
         time=None if trained is None else timing(trained.steps, trained.seconds, trained.resumed),
         under=() if trained is None else trained.conditions,
         memory=memory,
         learning=learnt,
-        weights_sha256=digest,
     )
 
 
@@ -171,13 +199,13 @@ def _train_supervised(run: Attempt) -> Record:
     )
     point = run.checkpoints.restored
     before, resumed = spent(point)
-    seconds, digest = before + time.perf_counter() - clock, _save(run.store, spec, classifier)
-    return run.record(
+    seconds = before + time.perf_counter() - clock
+    return run.finish(
         objective,
+        _packed(classifier),
         macs=macs_of(objective, spec, bench, 0),
         time=timing(finetune_steps(len(index), spec.finetune), seconds, resumed),
-        under=() if point is None else with_todays(point.position),
-        weights_sha256=digest,
+        under=() if point is None else with_todays(point.position, ranks=1),
     )
 
 
@@ -202,7 +230,7 @@ def _evaluate(
             result, predictions = evaluate(
                 spec.run_id, features, bench, evaluation, tuning, probe, labels, inference, report
             )
-            store.write_evaluation(evaluation_name(probe, labels, inference), result, predictions)
+            _write(store, result, predictions)
         except Exception as error:  # the others are made all the same
             error.add_note(f"in the evaluation {evaluation_name(probe, labels, inference)}")
             errors.append(error)
@@ -232,18 +260,23 @@ def _evaluate_supervised(
         [index],
         [{"lr": spec.finetune.lr}],
     )
-    store.write_evaluation(evaluation_name("finetune", spec.labels, "dense"), result, predictions)
+    _write(store, result, predictions)
 
 
-def _save(store: Store, spec: RunSpec, module: torch.nn.Module) -> str:
-    """Write the weights; returns their SHA-256 (of names, shapes and bytes)."""
-    content = save_tensors({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()})
-    write_atomically(store.folder(spec.run_id) / "checkpoint.safetensors", content)
-    return sha256(content)
+def _write(store: Store, made: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
+    """An evaluation, unless another process has made it meanwhile, as in `Attempt.finish`."""
+    name = evaluation_name(made.probe, made.labels, made.inference)
+    if not store.has_evaluation(made.run_id, name, made.settings):
+        store.write_evaluation(name, made, predictions)
+
+
+def _packed(module: torch.nn.Module) -> bytes:
+    """Its weights as a .safetensors file: names, shapes and bytes."""
+    return save_tensors({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()})
 
 
 def _weights(store: Store, run_id: str) -> bytes:
-    """What `_save` wrote. Raises EvaluationFailed where it is not what the record names."""
+    """What `_packed` made. Raises EvaluationFailed where it is not what the record names."""
     path, record = store.folder(run_id) / "checkpoint.safetensors", store.record(run_id)
     content = path.read_bytes()
     if record is None or sha256(content) != record.weights_sha256:

@@ -7,12 +7,36 @@ what was written before there were digests.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from datasets.limits import THREADS
 
 SCHEMA_VERSION = 1
+BESIDE = ("history.jsonl", "selection.npz")  # made with a record, written before it
 
+
+def _readable(environment: dict[str, Any]) -> dict[str, Any]:
+    """What is computed with, of an environment, is of its kind; all else is only told."""
+    threads, others = environment.get("threads", 1), environment.get("also_trained_under", [])
+    if type(threads) is not int or not 1 <= threads <= THREADS:
+        raise ValueError(f"threads are a whole number from 1 to {THREADS}")
+    if not isinstance(others, list) or not all(isinstance(one, dict) for one in others):
+        raise ValueError("also_trained_under is a list of conditions")
+    return environment
+
+
+def _beside(files: dict[str, str]) -> dict[str, str]:
+    """Names of ours alone: they are joined to the run's folder, and must not lead out of it."""
+    if strangers := files.keys() - set(BESIDE):
+        raise ValueError(f"no file of a run's is {min(strangers)!r}: they are {' and '.join(BESIDE)}")
+    return files
+
+
+Environment = Annotated[dict[str, Any], AfterValidator(_readable)]
+Many = Annotated[int, Field(ge=1)]
+Ratio = Annotated[float, Field(gt=0)]
 Interval = tuple[float, float]
 
 
@@ -117,8 +141,8 @@ class Record(Frozen):
     memory: Memory | None = None
     learning: Learning | None = None
     weights_sha256: str = ""
-    files: dict[str, str] = {}  # SHA-256 of what lies beside it and was made with it: history.jsonl, selection.npz
-    environment: dict[str, Any]
+    files: Annotated[dict[str, str], AfterValidator(_beside)] = {}  # SHA-256 of those BESIDE it
+    environment: Environment
     started: str  # ISO 8601, UTC
     finished: str
     digest: str = ""
@@ -167,6 +191,7 @@ class Evaluation(Frozen):
     settings: str = ""  # hash of how it was evaluated
     spec: dict[str, Any] = {}  # how it was evaluated: the EvaluationSpec, of this probe and fraction alone
     finetune: dict[str, Any] = {}  # likewise, the FinetuneSpec of a probe that trains the network
+    conditions: Environment = {}  # what its numbers depend on to the last bit besides; by an earlier version {}
     predictions_sha256: str = ""  # of predictions/<the same name>.npz
     digest: str = ""
 
@@ -204,19 +229,19 @@ class CostRow(Frozen):
     train_gmacs: float
     infer_ms: float
     train_ms: float | None
-    infer_speedup: float
-    infer_speedup_low: float
-    infer_speedup_high: float
-    train_speedup: float | None
-    train_speedup_low: float | None
-    train_speedup_high: float | None
-    run_speedup: float | None
-    run_speedup_low: float | None
-    run_speedup_high: float | None
+    infer_speedup: Ratio
+    infer_speedup_low: Ratio
+    infer_speedup_high: Ratio
+    train_speedup: Ratio | None
+    train_speedup_low: Ratio | None
+    train_speedup_high: Ratio | None
+    run_speedup: Ratio | None
+    run_speedup_low: Ratio | None
+    run_speedup_high: Ratio | None
     ramp: float | None
     saved_mib: float | None  # kept for backward, per image
-    batch: int
-    rounds: int
+    batch: Many
+    rounds: Many
     repeated_rounds: int  # rounds measured again because the process did not get its cores
     threads: int
     machine: str
@@ -236,6 +261,14 @@ class CostRow(Frozen):
     teacher_ms: float | None = None
     optimizer_ms: float | None = None
 
+    @model_validator(mode="after")
+    def _training_is_whole(self) -> CostRow:
+        """There in all its numbers, or left out."""
+        ratios = [getattr(self, f"{kind}_speedup{end}") for kind in ("train", "run") for end in ("", "_low", "_high")]
+        if len({value is None for value in [self.train_ms, *ratios]}) > 1:
+            raise ValueError("of training (train_ms, train_speedup and run_speedup with their ends) a part is missing")
+        return self
+
     def part(self, name: str) -> float | None:
         """ms of a part of a step, by its key in PARTS."""
         value: float | None = getattr(self, f"{name}_ms")
@@ -247,7 +280,7 @@ class CostTable(Frozen):
 
     schema_version: int = SCHEMA_VERSION
     rows: tuple[CostRow, ...]
-    environment: dict[str, Any]
+    environment: Environment
     started: str
     finished: str
     digest: str = ""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from bench.record import Frozen
+from bench.seal import file_sha256
 from methods import Value
 from methods.names import Method, parse_methods
 
@@ -53,6 +55,10 @@ class EncoderSpec(Frozen):
     channels: Literal[1, 3] = 1
     positions: Literal["sincos", "learned"] = "sincos"
     weights: str = ""  # "", "timm", or a .safetensors file
+
+    def weights_digest(self) -> str:
+        """SHA-256 of the file that `weights` names; "" where it names none, or one that is not there."""
+        return file_sha256(path) if (path := Path(self.weights)).is_file() else ""
 
 
 class ViewSpec(Frozen):
@@ -94,6 +100,7 @@ class RunSpec(Frozen):
     finetune: FinetuneSpec | None = None  # likewise
     fingerprint: str = ""  # of the images and labels that `data` names, once they have been read
     code: str = ""  # hash of the plug-in that defines the method, if one does
+    weights_sha256: str = Field(default="", exclude_if=lambda said: not said)  # of the file that `encoder` starts from
     preset: str = ""  # where it came from; no part of its identity
     evidence: bool = True  # likewise
 

@@ -14,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
-from bench.record import SCHEMA_VERSION, Evaluation, Record
+from bench.record import BESIDE, SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, seal, sha256
 from bench.spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
 from datasets.limits import RECORD_BYTES, read_within
 from methods import Inference, inference_modes
-
-BESIDE = ("history.jsonl", "selection.npz")  # made with a record, written before it
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -105,7 +105,8 @@ class Suite(Frozen):
     def runs(self, fingerprint: str = "") -> list[RunSpec]:
         """The grid on data of this fingerprint, seed by seed: the first is whole before the second begins."""
         runs = [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
-        return [run.model_copy(update={"fingerprint": fingerprint}) for run in runs]
+        found = {"fingerprint": fingerprint, "weights_sha256": self.encoder.weights_digest()}
+        return [run.model_copy(update=found) for run in runs]
 
     def _learning_rate(self, method: Method) -> float:
         """The method's own tuned rate; else that of the strategy it is a control or a variant of; else the preset's."""

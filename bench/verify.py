@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from bench.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +38,6 @@ def main(
     from bench.plain import console_of
     from bench.plan import default_cache
     from bench.verification.check import FAILS, HOLDS, OPEN
-    from bench.verification.verify import anew
 
     console = console_of()
     where = cache or default_cache()
@@ -46,7 +48,7 @@ def main(
             checks = list(one.checks)
             if not quick:
                 with console.status(f"Running {one.folder.name} again ...") as status:
-                    checks += anew(one, where, measure, lambda state: status.update(_progress(state)))
+                    checks += _anew(one, where, measure, lambda state: status.update(_progress(state)))
             _print(one.folder.name, checks, console)
             for check in checks:
                 counts[check.verdict] += 1
@@ -64,23 +66,54 @@ def main(
 def _look(
     records: list[Path], data_root: Path | None, cache: Path, plugins: tuple[Path, ...], console: Console
 ) -> list[Looked]:
-    """What the files tell, of all records: what the user has to mend is said before anything is trained."""
+    """What the files tell, of all records: what the user has to mend is said before anything is trained, and what was
+    found of the other records with it."""
     from bench.plain import told
     from bench.verification.source import folders_of
-    from bench.verification.verify import look
+    from bench.verification.verify import Looked, look
     from methods.plugins import load_plugin
 
+    looked: list[Looked] = []
+    mistakes: list[str] = []
     try:
         for file in plugins:
             load_plugin(file)
-        looked = []
-        for folder in dict.fromkeys(folder for place in records for folder in folders_of(place)):
-            with console.status(f"Looking at {folder.name} ..."):
-                looked.append(look(folder, data_root, cache))
-        return looked
+        folders = dict.fromkeys(folder for place in records for folder in folders_of(place))
     except (ValueError, OSError) as mistake:
         typer.echo(f"Error: {told(mistake)}", err=True)
         raise typer.Exit(2) from None
+    for folder in folders:
+        with console.status(f"Looking at {folder.name} ..."):
+            try:
+                looked.append(look(folder, data_root, cache))
+            except (ValueError, OSError) as mistake:
+                mistakes.append(f"{plain(folder.name)}: {told(mistake)}")
+            except Exception as error:
+                looked.append(Looked(folder, (_beyond(error),)))
+    if mistakes:
+        for one in looked:
+            _print(one.folder.name, list(one.checks), console)
+        for text in mistakes:
+            typer.echo(f"Error: {text}", err=True)
+        raise typer.Exit(2)
+    return looked
+
+
+def _anew(looked: Looked, cache: Path, measure: bool, report: Callable[[dict[str, Any]], None]) -> list[Check]:
+    """What the run made anew tells."""
+    from bench.verification.verify import anew
+
+    try:
+        return anew(looked, cache, measure, report)
+    except Exception as error:
+        return [_beyond(error)]
+
+
+def _beyond(error: Exception) -> Check:
+    """What a record says may be anything, and the next record is looked at all the same."""
+    from bench.verification.check import FAILS, Check
+
+    return Check("the rest", FAILS, f"looking at it ended in {type(error).__name__}: {error}")
 
 
 def _progress(state: dict[str, Any]) -> str:
@@ -97,12 +130,12 @@ def _print(run_id: str, checks: list[Check], console: Console) -> None:
     from bench.verification.check import FAILS, HOLDS, OPEN
 
     styles = {HOLDS: "green", FAILS: "bold red", OPEN: "yellow"}
-    table = Table(title=Text(run_id), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=Text(plain(run_id)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("check", "verdict"):
         table.add_column(column, no_wrap=True)
     table.add_column("why", overflow="fold")
     for check in checks:
-        table.add_row(Text(check.what), Text(check.verdict, styles[check.verdict]), Text(check.why))
+        table.add_row(Text(plain(check.what)), Text(check.verdict, styles[check.verdict]), Text(plain(check.why)))
     console.print(table)
 
 

@@ -20,6 +20,7 @@ ARCHIVE_BYTES = 2**32  # arrays of an .npz together, unpacked
 ARCHIVE_IMAGES = 200_000  # of MedMNIST's format, whose size says what one takes
 RECORD_BYTES = 2**26  # a record, an evaluation, a history
 PLUGIN_BYTES = 2**20
+THREADS = 1024  # of a record that is run again
 PATIENTS = 1_000_000  # of the phantom
 
 

@@ -19,6 +19,7 @@ from bench.analysis.groups import FLOORS, Arm, Group, ReportRefused, Run
 from bench.record import SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, state_of
 from bench.spec import RunSpec
+from bench.store import evaluation_name
 from datasets.limits import RECORD_BYTES, read_within
 
 SHOWN = 6  # runs that a refusal lists
@@ -50,6 +51,9 @@ def _run(path: Path) -> Run:
         one = parse(Evaluation, file)
         if one.run_id != record.run_id:
             raise ReportRefused(f"{file} is an evaluation of {one.run_id}, and lies in another run's folder: {MEND}.")
+        name = evaluation_name(one.probe, one.labels, one.inference)
+        if file.stem != name:
+            raise ReportRefused(f"{file} is {name} by its content, and would be counted as another one: move it away.")
         if not one.draws:
             raise ReportRefused(f"{file} has no draw: run it again, or move its folder away.")
         if one.split == "test":
@@ -134,6 +138,8 @@ def _shared(record: Record) -> dict[str, Any]:
     for part in ("train", "views", "encoder"):
         walk(part, record.spec.get(part) or {})
     flat.pop("train.lr", None)
+    if digest := record.spec.get("weights_sha256"):
+        flat["encoder.weights_sha256"] = str(digest)[:12]
     return flat
 
 

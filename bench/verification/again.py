@@ -25,7 +25,7 @@ from bench.spec import RunSpec
 from bench.verification import predictions, source, stored
 from bench.verification.check import FAILS, HOLDS, OPEN, TOLERANCE, Check, differences, judged
 from bench.verification.rebuild import run_anew
-from bench.verification.rescored import rescored
+from bench.verification.rescored import close, rescored
 from bench.verification.source import Source
 
 UNLIKE = "the weights are others, so only accuracy is compared"
@@ -52,7 +52,7 @@ def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -
             elif other is None:
                 checks.append(Check(what, FAILS, "a run of this spec has no such evaluation"))
             else:
-                checks.append(_equal(what, name, recorded, made) if alike else within(what, one, other))
+                checks.append(_evaluation(what, name, recorded, made) if alike else within(what, one, other))
     return checks if alike else [*checks, *rescored(recorded, spec, cache, report)]
 
 
@@ -100,6 +100,19 @@ def _losses(one: Source) -> list[dict[str, Any]] | None:
         ]
     except (OSError, ValueError):
         return None
+
+
+def _evaluation(what: str, name: str, recorded: Source, made: Source) -> Check:
+    """With equal weights: the same evaluation where it was made under these conditions, as the training was. Made
+    elsewhere, on a later day perhaps, it is the same but for rounding; where it trained the network, within the
+    intervals."""
+    one, other = recorded.evaluations[name], made.evaluations[name]
+    changed = changes(one.conditions, other.conditions) if one.conditions else []
+    if not changed:
+        return _equal(what, name, recorded, made)
+    if one.probe == "finetune" and recorded.record.strategy != "supervised":
+        return within(what, one, other)
+    return close(what, one, other, f"evaluated elsewhere: {changed[0]}")
 
 
 def _equal(what: str, name: str, recorded: Source, made: Source) -> Check:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from bench.environment import machine
 from bench.measure.counters import CountersDisagree
 from bench.measure.interval import noise_floor
@@ -48,12 +50,13 @@ def cost(source: Source, spec: RunSpec) -> list[Check]:
             ),
         ]
     table, row = here[-1]
-    spent, training = MeasureSpec(rounds=row.rounds, batch=row.batch), row.train_ms is not None
+    training = row.train_ms is not None
     try:
+        spent = MeasureSpec(rounds=row.rounds, batch=row.batch)
         anew = measure([method], spec.encoder, spec.train, spent, row.threads, training=training)
     except (ValueError, CountersDisagree) as error:
         return [*checks, Check(WHAT, OPEN, f"they can't be measured here: {error}")]
-    now = next(one for one in anew.rows if one.method == row.method)
+    now = next(one for one in anew.rows if one.method == method.name)
     kinds = [kind for kind in KINDS if getattr(row, f"{kind}_speedup") is not None]
     return [*checks, *(_compared(kind, (table, row), (anew, now)) for kind in kinds)]
 
@@ -67,7 +70,12 @@ def _tables(folder: Path) -> tuple[list[CostTable], list[Check]]:
             table = CostTable.model_validate_json(content)
             if state_of(json.loads(content)) == "broken":
                 raise ValueError("changed after it was written: its digest does not fit")
-        except (OSError, ValueError) as error:
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            why = f"no CostTable: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            checks.append(Check(f"cost/{path.name}", FAILS, why))
+            continue
+        except (OSError, ValueError, RecursionError) as error:
             checks.append(Check(f"cost/{path.name}", FAILS, str(error).splitlines()[0]))
             continue
         tables.append(table)
@@ -78,7 +86,7 @@ def _about(row: CostRow, record: Record, spec: RunSpec) -> bool:
     """Is the row about this method as this run trained it?"""
     encoder, train = spec.encoder, spec.train
     mine = (
-        record.method,
+        spec.method,
         record.keep,
         encoder.name,
         encoder.image_size,
@@ -108,7 +116,8 @@ def _compared(kind: str, then: tuple[CostTable, CostRow], now: tuple[CostTable, 
 def _floor(kind: str, table: CostTable) -> float:
     """The noise floor of a table: what dense against itself shows."""
     again = next((one for one in table.rows if one.method.endswith(TWICE)), None)
-    return 1.0 if again is None else noise_floor(*_ends(kind, again))
+    known = again is not None and getattr(again, f"{kind}_speedup") is not None
+    return noise_floor(*_ends(kind, again)) if again is not None and known else 1.0
 
 
 def _ends(kind: str, row: CostRow) -> tuple[float, float]:

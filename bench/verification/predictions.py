@@ -18,7 +18,7 @@ from datasets.archives import read_npz
 
 Arrays = dict[str, npt.NDArray[Any]]
 NAMES = ("scores", "labels", "patients", "index")
-APART = {"digest", "predictions_sha256"}  # of an evaluation: about the files, not about the run
+APART = {"digest", "predictions_sha256", "conditions"}  # of an evaluation: about files and places, not about the run
 
 
 def evaluations(source: Source, spec: RunSpec, bench: Bench) -> list[Check]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from bench.device import one_device, threads_of
-from bench.environment import raise_allocator_thresholds
+from bench.environment import cores, raise_allocator_thresholds
 from bench.evaluate import Bench
 from bench.experiment import prepare, run_experiment
 from bench.pretrain import Report, build
@@ -68,5 +68,5 @@ def _ways(source: Source) -> list[tuple[EvaluationSpec, FinetuneSpec]]:
 
 
 def _threads_of(record: Record) -> int:
-    threads = record.environment.get("threads")
-    return threads if isinstance(threads, int) and threads > 0 else 1
+    """As many as then, up to the cores that are here: with fewer cores it is another machine in any case."""
+    return min(int(record.environment.get("threads", 1)), cores())

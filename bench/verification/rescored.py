@@ -44,12 +44,17 @@ def rescored(recorded: Source, spec: RunSpec, cache: Path | None, report: Report
             return [Check(what, FAILS, f"it can't be evaluated: {record.reason}")]
         made, _ = source.read(place)
         assert made is not None
-        return [_close(f"{name} from the checkpoint", one, made.evaluations[name]) for name, one in named.items()]
+        return [
+            close(f"{name} from the checkpoint", one, made.evaluations[name])
+            for name, one in named.items()
+            if name in made.evaluations  # the run made anew says what it has not
+        ]
 
 
-def _close(what: str, recorded: Evaluation, made: Evaluation) -> Check:
+def close(what: str, recorded: Evaluation, made: Evaluation, why: str = "") -> Check:
+    """Macro AUROC the same but for rounding; `why` that is given to it, where that needs saying."""
     apart = abs(recorded.macro_auroc - made.macro_auroc)
     allowed = max(TOLERANCE, ROUNDING * (recorded.interval[1] - recorded.interval[0]))
-    said = f"macro AUROC {recorded.macro_auroc:.4f} then, {made.macro_auroc:.4f} now"
+    said = f"macro AUROC {recorded.macro_auroc:.4f} then, {made.macro_auroc:.4f} now{f' ({why})' if why else ''}"
     amiss = [] if apart <= allowed else [f"{said}: apart by {apart:.4f}, and rounding is given {allowed:.4f}"]
     return judged(what, amiss, said)

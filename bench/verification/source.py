@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from bench.record import SCHEMA_VERSION, Evaluation, Record
+from bench.record import BESIDE, SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, state_of
-from bench.store import BESIDE, evaluation_name
+from bench.store import evaluation_name
 from bench.verification.check import FAILS, HOLDS, OPEN, Check, judged
 from datasets.limits import RECORD_BYTES, read_within
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from pydantic import StrictFloat, StrictInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from bench.evaluate import Bench
@@ -20,6 +20,8 @@ from bench.verification.rebuild import objective_of
 from bench.verification.source import Source
 from bench.weigh import macs_of
 from datasets.limits import RECORD_BYTES, read_within
+
+_LINE = TypeAdapter(dict[str, StrictInt | StrictFloat | dict[str, StrictFloat]])
 
 
 def data(record: Record, bench: Bench) -> Check:
@@ -83,9 +85,12 @@ def history(source: Source, spec: RunSpec, bench: Bench) -> Check:
 
 
 def lines_of(source: Source) -> list[dict[str, Any]]:
-    """The history, a line an epoch. Raises OSError and ValueError."""
+    """The history, a line an epoch. Raises OSError, and ValueError for lines that hold anything but numbers."""
     text = read_within(source.folder / "history.jsonl", RECORD_BYTES).decode()
-    return [dict(json.loads(line)) for line in text.splitlines()]
+    try:
+        return [_LINE.validate_json(line) for line in text.splitlines()]
+    except ValidationError as error:
+        raise ValueError(f"a line is no epoch's: {error.errors(include_url=False)[0]['msg']}") from error
 
 
 def macs_differences(recorded: Macs | None, found: Macs | None) -> list[str]:

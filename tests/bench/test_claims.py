@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -189,6 +190,26 @@ def test_a_claim_whose_first_answer_was_lost_is_ours(tmp_path: Path, monkeypatch
     with Claims(tmp_path).hold("a") as mine:
         assert mine
     assert not Claims(tmp_path).held("a")
+
+
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_who_was_taken_for_dead_gives_back_nothing_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_anew: bool
+) -> None:
+    """Frozen for long, its claim was removed by who took over; another may have begun anew with the same number."""
+    monkeypatch.setattr(module, "RENEWED", 0.02)
+    parent = os.getppid()
+    other = replace(Owner.me(), pid=parent, born=born(parent))
+    claims = Claims(tmp_path)
+    with claims.hold("a") as mine:
+        assert mine
+        shutil.rmtree(tmp_path / ".claims" / "a")
+        if begun_anew:
+            path = write_claim(tmp_path, "a", other)
+            os.utime(path, (1, 1))
+            time.sleep(0.2)
+            assert path.stat().st_mtime == 1  # renewed by its owner alone
+    assert claims.held("a") == begun_anew
 
 
 def test_who_gives_back_leaves_the_living(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch) -> None:

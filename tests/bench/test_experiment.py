@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 
+from bench import experiment as module
 from bench.checkpoint import Checkpoints
 from bench.course import TrainingFailed
 from bench.environment import conditions, environment
-from bench.experiment import run_experiment
+from bench.experiment import run_experiment, train_along
 from bench.lesions import Lesions
 from bench.outcome import failure
 from bench.pretrain import build
@@ -27,6 +28,8 @@ from bench.spec import RunSpec
 from bench.store import Store
 from bench.verification.again import changes
 from datasets.splits import fraction, make_splits
+from methods import STRATEGIES
+from methods.plugins import load_plugin
 from methods.strategies.strategy import Call
 from tests.bench import small
 
@@ -337,6 +340,96 @@ def test_data_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
     assert "has changed since the grid was planned: give the command again" in record.reason
 
 
+@pytest.mark.parametrize("method", ["dense", "supervised"])
+def test_who_comes_second_leaves_what_the_first_has_finished(bench: Bench, monkeypatch, capsys, method: str) -> None:
+    """A process is frozen while it trains, and thaws when another has taken the run over and finished it."""
+    train = "finetune" if method == "supervised" else "pretrain"
+    real, written = getattr(module, train), {}
+
+    def frozen(*args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, train, real)
+            _, folder = bench.run(method, evaluation__labels=[50])
+        written.update({path: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, train, frozen)
+    record, folder = bench.run(method, evaluation__labels=[50])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
+    assert len(written) > 3
+    assert record == bench.store.record(record.run_id)
+    assert "another process took it over and finished it; its record stands" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_another_made_meanwhile_is_left(bench: Bench, monkeypatch) -> None:
+    real, made = module.evaluate, []
+
+    def frozen(*args: Any) -> Any:
+        if not made:
+            made.append(True)
+            _, folder = bench.run("dense", evaluation__labels=[50])
+            made.append((folder / "evaluations" / "linear-50-dense.json").stat().st_mtime_ns)
+        return real(*args)
+
+    monkeypatch.setattr(module, "evaluate", frozen)
+    _, folder = bench.run("dense", evaluation__labels=[50])
+    assert (folder / "evaluations" / "linear-50-dense.json").stat().st_mtime_ns == made[1]
+
+
+PLUGIN = """
+from methods import Entry
+from methods.strategies.dense import Dense
+
+
+class Mine(Dense):
+    def forward(self, network, images, call):
+        return super().forward(network, images * {factor}, call)
+
+
+STRATEGIES = {{"mine": Entry(":Mine", "a variant", "a test", inference=("dense",))}}
+"""
+
+
+def test_a_plug_in_that_changed_since_the_grid_was_planned(bench: Bench, registries: None) -> None:
+    """Its job waited in a queue: the record would name the code of then, and the weights would be those of now."""
+    plugin = bench.folder / "mine.py"
+    plugin.write_text(PLUGIN.format(factor=1.0))
+    load_plugin(plugin)
+    suite = small.suite(bench.folder, methods="mine")
+    (run,) = suite.runs()
+    assert run.code
+    del STRATEGIES["mine"]  # the job's process, which reads the file anew
+    plugin.write_text(PLUGIN.format(factor=0.5))
+    load_plugin(plugin)
+    record = run_experiment(run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None)
+    assert record.status == "failed"
+    assert "the plug-in of simclr/mine changed since the grid was planned: give the command again" in record.reason
+    with pytest.raises(ValueError, match="the plug-in of simclr/mine changed"):  # any other rank's share of it
+        train_along(run, bench.cache, Checkpoints(bench.store.training(run.run_id)))
+
+
+def test_encoder_weights_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
+    path = bench.folder / "first.safetensors"
+    network = build(small.run_spec(bench.folder, "dense").parsed, small.run_spec(bench.folder, "dense").encoder, 0)
+    state = {name: tensor.contiguous() for name, tensor in network.encoder.network.state_dict().items()}
+    save_file(state, path)
+    record, _ = bench.run("dense", encoder__weights=str(path))
+    assert record.status == "done", record.reason
+    assert record.spec["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    suite = small.suite(bench.folder, methods="dense", encoder__weights=str(path))
+    (run,) = suite.runs()
+    assert run.run_id == record.run_id
+    save_file({name: 2 * tensor for name, tensor in state.items()}, path)
+    (other,) = small.suite(bench.folder, methods="dense", encoder__weights=str(path)).runs()
+    assert other.run_id != run.run_id
+    store = Store(bench.folder / "elsewhere")
+    failed = run_experiment(run, suite.evaluation, suite.finetune, store, bench.cache, 1, lambda state: None)
+    assert failed.reason == (
+        f"ValueError: the weights in {path} are not those that the run was planned with: put them back, or give the "
+        "command again"
+    )
+
+
 def test_what_is_evaluated_is_what_the_record_names(bench: Bench) -> None:
     record, folder = bench.run("dense", evaluation__probes=["linear"])
     checkpoint = folder / "checkpoint.safetensors"
@@ -352,7 +445,7 @@ def test_what_is_evaluated_is_what_the_record_names(bench: Bench) -> None:
     assert bench.run("dense", evaluation__probes=["linear"])[0].status == "done"
 
 
-def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished) -> None:
+def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished, monkeypatch) -> None:
     class Slow(Checkpoints):
         """Is stopped after its first step, which takes a second."""
 
@@ -362,6 +455,7 @@ def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished) -
                 self.stopping._asked = 2
             return super().due()
 
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of the job: a floor is trained by one rank
     suite = small.suite(bench.folder, methods="supervised", evaluation__labels=[50])
     (run,) = suite.runs()
     records = []
@@ -379,6 +473,7 @@ def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished) -
     assert record.time is not None
     assert record.time.resumed == 1
     assert record.time.wall_seconds > 1.0
+    assert record.environment["ranks"] == 1
     assert "also_trained_under" not in record.environment  # for it went on where it began
     assert record.weights_sha256 == finished["supervised"][0].weights_sha256
     assert record.time.steps_per_second == pytest.approx(record.time.steps / record.time.wall_seconds)

@@ -71,6 +71,15 @@ def test_the_science_version_names_a_run(full: RunSpec, monkeypatch: pytest.Monk
     assert full.run_id != before
 
 
+def test_the_weights_to_start_from_name_a_run_where_they_come_from_a_file(full: RunSpec) -> None:
+    """By their content; a run without such a file is named, and told, as before there was that."""
+    assert "weights_sha256" not in full.model_dump(mode="json")
+    ids = {full.model_copy(update={"weights_sha256": content}).run_id for content in ("a" * 64, "b" * 64)}
+    assert len(ids | {full.run_id}) == 3
+    with_file = full.model_copy(update={"weights_sha256": "a" * 64})
+    assert RunSpec.model_validate(with_file.model_dump(mode="json")) == with_file
+
+
 def test_how_runs_are_evaluated_and_measured_names_none(tmp_path: Path) -> None:
     base = small.suite(tmp_path, floors=["untrained", "supervised"])
     changes = {"evaluation__draws": 9, "evaluation__probes": ["knn"], "measure__rounds": 99, "evidence": True}

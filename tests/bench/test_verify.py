@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from bench.evaluate import summarise
 from bench.seal import file_sha256
 from bench.store import Store
 from bench.verification.predictions import read
@@ -68,8 +69,6 @@ def test_whoever_forges_all_that_is_on_disk_is_found_by_the_run_made_anew(folder
 
 def forged(folder: Path, bench: Any, one: Any, arrays: dict[str, Any]) -> None:
     """Write the evaluation that follows from these predictions, as the suite does."""
-    from bench.evaluate import summarise
-
     chosen = [draw.chosen for draw in one.draws]
     subsets = bench.draws(one.labels, len(one.draws))
     way = (bench, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
@@ -109,6 +108,52 @@ def test_on_another_machine_the_checkpoint_must_have_the_recorded_accuracy(folde
     assert honest.verdicts["linear-100-pruned from the checkpoint"] == "holds"
     (folder / "checkpoint.safetensors").unlink()
     assert Verified(folder, "--cache", cache).verdicts["accuracy from the checkpoint"] == "can't be compared"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "verdict", "why"),
+    [
+        ({"machine": "a Z80, 1 cores"}, "holds", "(evaluated elsewhere: machine: a Z80, 1 cores recorded, "),
+        ({}, "does not hold", "scores of the predictions are others"),
+    ],
+)
+def test_an_evaluation_made_elsewhere_is_the_same_but_for_rounding(
+    folder: Path, cache: Path, conditions: dict[str, str], verdict: str, why: str
+) -> None:
+    """Fractions and probes may be asked for on a later day and another machine than the one that trained."""
+    source, _ = read_source(folder)
+    assert source is not None
+    spec, one = look(folder, None, cache).spec, source.evaluations[NAME]
+    assert spec is not None and one.conditions["machine"]
+    arrays = read(source.predictions(NAME))
+    scores = arrays["scores"] * np.float32(1 + 1e-4)
+    rounded(folder, bench_of(spec, cache), one, scores, conditions)
+    verified = Verified(folder, "--cache", cache)
+    assert verified.verdicts["weights, trained anew"] == verified.verdicts[ACCURACY] == "holds"
+    assert verified.verdicts[f"{NAME} made anew"] == verdict
+    assert why in verified.said
+    assert verified.code == (verdict != "holds")
+
+
+def rounded(folder: Path, bench: Any, one: Any, scores: Any, conditions: dict[str, str]) -> None:
+    """Write the evaluation that follows from other scores, as another machine makes them."""
+    chosen, subsets = [draw.chosen for draw in one.draws], bench.draws(one.labels, len(one.draws))
+    way = (bench, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
+    made, predictions = summarise(one.run_id, scores, *way)
+    made = made.model_copy(update={"conditions": {**made.conditions, **conditions}})
+    Store(folder.parent).write_evaluation(NAME, made, predictions)
+
+
+def test_an_evaluation_that_its_own_spec_does_not_ask_for(folder: Path, cache: Path) -> None:
+    for path in (folder / EVALUATION, folder / "predictions" / f"{NAME}.npz"):
+        path.rename(path.with_name(path.name.replace("linear", "knn")))
+    edit(folder / "evaluations" / "knn-100-pruned.json", lambda one: one.update(probe="knn"), forge=True)
+    edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"), forge=True)
+    verified = Verified(folder, "--cache", cache)
+    assert verified.code == 1
+    assert verified.verdicts["knn-100-pruned made anew"] == "does not hold"
+    assert verified.verdicts["linear-50-pruned from the checkpoint"] == "holds"
+    assert "a run of this spec has no such evaluation" in verified.said
 
 
 def test_a_record_without_digests_is_no_mistake(folder: Path, cache: Path) -> None:

@@ -157,6 +157,25 @@ def test_an_evaluation_of_another_run_is_refused(tmp_path, synthetic, small):
         read_runs(tmp_path)
 
 
+def test_a_copy_of_an_evaluation_is_not_counted_twice(tmp_path, synthetic, small):
+    folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)
+    path = folder / "evaluations" / "linear-10-pruned.json"
+    shutil.copyfile(path, path.with_name("linear-10-pruned (copy).json"))
+    with pytest.raises(ReportRefused, match=r"\(copy\).json is linear-10-pruned by its content, .* move it away"):
+        read_runs(tmp_path)
+
+
+def test_a_record_that_names_a_file_elsewhere_is_refused(tmp_path, synthetic, small):
+    """Nothing outside of the run's folder is read on a record's word."""
+    folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)
+    secret = tmp_path / "secret.txt"
+    secret.write_text("mine")
+    for name in ("../secret.txt", str(secret), "evaluations/linear-10-pruned.json", ""):
+        alter(folder, lambda r, name=name: r.update(files={name: "0" * 64}))
+        with pytest.raises(ReportRefused, match="no file of a run's is"):
+            read_runs(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["record.json", "evaluations/linear-10-pruned.json"])
 def test_what_was_edited_by_hand_is_refused_by_name(tmp_path, synthetic, small, name):
     folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)

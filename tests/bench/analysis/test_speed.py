@@ -40,7 +40,8 @@ def test_the_newest_of_this_machine_wins_over_newer_ones_of_others(folders):
     write(results, "2026-08-01T00:00:00Z", machine="theirs")
     write(results, "2026-08-02T00:00:00Z", image_size=448)
     write(results, "2026-08-03T00:00:00Z", encoder="vit_tiny_patch16_224")
-    write(results, "2026-08-04T00:00:00Z", train_ms=None)
+    ratios = [f"{kind}_speedup{end}" for kind in ("train", "run") for end in ("", "_low", "_high")]
+    write(results, "2026-08-04T00:00:00Z", **dict.fromkeys(["train_ms", *ratios]))
     found = speed.large_table(results, committed)
     assert found.own
     assert found.table.finished == "2026-02-01T00:00:00Z"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,40 @@ def test_an_edited_table_is_named_and_the_other_is_used(source, spec, table, mon
     first, *others = cost(source, spec)
     assert (first.what, first.verdict) == ("cost/edited.json", "does not hold")
     assert [one.verdict for one in others] == ["holds"] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"rounds": 0}, "rows.1.rounds: Input should be greater than or equal to 1"),
+        ({"train_speedup_low": None}, "a part is missing"),
+        ({"train_ms": None}, "a part is missing"),
+        ({"infer_speedup_high": 0.0}, "rows.1.infer_speedup_high: Input should be greater than 0"),
+        ({"batch": "many"}, "rows.1.batch: Input should be a valid integer"),
+        (None, "Invalid JSON"),
+    ],
+)
+def test_a_table_whose_numbers_are_none_is_named(source, spec, table, monkeypatch, changes, why: str) -> None:
+    monkeypatch.setattr("bench.verification.cost.measure", refuse)
+    path = store(source, table)
+    plain = json.loads(path.read_bytes()) | {"digest": ""}
+    plain["rows"][1].update(changes or {})
+    path.write_text("[" * 100_000 if changes is None else json.dumps(plain))
+    first, *_ = cost(source, spec)
+    assert (first.what, first.verdict) == ("cost/a.json", "does not hold")
+    assert why in first.why
+
+
+def test_a_batch_that_nothing_can_be_measured_with(source, spec, table, monkeypatch) -> None:
+    monkeypatch.setattr("bench.verification.cost.measure", refuse)
+    store(source, with_interval(table, 1.5, 1.6, batch=1))
+    (check,) = cost(source, spec)
+    assert check.verdict == "can't be compared"
+    assert "they can't be measured here" in check.why
+
+
+def test_a_record_that_names_another_method_than_its_spec(source, spec, table, monkeypatch) -> None:
+    monkeypatch.setattr("bench.verification.cost.measure", lambda *args, **kwargs: with_interval(table, 0.001, 1000.0))
+    store(source, with_interval(table, 0.001, 1000.0))
+    other = replace(source, record=source.record.model_copy(update={"method": "simclr/dense"}))
+    assert [one.verdict for one in cost(other, spec)] == ["holds"] * 3

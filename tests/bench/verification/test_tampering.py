@@ -39,7 +39,7 @@ def counted() -> Callable[..., Macs]:
 @pytest.fixture
 def failing(folder: Path, cache: Path, counted, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
     """Without training: what does not hold of the folder, and why."""
-    monkeypatch.setattr("bench.verification.stored.count", counted)
+    monkeypatch.setattr("bench.weigh.count", counted)
 
     def find() -> dict[str, str]:
         return {one.what: one.why for one in look(folder, None, cache).checks if one.verdict == "does not hold"}
