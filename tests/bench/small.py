@@ -78,7 +78,7 @@ def light_report(results: Path, reports: Path, planned: int = 0) -> Any:
 def make_light(patch: pytest.MonkeyPatch) -> None:
     """No MACs counted and no report drawn."""
     macs = Macs(inference=1.0, train_step=3.0, whole_run=6.0, inference_parts={}, counters={})
-    patch.setattr("bench.experiment.count", lambda *args, **kwargs: macs)
+    patch.setattr("bench.experiment.macs_of", lambda *args: macs)
     patch.setattr("bench.report.write_report", light_report)
 
 
