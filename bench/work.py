@@ -83,9 +83,16 @@ def work(job: Work) -> int:
     with stopping.listening():
         if job.ranks == 1:
             return _work_through(job, stopping)
-        from bench.ranks import dismiss, fabric_of, name_rank
+        from bench.ranks import RanksLost, dismiss, meet, name_rank
 
-        rank, fabric = name_rank(), fabric_of("32-true")  # here they meet
+        rank = name_rank()
+        try:
+            fabric = meet(job.ranks)
+        except RanksLost as lost:
+            if rank == 0 and on_slurm():  # where a job is one run
+                reason = str(lost)
+                fail(job, lambda run: reason)
+            raise
         if rank > 0:
             return _train_along(job, fabric, stopping)
         failed = _work_through(job, stopping)
@@ -159,6 +166,16 @@ def _do(job: Work, run: RunSpec, stopping: Stopping) -> Record:
         )
     finally:
         progress.remove()
+
+
+def fail(job: Work, why: Callable[[RunSpec], str]) -> None:
+    """Write down that runs failed which nobody is at work on, where there is a reason."""
+    from bench.outcome import failure, write_failure
+
+    for run in job.runs:
+        with Claims(job.results).hold(run.run_id, job.grid) as mine:
+            if mine and job.unfinished(run) and not job.gave_up(run) and (reason := why(run)):
+                write_failure(Store(job.results), failure(run, job.threads, reason, ranks=job.ranks), reason)
 
 
 def died(job: Work, run: RunSpec) -> str:

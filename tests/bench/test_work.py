@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from bench.claims import DEAD, Claims, Owner
+from bench.ranks import RanksLost
 from bench.record import Record
+from bench.store import Store
 from bench.work import ProgressFile, Work, work
 from tests.bench import small
 
@@ -105,6 +107,30 @@ def test_a_job_waits_for_the_claim_of_one_that_may_have_died_on_another_node(
     monkeypatch.setattr("bench.work.time.sleep", passes)
     work(job)
     assert done == ["simclr/dense"]
+
+
+def test_a_job_whose_ranks_do_not_meet_fails_its_run_by_name(
+    job: Work, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere than on SLURM it is no run's failure: others may do them."""
+
+    def alone(ranks: int) -> None:
+        raise RanksLost(f"a rank did not come: 1/{ranks}")
+
+    monkeypatch.setattr("bench.ranks.name_rank", lambda: 0)
+    monkeypatch.setattr("bench.ranks.meet", alone)
+    job, store = replace(job, runs=job.runs[:1], ranks=2), Store(job.results)
+    with pytest.raises(RanksLost):
+        work(job)
+    assert not store.failed(job.runs[0].run_id)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    with pytest.raises(RanksLost):
+        work(job)
+    record = store.record(job.runs[0].run_id)
+    assert record is not None
+    assert (record.status, record.reason, record.environment["ranks"]) == ("failed", "a rank did not come: 1/2", 2)
+    assert job.gave_up(job.runs[0])
+    assert done == []
 
 
 def test_workers_do_not_outlive_who_asked_for_them(job: Work, done: list[str]) -> None:
