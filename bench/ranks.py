@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from bench.record import Record
     from bench.spec import RunSpec
 
 MEETING = timedelta(minutes=10)  # how long a rank waits for the others to come: each imports torch, perhaps slowly
@@ -30,6 +31,11 @@ UNMET, LOST = "a rank did not come", "another of its ranks ended before its time
 class RanksLost(Exception):
     """A training broke off on one rank, and perhaps on that alone, or a rank did not come: the processes can't go on
     together. The cause is what broke it off."""
+
+
+def lost_ranks(record: Record | None) -> bool:
+    """Did the run fail for ranks that ended or never came, which says nothing of the run itself?"""
+    return record is not None and record.status == "failed" and record.reason.startswith((UNMET, LOST))
 
 
 def check_ranks(ranks: int, batch: int) -> None:

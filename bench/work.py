@@ -10,15 +10,16 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.claims import DEAD, RENEWED, Claims, process_lives, slurm_job
+from bench.ranks import lost_ranks
 from bench.requeues import Requeues
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.stopping import Stopping, on_slurm
-from bench.store import Store, missing_evaluations
+from bench.store import Store, clock_of, missing_evaluations
 from methods.plugins import load_plugin
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Work:
     requeues: int = 20  # of a SLURM job, before it is given up
     grid: str = ""  # the command that asked, and
     begun: float = float("inf")  # when it did, by the clock of `results`: what failed since is not tried again for it
+    reborn: float = float("-inf")  # when its SLURM job started again after a requeue, by the same clock
     parent: int | None = None  # its process, where it waits for local workers; they do not outlive it
 
     def orphaned(self) -> bool:
@@ -59,11 +61,14 @@ class Work:
         return Store(self.results).training(run.run_id).is_dir()
 
     def gave_up(self, run: RunSpec) -> bool:
-        """Has the run failed since the command began?"""
+        """Has the run failed since the command began? Ranks that were lost in an earlier life of a SLURM job count for
+        nothing: it was requeued to go on, for they went with their node."""
+        store = Store(self.results)
         try:
-            return Store(self.results).log(run.run_id).stat().st_mtime >= self.begun
+            failed_at = store.log(run.run_id).stat().st_mtime
         except FileNotFoundError:
             return False
+        return failed_at >= self.begun and not (failed_at < self.reborn and lost_ranks(store.record(run.run_id)))
 
 
 def work(job: Work) -> int:
@@ -79,6 +84,8 @@ def work(job: Work) -> int:
     import torch
 
     torch.set_num_threads(job.threads)
+    if slurm_job()[1]:
+        job = replace(job, reborn=clock_of(job.results))
     stopping = Stopping(job.orphaned)
     with stopping.listening():
         if job.ranks == 1:
