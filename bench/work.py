@@ -176,13 +176,17 @@ def _do(job: Work, run: RunSpec, stopping: Stopping) -> Record:
 
 
 def fail(job: Work, why: Callable[[RunSpec], str]) -> None:
-    """Write down that runs failed which nobody is at work on, where there is a reason."""
+    """Write down that runs failed which nobody is at work on, where there is a reason. No others are touched: a claim
+    would turn those away who are about to do them."""
     from bench.outcome import failure, write_failure
 
     for run in job.runs:
+        if not why(run):
+            continue
         with Claims(job.results).hold(run.run_id, job.grid) as mine:
             if mine and job.unfinished(run) and not job.gave_up(run) and (reason := why(run)):
                 write_failure(Store(job.results), failure(run, job.threads, reason, ranks=job.ranks), reason)
+                ProgressFile(job.results, run.run_id).remove()
 
 
 def died(job: Work, run: RunSpec) -> str:

@@ -192,7 +192,8 @@ STRATEGIES = {{"dies": Entry(":Dies", "its second rank dies, once", "a test", in
 
 
 def test_a_grid_on_two_ranks_and_one_that_dies(world: small.World, tmp_path: Path) -> None:
-    """Rank 0 says of which run the other died; the same command does what is left. Losses are those of one process."""
+    """Rank 0 says of which run the other died, and the rest go on; the same command does what is left. Losses are those
+    of one process."""
     plugin = tmp_path / "dies.py"
     plugin.write_text(DIES.format(once=tmp_path / "once"), encoding="utf-8")
     grid = ["--methods", "sparsecontrast,dies,untrained", "--plugin", str(plugin)]
@@ -203,8 +204,12 @@ def test_a_grid_on_two_ranks_and_one_that_dies(world: small.World, tmp_path: Pat
     assert states["sparsecontrast-s0"]["status"] == "done"
     assert states["sparsecontrast-s0"]["environment"]["ranks"] == 2
     assert "another of its ranks ended before its time" in states["dies-s0"]["reason"]
+    assert states["untrained-s0"]["status"] == "done"
+    (line,) = [line for line in first.stderr.splitlines() if line.startswith("Failed: ")]
+    assert states["dies-s0"]["reason"] in line
     second = world.run(*together)
     assert second.exit_code == 0, second.output
+    assert "3 runs, 2 of them done before." in second.output
     shared = world.runs()
     assert len(shared) == 3
     alone = small.World(tmp_path / "alone", world.cache)
