@@ -6,7 +6,6 @@ last two go through submitit's executors.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from bench.claims import Claims
 from bench.handle import Handle, Trouble, private_folder
+from bench.plain import FULL
 from bench.slurm import SlurmOptions
 from bench.submit import submit
 from bench.work import Work, died, fail, work
@@ -154,7 +154,7 @@ def _trouble(call: Callable[[], object]) -> list[Trouble]:
         call()
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+        if any(os.strerror(number) in str(error) for number in FULL):
             return [("", f"the disk is full: {said}; make room, then give the command again")]
         return [("", f"a worker ended before its time: {said}")]
     return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from bench.course import TrainingFailed
 from bench.environment import conditions, environment, now
 from bench.evaluate import Bench
+from bench.plain import FULL
 from bench.ranks import LOST, RanksLost
 from bench.record import DataRecord, Record, SplitRecord, Timing
 from bench.spec import SCIENCE_VERSION, RunSpec
@@ -123,6 +123,6 @@ def reason_of(error: Exception, spec: RunSpec) -> str:
     text = f"{error}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
         return f"out of memory at batch {spec.train.batch}: use a smaller one with --set train.batch=N"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full: {error}; make room, then give the command again"
     return f"{type(error).__name__}: {text}"
