@@ -397,6 +397,18 @@ def test_evaluations_are_progress_too(tmp_path: Path, on_slurm: Any) -> None:
         store.write_evaluation(f"linear-{restart}-dense", small.evaluation("a", "s"), {})
 
 
+def test_a_training_without_a_checkpoint_is_progress_too(tmp_path: Path, on_slurm: Any) -> None:
+    """Its checkpoints go as it is recorded: it stands at step 0 as before it began."""
+    store = Store(tmp_path)
+    for restart in range(3):
+        on_slurm("7", restart)
+        assert Requeues(store, "a").hopeless(0, 20) == ""
+        if restart == 1:
+            store.write_record(small.record("a"))
+    on_slurm("7", 3)
+    assert "(in the same evaluation both times): give it more time" in Requeues(store, "a").hopeless(0, 20)
+
+
 def test_steps_and_evaluations_are_not_mixed_up(tmp_path: Path, on_slurm: Any) -> None:
     """A step's worth of checkpoint goes as the training ends, and an evaluation comes."""
     store = Store(tmp_path)
