@@ -148,6 +148,17 @@ def test_the_queue_is_read(commands: Commands) -> None:
     assert queue.alive(["12_4", "13", "99"]) == {"12_4", "13"}
 
 
+def test_the_queue_is_asked_for_the_jobs_of_who_runs_this(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "another")
+    path = commands.folder / "squeue"
+    path.write_text('#!/bin/sh\nwhile [ "$1" != --user ]; do shift; done\necho "1|$2|a"\n')
+    path.chmod(0o755)
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    assert Queue().job("1") == Job(user, "a")
+    monkeypatch.setattr("bench.slurm.os.getuid", lambda: 4242424)  # of no name here
+    assert Queue().job("1") == Job("4242424", "a")
+
+
 def test_a_job_is_gone_when_it_is_missing_several_times(commands: Commands) -> None:
     """A requeued job may be missing for a moment, and a controller that restarts says nothing at all."""
     commands.say("squeue", "12|RUNNING|a")
