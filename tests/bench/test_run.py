@@ -220,6 +220,23 @@ def test_fresh_leaves_alone_what_somebody_is_at_work_on(world: small.World, ligh
     assert snapshot(folder) == before
 
 
+def test_nobody_begins_a_run_that_fresh_moves(world: small.World, light: None, monkeypatch) -> None:
+    from bench import plan
+
+    assert world.run("--methods", "dense").exit_code == 0
+    real, begun = plan.shutil.move, []
+
+    def move(folder: Path, target: Path) -> None:
+        with Claims(world.results).hold(folder.name) as mine:
+            begun.append(mine)
+        real(folder, target)
+
+    monkeypatch.setattr("bench.plan.shutil.move", move)
+    assert world.run("--methods", "dense", "--fresh").exit_code == 0
+    assert begun == [False]
+    assert not list((world.results / ".claims").iterdir())
+
+
 def test_a_disk_that_takes_nothing_is_said_to_be_full(world: small.World, light: None, monkeypatch) -> None:
     """Not even that a run failed can be written down."""
 
