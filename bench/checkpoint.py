@@ -111,7 +111,7 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         """Of the checkpoints on disk, ascending."""
         paths = [] if self.folder is None else self.folder.glob("*.json")
-        return sorted(int(path.stem) for path in paths if path.stem.isdigit())
+        return sorted(int(path.stem) for path in paths if path.stem.isdecimal())
 
     def _remove(self, step: int) -> None:
         assert self.folder is not None

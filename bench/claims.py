@@ -90,7 +90,7 @@ class Claims:
 
     def _all(self, run_id: str) -> list[Path]:
         folder = self.root / run_id
-        paths = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+        paths = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
         return sorted(paths, key=lambda path: int(path.name))
 
     def _make(self, run_id: str, me: Owner) -> Path | None:
@@ -129,7 +129,7 @@ def slurm_job() -> tuple[str, int]:
     job = os.environ.get("SLURM_JOB_ID", "")
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     restart = os.environ.get("SLURM_RESTART_COUNT", "0")
-    return f"{array}_{task}" if array and task else job, int(restart) if restart.isdigit() else 0
+    return f"{array}_{task}" if array and task else job, int(restart) if restart.isdecimal() else 0
 
 
 def born(pid: int) -> str:
@@ -219,8 +219,8 @@ def _give_back(path: Path, me: Owner) -> None:
         return
     try:
         for other in path.parent.iterdir():
-            below = other.name.isdigit() and int(other.name) < int(path.name)
-            if not other.name.isdigit() or (below and not _lives(other)):  # whoever makes a claim now makes it again
+            below = other.name.isdecimal() and int(other.name) < int(path.name)
+            if not other.name.isdecimal() or (below and not _lives(other)):  # whoever makes a claim now makes it again
                 other.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     except FileNotFoundError:

@@ -106,7 +106,7 @@ def _encoder(suite: Suite, name: str, size: int | None, channels: int | None) ->
     values = suite.encoder.model_dump()
     if name and name != suite.encoder.name:
         last = name.split(".")[0].rsplit("_", 1)[-1]
-        named = int(last) if last.isdigit() and int(last) >= 64 else None
+        named = int(last) if last.isdecimal() and int(last) >= 64 else None
         values |= {"name": name, "weights": "", "image_size": named or (64 if "patch8" in name else 224)}
     if size is not None:
         values["image_size"] = size

@@ -11,6 +11,7 @@ import torch
 from bench.checkpoint import Point
 from bench.environment import conditions, environment
 from methods.objectives.objective import Loss
+from methods.ranks import world
 
 
 class TrainingFailed(Exception):
@@ -81,9 +82,8 @@ class Course:
         return Point(self.step, position)
 
 
-def with_todays(position: dict[str, Any], ranks: int | None = None) -> list[dict[str, Any]]:
-    """The conditions that a training was under until this position, each once, and those of this process; `ranks`
-    where it trains with others than all that the job has."""
+def with_todays(position: dict[str, Any]) -> list[dict[str, Any]]:
+    """The conditions that a training was under until this position, each once, and those of this process."""
     before: list[dict[str, Any]] = position.get("conditions", [])
-    todays = conditions(environment(torch.get_num_threads(), ranks))
+    todays = conditions(environment(torch.get_num_threads(), ranks=world()))
     return before if todays in before else [*before, todays]

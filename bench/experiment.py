@@ -205,7 +205,7 @@ def _train_supervised(run: Attempt) -> Record:
         _packed(classifier),
         macs=macs_of(objective, spec, bench, 0),
         time=timing(finetune_steps(len(index), spec.finetune), seconds, resumed),
-        under=() if point is None else with_todays(point.position, ranks=1),
+        under=() if point is None else with_todays(point.position),
     )
 
 

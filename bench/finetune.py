@@ -82,7 +82,7 @@ def finetune(
     point = checkpoints.restore(classifier, optimizer)
     step, per_epoch = 0 if point is None else point.step, len(images) // batch
     before, resumed = spent(point)
-    under = with_todays({} if point is None else point.position, ranks=1)
+    under = with_todays({} if point is None else point.position)
     began = time.perf_counter()
     model.train()
     with checkpoints.stopping.between_steps():

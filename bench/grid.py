@@ -113,6 +113,7 @@ def _failures(job: Work, known: dict[str, str]) -> list[str]:
     """Runs of the grid that failed or were never finished, each with its reason; `known` holds those that no record
     tells, by run."""
     store, claims, failures = Store(job.results), Claims(job.results), []
+    full = functools.cache(store.full)
     for run in job.runs:
         if not job.unfinished(run):
             continue
@@ -127,7 +128,7 @@ def _failures(job: Work, known: dict[str, str]) -> list[str]:
         elif claims.held(run.run_id):
             reason = "another command is at work on it"
         else:
-            reason = died(job, run) or "not finished"
+            reason = died(job, run) or full() or "not finished"
         failures.append(f"{run.run_id}: {reason}")
     return failures
 

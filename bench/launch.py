@@ -7,18 +7,22 @@ last two go through submitit's executors.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.claims import Claims
 from bench.handle import Handle, Trouble, private_folder
+from bench.plain import FULL
 from bench.slurm import SlurmOptions
 from bench.submit import submit
-from bench.work import Work, work
+from bench.work import Work, died, fail, work
 
 Launcher = Literal["inline", "local", "slurm"]
+LOOK_EVERY = 0.2  # seconds between questions to local workers
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,13 @@ def workers(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
 
 @contextmanager
 def _local(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
-    import submitit
-
-    folder = private_folder(job.results)
-    owned = replace(job, parent=os.getpid())
-    jobs = []
-    with _errors_to(folder / "controllers.log"):
-        for i in range(fan.workers):
-            mine = [(i * job.ranks + rank) % fan.gpus for rank in range(job.ranks)] if fan.gpus else []
-            executor = submitit.LocalExecutor(folder=folder)
-            executor.update_parameters(
-                timeout_min=60 * 24 * 365, tasks_per_node=job.ranks, gpus_per_node=len(mine), visible_gpus=mine
-            )
-            jobs.append(executor.submit(work, owned))
+    pool = _Local(replace(job, parent=os.getpid()), fan)
     try:
-        yield [_Local(one) for one in jobs]
+        for place in range(fan.workers):
+            pool.start(place)
+        yield [pool]
     finally:
-        for one in jobs:
-            if not one.done():
-                one.cancel(check=False)
+        pool.end()
 
 
 @contextmanager
@@ -82,19 +74,62 @@ def _errors_to(path: Path) -> Iterator[None]:
 
 
 class _Local:
-    """A worker process of this machine."""
+    """The worker processes of this machine, each in a place with GPUs of its own. One that ends before its time fails
+    the run that it was at work on, and another takes its place for the rest."""
 
     job_id = ""
     found = False
 
-    def __init__(self, job: Any) -> None:
-        self._job = job
+    def __init__(self, job: Work, fan: Fan) -> None:
+        self._job, self._fan, self._folder = job, fan, private_folder(job.results)
+        self._workers: dict[int, Any] = {}
+        self._open, self._in_vain = len(job.runs), 0
+
+    def start(self, place: int) -> None:
+        import submitit
+
+        ranks, gpus = self._job.ranks, self._fan.gpus
+        mine = [(place * ranks + rank) % gpus for rank in range(ranks)] if gpus else []
+        executor = submitit.LocalExecutor(folder=self._folder)
+        executor.update_parameters(
+            timeout_min=60 * 24 * 365, tasks_per_node=ranks, gpus_per_node=len(mine), visible_gpus=mine
+        )
+        with _errors_to(self._folder / "controllers.log"):
+            self._workers[place] = executor.submit(work, self._job)
+
+    def end(self) -> None:
+        for worker in self._workers.values():
+            if not worker.done():
+                worker.cancel(check=False)
 
     def wait(self) -> list[Trouble]:
-        return _trouble(self._job.results)
+        trouble: list[Trouble] = []
+        while self._workers:
+            for place, worker in list(self._workers.items()):
+                if worker.done():
+                    del self._workers[place]
+                    trouble += self._replace(place, _trouble(worker.results))
+            time.sleep(LOOK_EVERY)
+        return list(dict.fromkeys(trouble))
 
     def state(self) -> tuple[str, str, str]:
         return "", "", ""
+
+    def _replace(self, place: int, trouble: list[Trouble]) -> list[Trouble]:
+        """Have the grid go on after a worker has ended in `trouble`, which is returned where it can't. Workers that
+        end none of its runs have one successor: who begins nothing must not be started for ever."""
+        if not trouble:
+            return []
+        trouble += _trouble(lambda: fail(self._job, lambda run: died(self._job, run)))
+        left = [run for run in self._job.runs if self._job.unfinished(run) and not self._job.gave_up(run)]
+        self._in_vain = 0 if len(left) < self._open else self._in_vain + 1
+        self._open, claims = len(left), Claims(self._job.results)
+        if all(claims.held(run.run_id) for run in left):
+            return []
+        if self._in_vain > 1:
+            return trouble
+        self.start(place)
+        return []
 
 
 class _Inline:
@@ -118,6 +153,8 @@ def _trouble(call: Callable[[], object]) -> list[Trouble]:
     try:
         call()
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        return [("", f"a worker ended before its time: {lines[-1] if lines else type(error).__name__}")]
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        if any(os.strerror(number) in str(error) for number in FULL):
+            return [("", f"the disk is full: {said}; make room, then give the command again")]
+        return [("", f"a worker ended before its time: {said}")]
     return []

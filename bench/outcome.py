@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from bench.course import TrainingFailed
 from bench.environment import conditions, environment, now
 from bench.evaluate import Bench
-from bench.ranks import RanksLost
+from bench.plain import FULL
+from bench.ranks import LOST, RanksLost
 from bench.record import DataRecord, Record, SplitRecord, Timing
 from bench.spec import SCIENCE_VERSION, RunSpec
 from bench.store import Store, write_atomically
@@ -33,14 +33,16 @@ def record_of(
     bench: Bench | None = None,
     objective: Objective | None = None,
     under: Sequence[dict[str, Any]] = (),
+    ranks: int | None = None,
     **parts: Any,
 ) -> Record:
     """The record of an attempt that ends now; `parts` are what was measured of it, by the record's own names.
 
-    `under` holds all conditions that it was trained under, where it went on from a checkpoint perhaps of another host.
+    `under` holds all conditions that it was trained under, where it went on from a checkpoint perhaps of another host;
+    `ranks` are those that were asked for, where they are not those of this process.
     """
     method = spec.parsed
-    here = environment(threads, ranks=1 if method.strategy in FLOORS else None)
+    here = environment(threads, ranks=1 if method.strategy in FLOORS else ranks)
     others = [one for one in under if one != conditions(here)]
     strategy = None if objective is None else objective.encoder.strategy
     return Record(
@@ -94,9 +96,9 @@ def timing(steps: int, seconds: float, resumed: int) -> Timing:
     return Timing(steps=steps, steps_per_second=steps / max(seconds, 1e-9), wall_seconds=seconds, resumed=resumed)
 
 
-def failure(spec: RunSpec, threads: int, reason: str, started: str = "") -> Record:
+def failure(spec: RunSpec, threads: int, reason: str, started: str = "", ranks: int | None = None) -> Record:
     """The record of a run that failed."""
-    return record_of(spec, started or now(), threads, status="failed", reason=reason)
+    return record_of(spec, started or now(), threads, status="failed", reason=reason, ranks=ranks)
 
 
 def write_failure(store: Store, failed: Record, log: str) -> None:
@@ -116,11 +118,11 @@ def reason_of(error: Exception, spec: RunSpec) -> str:
         return str(error)
     if isinstance(error, RanksLost) and isinstance(error.__cause__, Exception):
         error = error.__cause__
-        if "peer" in str(error) or isinstance(error, torch.distributed.DistBackendError):
-            return "another of its ranks ended before its time: what that said stands in results/.workers"
+        if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
+            return f"{LOST}: what that said stands in results/.workers"
     text = f"{error}"
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
         return f"out of memory at batch {spec.train.batch}: use a smaller one with --set train.batch=N"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full: {error}; make room, then give the command again"
     return f"{type(error).__name__}: {text}"

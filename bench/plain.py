@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 LONGEST = 1500  # characters of a message
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk that takes no more
 
 
 def plain(text: str, most: int = LONGEST) -> str:
@@ -25,6 +27,8 @@ def account(text: str) -> str:
 
 def told(mistake: Exception, where: str = "the paths that were given") -> str:
     """A mistake as one line; of the system's own errors the file and the reason."""
+    if isinstance(mistake, OSError) and mistake.errno in FULL:
+        return plain(f"the disk is full: {mistake}; make room, then give the command again.")
     if isinstance(mistake, OSError) and mistake.errno is not None:
         return plain(f"{mistake.filename} can't be used ({mistake.strerror}): look at {where}.")
     return plain(str(mistake))

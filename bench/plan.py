@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -80,18 +81,19 @@ class Plan:
         return f"{loaded} The cache {cache} holds {sum(files) / 1e6:.0f} MB (make clean-cache)."
 
     def put_aside(self) -> None:
-        """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost. Raises
-        ValueError, with all left as it is, where somebody is at work on one."""
+        """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost; nobody can
+        begin one meanwhile. Raises ValueError, with all left as it is, where somebody is at work on one."""
         claims = Claims(self.job.results)
-        for run in self.job.runs:
-            if claims.held(run.run_id):
-                raise ValueError(f"--fresh: another command is at work on {run.run_id}: wait for it, or end it.")
-        for run in self.job.runs:
-            folder = self.job.results / run.run_id
-            if folder.exists():
-                target = self.job.results / ".old" / f"{run.run_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(folder, target)
+        with ExitStack() as held:
+            for run in self.job.runs:
+                if not held.enter_context(claims.hold(run.run_id, self.job.grid)):
+                    raise ValueError(f"--fresh: another command is at work on {run.run_id}: wait for it, or end it.")
+            for run in self.job.runs:
+                folder = self.job.results / run.run_id
+                if folder.exists():
+                    target = self.job.results / ".old" / f"{run.run_id}-{time.strftime('%Y%m%d-%H%M%S')}"
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(folder, target)
 
 
 def plan(options: Options) -> Plan:

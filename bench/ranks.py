@@ -1,8 +1,9 @@
 """Training over several ranks: the processes of a job, of which rank 0 leads and the others train along.
 
 Rank 0 works as the only process of a worker does: it claims runs, evaluates, writes. What it trains it tells the
-others, which do nothing else. They find each other by torch's variables in their environment (WORLD_SIZE, RANK,
-LOCAL_RANK, MASTER_ADDR, MASTER_PORT). What makes several ranks equal one process is in `methods/ranks.py`.
+others, which do nothing else. How many they are says who asked for the job; they find each other by torch's variables
+in their environment (WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), which mean nothing to a process that was
+asked to train alone. What makes several ranks equal one process is in `methods/ranks.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,25 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from bench.record import Record
     from bench.spec import RunSpec
 
-PATIENCE = timedelta(days=1)  # how long a rank waits for the others: rank 0 may be evaluating
+MEETING = timedelta(minutes=10)  # how long a rank waits for the others to come: each imports torch, perhaps slowly
+PATIENCE = timedelta(days=1)  # how long it waits for them once they met: rank 0 may be evaluating
+
+
+UNMET, LOST = "a rank did not come", "another of its ranks ended before its time"
+"""How the reasons of failures begin that are perhaps of a rank's node, not of the run."""
 
 
 class RanksLost(Exception):
-    """A training broke off on one rank, and perhaps on that alone: the processes can't go on together. The cause is
-    what broke it off."""
+    """A training broke off on one rank, and perhaps on that alone, or a rank did not come: the processes can't go on
+    together. The cause is what broke it off."""
+
+
+def lost_ranks(record: Record | None) -> bool:
+    """Did the run fail for ranks that ended or never came, which says nothing of the run itself?"""
+    return record is not None and record.status == "failed" and record.reason.startswith((UNMET, LOST))
 
 
 def check_ranks(ranks: int, batch: int) -> None:
@@ -51,21 +63,39 @@ def name_rank() -> int:
 
 
 def ranks_here() -> int:
-    """How many ranks train together, this process among them, as the environment says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many ranks train together, this process among them: those that it has met."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def meet(ranks: int) -> Fabric:
+    """Connect with the others, by torch's variables: NCCL on GPUs, gloo on CPUs. Raises RanksLost where one does not
+    come."""
+    import torch.distributed as dist
+
+    try:
+        fabric = _fabric("32-true", ranks)
+        any_rank(fabric, False)  # NCCL connects with the first word
+    except RuntimeError as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RanksLost(f"{UNMET}: {said}; what each said stands in results/.workers") from error
+    dist.set_timeout(PATIENCE)
+    return fabric
 
 
 def fabric_of(precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
-    """The device, the precision, and the ranks that the environment names, already connected: NCCL on GPUs, gloo on
-    CPUs."""
-    from lightning_fabric import Fabric
-
+    """The device, the precision, and the ranks that this process has met."""
     from bench.device import one_device
 
-    world = ranks_here()
-    if world == 1:
-        return one_device(precision)
+    ranks = ranks_here()
+    return one_device(precision) if ranks == 1 else _fabric(precision, ranks)
+
+
+def _fabric(precision: Literal["32-true", "bf16-mixed"], ranks: int) -> Fabric:
+    """Of several ranks, which meet here unless they have."""
     import torch
+    from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
@@ -78,12 +108,12 @@ def fabric_of(precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
     gpus = torch.cuda.device_count()  # one where the launcher shows each rank its own
     device = [int(os.environ.get("LOCAL_RANK", "0")) % gpus] if gpus else 1
     # a predictor is unused while all is kept; buffers are equal, for they come from the global batch
-    strategy = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False, timeout=PATIENCE)
+    strategy = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False, timeout=MEETING)
     fabric = Fabric(
         accelerator="auto",
         strategy=strategy,
         devices=device,
-        num_nodes=world,
+        num_nodes=ranks,
         precision=precision,
         plugins=[OneDeviceEach()],
     )
@@ -109,8 +139,8 @@ def leading(fabric: Fabric, spec: RunSpec) -> Iterator[None]:
     """For rank 0: inside, the others train `spec` along. Raises RanksLost for what need not have stopped them too."""
     from bench.course import TrainingFailed
 
-    fabric.broadcast(spec.model_dump_json())
     try:
+        fabric.broadcast(spec.model_dump_json())
         yield
     except TrainingFailed:
         raise  # as on all of them

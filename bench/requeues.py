@@ -13,8 +13,8 @@ class Requeues:
     """Of one run's job."""
 
     def __init__(self, store: Store, run_id: str) -> None:
+        self.store, self.run_id = store, run_id
         self.path = store.jobs / f"{run_id}.progress.json"
-        self.evaluations = store.folder(run_id) / "evaluations"
 
     def hopeless(self, steps: int, most: int) -> str:
         """Note that the job starts (again) with `steps` steps done; why it shall not go on, "" if it may.
@@ -25,19 +25,23 @@ class Requeues:
         job, restart = slurm_job()
         if not job:
             return ""
-        starts = [*self._earlier(job), [steps, len(list(self.evaluations.glob("*.json")))]]
+        trained, evaluations = self.store.done(self.run_id), self.store.folder(self.run_id) / "evaluations"
+        starts = [*self._earlier(job), [steps, trained + len(list(evaluations.glob("*.json")))]]
         write_atomically(self.path, json.dumps({"job": job, "starts": starts}).encode())
         if restart > most:
             return f"its job {job} was requeued {restart} times, and {most} is the most: see --slurm requeues=N"
         if len(starts) > 2 and starts[-1] == starts[-2]:
+            where, more = f"at step {steps}", ", or checkpoints more often with --checkpoint-minutes"
+            if trained:  # its checkpoints are gone, and an evaluation makes none
+                where, more = "in the same evaluation", ""
             return (
-                f"its job {job} made no progress between two requeues (at step {steps} both times): give it more time "
-                "with --slurm time=MINUTES, or checkpoints more often with --checkpoint-minutes"
+                f"its job {job} made no progress between two requeues ({where} both times): give it more time with "
+                f"--slurm time=MINUTES{more}"
             )
         return ""
 
     def _earlier(self, job: str) -> list[list[int]]:
-        """Steps and evaluations that were done at the earlier starts of this job."""
+        """What was done at the earlier starts of this job: steps, and the record with the evaluations after it."""
         try:
             known = json.loads(self.path.read_bytes())
             return [[int(steps), int(made)] for steps, made in known["starts"]] if known["job"] == job else []

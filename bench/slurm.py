@@ -6,7 +6,8 @@ run is done is never asked of SLURM: its record says so.
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 import shlex
 import subprocess
 import threading
@@ -183,9 +184,17 @@ class Queue:
 
 def _squeue() -> dict[str, Job]:
     """The user's jobs by id, `12` or `12_3` of an array. Raises OSError where SLURM does not answer."""
-    lines = _ask("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%N")
+    lines = _ask("squeue", "--noheader", "--array", "--user", _user(), "--format", "%i|%T|%N")
     fields = [line.split("|") for line in lines if line.count("|") == 2]
     return {job_id.strip(): Job(state.strip(), node.strip()) for job_id, state, node in fields}
+
+
+def _user() -> str:
+    """Who this process runs as, whatever LOGNAME says; by number where no name is known, as in some containers."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def ended_as(job_id: str) -> str:

@@ -14,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
+from bench.plain import FULL
 from bench.record import BESIDE, SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, seal, sha256
 from bench.spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
 from datasets.limits import RECORD_BYTES, read_within
 from methods import Inference, inference_modes
+
+ROOM = 1 << 20  # bytes that a run needs at least, for its weights and its record
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -134,6 +137,15 @@ class Store:
     def log(self, run_id: str) -> Path:
         """Why the run failed the last time, at length."""
         return self.folder(run_id) / "log.txt"
+
+    def full(self) -> str:
+        """Why nothing is written here any more, not even a failure: the disk is full. "" where there is room."""
+        try:
+            write_atomically(self.root / ".room", bytes(ROOM))
+        except OSError as error:
+            return f"the disk is full: {error}; make room, then give the command again" if error.errno in FULL else ""
+        (self.root / ".room").unlink(missing_ok=True)
+        return ""
 
     def tidy(self, run_id: str) -> None:
         """Remove what a killed process left half-written. For the run's owner alone."""

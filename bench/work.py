@@ -10,15 +10,16 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.claims import DEAD, RENEWED, Claims, process_lives, slurm_job
+from bench.ranks import lost_ranks
 from bench.requeues import Requeues
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.stopping import Stopping, on_slurm
-from bench.store import Store, missing_evaluations
+from bench.store import Store, clock_of, missing_evaluations
 from methods.plugins import load_plugin
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Work:
     requeues: int = 20  # of a SLURM job, before it is given up
     grid: str = ""  # the command that asked, and
     begun: float = float("inf")  # when it did, by the clock of `results`: what failed since is not tried again for it
+    reborn: float = float("-inf")  # when its SLURM job started again after a requeue, by the same clock
     parent: int | None = None  # its process, where it waits for local workers; they do not outlive it
 
     def orphaned(self) -> bool:
@@ -59,11 +61,14 @@ class Work:
         return Store(self.results).training(run.run_id).is_dir()
 
     def gave_up(self, run: RunSpec) -> bool:
-        """Has the run failed since the command began?"""
+        """Has the run failed since the command began? Ranks that were lost in an earlier life of a SLURM job count for
+        nothing: it was requeued to go on, for they went with their node."""
+        store = Store(self.results)
         try:
-            return Store(self.results).log(run.run_id).stat().st_mtime >= self.begun
+            failed_at = store.log(run.run_id).stat().st_mtime
         except FileNotFoundError:
             return False
+        return failed_at >= self.begun and not (failed_at < self.reborn and lost_ranks(store.record(run.run_id)))
 
 
 def work(job: Work) -> int:
@@ -79,13 +84,22 @@ def work(job: Work) -> int:
     import torch
 
     torch.set_num_threads(job.threads)
+    if slurm_job()[1]:
+        job = replace(job, reborn=clock_of(job.results))
     stopping = Stopping(job.orphaned)
     with stopping.listening():
         if job.ranks == 1:
             return _work_through(job, stopping)
-        from bench.ranks import dismiss, fabric_of, name_rank
+        from bench.ranks import RanksLost, dismiss, meet, name_rank
 
-        rank, fabric = name_rank(), fabric_of("32-true")  # here they meet
+        rank = name_rank()
+        try:
+            fabric = meet(job.ranks)
+        except RanksLost as lost:
+            if rank == 0 and on_slurm():  # where a job is one run
+                reason = str(lost)
+                fail(job, lambda run: reason)
+            raise
         if rank > 0:
             return _train_along(job, fabric, stopping)
         failed = _work_through(job, stopping)
@@ -159,6 +173,20 @@ def _do(job: Work, run: RunSpec, stopping: Stopping) -> Record:
         )
     finally:
         progress.remove()
+
+
+def fail(job: Work, why: Callable[[RunSpec], str]) -> None:
+    """Write down that runs failed which nobody is at work on, where there is a reason. No others are touched: a claim
+    would turn those away who are about to do them."""
+    from bench.outcome import failure, write_failure
+
+    for run in job.runs:
+        if not why(run):
+            continue
+        with Claims(job.results).hold(run.run_id, job.grid) as mine:
+            if mine and job.unfinished(run) and not job.gave_up(run) and (reason := why(run)):
+                write_failure(Store(job.results), failure(run, job.threads, reason, ranks=job.ranks), reason)
+                ProgressFile(job.results, run.run_id).remove()
 
 
 def died(job: Work, run: RunSpec) -> str:

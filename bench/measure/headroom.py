@@ -82,7 +82,7 @@ def _left_to_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
     for group in [] if path is None else [root / path, *(root / path).parents]:
         limit = _read(group / "memory.max").strip()
         used = [int(line.split()[1]) for line in _read(group / "memory.stat").splitlines() if line.startswith("anon ")]
-        if limit.isdigit() and used:
+        if limit.isdecimal() and used:
             found.append(float(int(limit) - used[0]))
     return found
 

@@ -99,7 +99,7 @@ def _timm_vit(name: str, image_size: int, channels: int, pretrained: bool) -> Vi
             f"unknown encoder '{name}': {meant(name, ENCODERS)}use a plain ViT, ConvNeXt or ResNet of timm's, "
             f"or one of {', '.join(SMALL)}."
         )
-    patch = next((int(p[5:]) for p in name.split(".")[0].split("_") if p.startswith("patch") and p[5:].isdigit()), 0)
+    patch = next((int(p[5:]) for p in name.split(".")[0].split("_") if p.startswith("patch") and p[5:].isdecimal()), 0)
     if patch:
         check_tiling(name, image_size, patch)
     pooling = "token" if "distilled" in name else ""  # of the head, which is not there; the distilled one insists

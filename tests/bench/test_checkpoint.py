@@ -209,6 +209,12 @@ def test_all_ranks_go_on_from_the_checkpoint_that_rank_0_has_read(prepared, tmp_
         step(Ranks(1, told=4))
 
 
+def test_what_looks_like_a_number_is_no_step(tmp_path: Path) -> None:
+    for name in ("7.json", "².json", "x.json"):
+        (tmp_path / name).touch()
+    assert Checkpoints(tmp_path).reached() == 7
+
+
 def build_dense(spec: RunSpec) -> Any:
     from bench.pretrain import build
 

@@ -179,6 +179,14 @@ def test_processes_are_not_counted_alike_in_another_container(tmp_path: Path, de
     assert said == ["False\n", "True\n"]
 
 
+def test_what_looks_like_a_number_is_no_claim(tmp_path: Path) -> None:
+    (tmp_path / ".claims" / "a").mkdir(parents=True)
+    (tmp_path / ".claims" / "a" / "²").touch()
+    with Claims(tmp_path).hold("a") as mine:
+        assert mine
+    assert not Claims(tmp_path).held("a")
+
+
 def test_a_claim_whose_first_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = os.link
 

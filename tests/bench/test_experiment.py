@@ -326,7 +326,7 @@ def test_a_training_that_went_on_under_other_conditions_says_so(bench: Bench, mo
 
 
 def test_floors_are_trained_by_one_rank_whatever_the_job_has(finished, monkeypatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr("bench.environment.ranks_here", lambda: 4)
     for method, ranks in (("untrained", 1), ("supervised", 1), ("dense", 4)):
         spec = RunSpec.model_validate(finished[method][0].spec)
         assert failure(spec, 1, "").environment["ranks"] == ranks

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,11 +66,33 @@ def executors(monkeypatch: pytest.MonkeyPatch) -> list[Executor]:
 
 
 def test_leaving_early_ends_the_workers(job: Work, executors: list[Executor]) -> None:
-    with pytest.raises(KeyboardInterrupt), workers(job, Fan("local", 3)) as handles:
-        assert len(handles) == 3
+    with pytest.raises(KeyboardInterrupt), workers(job, Fan("local", 3)):
         raise KeyboardInterrupt
     assert [one.call for one in executors] == [(work, (replace(job, parent=os.getpid()),))] * 3
     assert Executor.cancelled == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("x\nKilled"), "a worker ended before its time: Killed"),
+        (OSError(28, "No space left on device", "a"), "the disk is full: .*: 'a'; make room, then give the command"),
+        (RuntimeError("x\nOSError: [Errno 28] No space left on device"), "the disk is full: OSError: .*; make room"),
+    ],
+)
+def test_workers_that_begin_nothing_have_one_successor(
+    job: Work, executors: list[Executor], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def results() -> None:
+        raise error
+
+    ended = SimpleNamespace(done=lambda: True, results=results)
+    monkeypatch.setattr(Executor, "submit", lambda self, function, *args: ended)
+    with workers(job, Fan("local", 2)) as handles:
+        (((run_id, text),),) = [handle.wait() for handle in handles]
+    assert re.match(said, text), text
+    assert run_id == ""
+    assert len(executors) == 3
 
 
 @pytest.mark.parametrize(
@@ -162,10 +186,11 @@ STRATEGIES = {{"deadly": Entry(":Deadly", "kills its process in its first traini
 """
 
 
+@pytest.mark.parametrize("count", ["1", "2"])
 def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
-    world: small.World, registries: None, monkeypatch: Any
+    world: small.World, registries: None, monkeypatch: Any, count: str
 ) -> None:
-    """Not even tried again by the other worker, which it would kill too; the next command does only that run."""
+    """Not even tried again by another worker, which it would kill too; the next command does only that run."""
     plugin = world.folder / "deadly.py"
     plugin.write_text(KILLS_ITSELF.format(mark=str(world.folder / "mark")), encoding="utf-8")
     monkeypatch.setattr("bench.report.write_report", small.light_report)
@@ -174,7 +199,7 @@ def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
         "--launcher",
         "local",
         "--workers",
-        "2",
+        count,
         "--plugin",
         str(plugin),
         "--methods",
@@ -182,8 +207,17 @@ def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
     )
     result = world.run(*options, "--labels", "100")
     assert result.exit_code == 1
-    assert {name.partition("-s0")[0] for name in world.runs()} >= {"dense", "fixed", "centre"}
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Failed: simclr-deadly")]
+    states = {name: json.loads((path / "record.json").read_text()) for name, path in world.runs().items()}
+    assert {name: record["status"] for name, record in states.items()} == {
+        "deadly-s0": "failed",
+        "dense-s0": "done",
+        "fixed-s0": "done",
+        "centre-s0": "done",
+    }
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Failed: ")]
+    assert line.startswith("Failed: simclr-deadly")
+    assert states["deadly-s0"]["reason"] in line
+    assert not list((world.results / ".progress").iterdir())
     assert "ended without a word: it was killed, perhaps for want of memory at batch 16" in line
     stamps = {
         name: (path / "record.json").stat().st_mtime_ns for name, path in world.runs().items() if "deadly" not in name

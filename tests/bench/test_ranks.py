@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from bench.course import TrainingFailed
+from bench.environment import environment
 from bench.pretrain import pretrain
-from bench.ranks import RanksLost, any_rank, check_ranks, fabric_of, leading
+from bench.ranks import RanksLost, any_rank, check_ranks, fabric_of, leading, meet
 from tests.bench import small
 from tests.bench.two_ranks import CASES, train
 from tests.processes import run_together
@@ -54,6 +56,7 @@ def test_the_environment_says_which_rank_a_process_is(ranks: list[dict[str, Any]
     for rank, found in enumerate(ranks):
         assert (found["world"], found["rank"], found["zero"]) == (2, rank, rank == 0)
         assert (found["device"], found["backend"], found["threads"]) == ("cpu", "gloo", 1)
+        assert found["patient"]
         assert found["world after"] == 1  # what comes after training, a rank does by itself
 
 
@@ -108,11 +111,26 @@ def test_a_rank_that_died_is_noticed(ranks: list[dict[str, Any]]) -> None:
 
 
 def test_one_process_is_a_rank_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    """Whatever a launcher left in its environment."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_NTASKS"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
     fabric = fabric_of("32-true")
     assert (fabric.world_size, fabric.is_global_zero) == (1, True)
+    assert environment(1)["ranks"] == 1
     assert not torch.distributed.is_initialized()
     assert [any_rank(fabric, flag) for flag in (True, False)] == [True, False]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_does_not_come_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    monkeypatch.setattr("bench.ranks.MEETING", timedelta(seconds=1))
+    there = {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RanksLost, match="a rank did not come: .* results/.workers"):
+        meet(2)
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize(("ranks", "batch"), [(1, 7), (2, 64), (3, 48), (16, 16)])
@@ -139,8 +157,13 @@ def test_no_rank_is_a_mistake() -> None:
 
 
 def test_a_failure_on_one_rank_ends_them_unless_all_fail_alike(tmp_path: Path) -> None:
+    def lost(spec: str) -> str:
+        raise RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer")
+
     two, one = SimpleNamespace(world_size=2, broadcast=str), SimpleNamespace(world_size=1, broadcast=str)
     spec = small.run_spec(tmp_path, "dense")
+    with pytest.raises(RanksLost), leading(SimpleNamespace(world_size=2, broadcast=lost), spec):  # type: ignore[arg-type]
+        raise AssertionError("they are told in vain")
     for fabric, error, expected in (
         (two, OSError("full"), RanksLost),
         (two, TrainingFailed("nan"), TrainingFailed),
@@ -169,7 +192,8 @@ STRATEGIES = {{"dies": Entry(":Dies", "its second rank dies, once", "a test", in
 
 
 def test_a_grid_on_two_ranks_and_one_that_dies(world: small.World, tmp_path: Path) -> None:
-    """Rank 0 says of which run the other died; the same command does what is left. Losses are those of one process."""
+    """Rank 0 says of which run the other died, and the rest go on; the same command does what is left. Losses are those
+    of one process."""
     plugin = tmp_path / "dies.py"
     plugin.write_text(DIES.format(once=tmp_path / "once"), encoding="utf-8")
     grid = ["--methods", "sparsecontrast,dies,untrained", "--plugin", str(plugin)]
@@ -180,8 +204,12 @@ def test_a_grid_on_two_ranks_and_one_that_dies(world: small.World, tmp_path: Pat
     assert states["sparsecontrast-s0"]["status"] == "done"
     assert states["sparsecontrast-s0"]["environment"]["ranks"] == 2
     assert "another of its ranks ended before its time" in states["dies-s0"]["reason"]
+    assert states["untrained-s0"]["status"] == "done"
+    (line,) = [line for line in first.stderr.splitlines() if line.startswith("Failed: ")]
+    assert states["dies-s0"]["reason"] in line
     second = world.run(*together)
     assert second.exit_code == 0, second.output
+    assert "3 runs, 2 of them done before." in second.output
     shared = world.runs()
     assert len(shared) == 3
     alone = small.World(tmp_path / "alone", world.cache)

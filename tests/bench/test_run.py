@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,6 +218,36 @@ def test_fresh_leaves_alone_what_somebody_is_at_work_on(world: small.World, ligh
     assert result.exit_code == 2
     assert f"another command is at work on {folder.name}" in result.stderr
     assert snapshot(folder) == before
+
+
+def test_nobody_begins_a_run_that_fresh_moves(world: small.World, light: None, monkeypatch) -> None:
+    from bench import plan
+
+    assert world.run("--methods", "dense").exit_code == 0
+    real, begun = plan.shutil.move, []
+
+    def move(folder: Path, target: Path) -> None:
+        with Claims(world.results).hold(folder.name) as mine:
+            begun.append(mine)
+        real(folder, target)
+
+    monkeypatch.setattr("bench.plan.shutil.move", move)
+    assert world.run("--methods", "dense", "--fresh").exit_code == 0
+    assert begun == [False]
+    assert not list((world.results / ".claims").iterdir())
+
+
+def test_a_disk_that_takes_nothing_is_said_to_be_full(world: small.World, light: None, monkeypatch) -> None:
+    """Not even that a run failed can be written down."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("bench.store.os.fsync", full)
+    result = world.run("--methods", "dense")
+    assert result.exit_code == 1
+    assert "Failed: simclr-dense" in result.stderr
+    assert "the disk is full: [Errno 28] No space left on device; make room, then give the command" in result.stderr
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world: small.World, light: None, monkeypatch) -> None:

@@ -148,6 +148,17 @@ def test_the_queue_is_read(commands: Commands) -> None:
     assert queue.alive(["12_4", "13", "99"]) == {"12_4", "13"}
 
 
+def test_the_queue_is_asked_for_the_jobs_of_who_runs_this(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "another")
+    path = commands.folder / "squeue"
+    path.write_text('#!/bin/sh\nwhile [ "$1" != --user ]; do shift; done\necho "1|$2|a"\n')
+    path.chmod(0o755)
+    user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
+    assert Queue().job("1") == Job(user, "a")
+    monkeypatch.setattr("bench.slurm.os.getuid", lambda: 4242424)  # of no name here
+    assert Queue().job("1") == Job("4242424", "a")
+
+
 def test_a_job_is_gone_when_it_is_missing_several_times(commands: Commands) -> None:
     """A requeued job may be missing for a moment, and a controller that restarts says nothing at all."""
     commands.say("squeue", "12|RUNNING|a")
@@ -395,6 +406,18 @@ def test_evaluations_are_progress_too(tmp_path: Path, on_slurm: Any) -> None:
         on_slurm("7", restart)
         assert Requeues(store, "a").hopeless(100, 20) == ""
         store.write_evaluation(f"linear-{restart}-dense", small.evaluation("a", "s"), {})
+
+
+def test_a_training_without_a_checkpoint_is_progress_too(tmp_path: Path, on_slurm: Any) -> None:
+    """Its checkpoints go as it is recorded: it stands at step 0 as before it began."""
+    store = Store(tmp_path)
+    for restart in range(3):
+        on_slurm("7", restart)
+        assert Requeues(store, "a").hopeless(0, 20) == ""
+        if restart == 1:
+            store.write_record(small.record("a"))
+    on_slurm("7", 3)
+    assert "(in the same evaluation both times): give it more time" in Requeues(store, "a").hopeless(0, 20)
 
 
 def test_steps_and_evaluations_are_not_mixed_up(tmp_path: Path, on_slurm: Any) -> None:

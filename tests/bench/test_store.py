@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -194,3 +195,18 @@ def test_two_that_count_their_processes_alike_do_not_share_a_half_written_file(
     write_atomically(path, b"first, and longer")
     assert path.read_bytes() == b"first, and longer"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_told_from_one_with_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    assert store.full() == ""
+    assert not list(tmp_path.iterdir())
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("bench.store.os.fsync", full)
+    assert (
+        store.full() == "the disk is full: [Errno 28] No space left on device; make room, then give the command again"
+    )
+    assert not list(tmp_path.iterdir())

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from bench.claims import DEAD, Claims, Owner
+from bench.outcome import write_failure
+from bench.ranks import RanksLost
 from bench.record import Record
+from bench.store import Store
 from bench.work import ProgressFile, Work, work
 from tests.bench import small
 
@@ -105,6 +108,57 @@ def test_a_job_waits_for_the_claim_of_one_that_may_have_died_on_another_node(
     monkeypatch.setattr("bench.work.time.sleep", passes)
     work(job)
     assert done == ["simclr/dense"]
+
+
+def test_a_job_whose_ranks_do_not_meet_fails_its_run_by_name(
+    job: Work, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere than on SLURM it is no run's failure: others may do them."""
+
+    def alone(ranks: int) -> None:
+        raise RanksLost(f"a rank did not come: 1/{ranks}")
+
+    monkeypatch.setattr("bench.ranks.name_rank", lambda: 0)
+    monkeypatch.setattr("bench.ranks.meet", alone)
+    job, store = replace(job, runs=job.runs[:1], ranks=2), Store(job.results)
+    with pytest.raises(RanksLost):
+        work(job)
+    assert not store.failed(job.runs[0].run_id)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    with pytest.raises(RanksLost):
+        work(job)
+    record = store.record(job.runs[0].run_id)
+    assert record is not None
+    assert (record.status, record.reason, record.environment["ranks"]) == ("failed", "a rank did not come: 1/2", 2)
+    assert job.gave_up(job.runs[0])
+    assert done == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "again"),
+    [
+        ("another of its ranks ended before its time: what that said stands in results/.workers", True),
+        ("a rank did not come: 1/2 clients joined", True),
+        ("the loss became nan at step 3 of 4 (learning rate 1)", False),
+        ("out of memory at batch 16: use a smaller one with --set train.batch=N", False),
+    ],
+)
+def test_a_requeued_job_goes_on_after_the_loss_of_a_node_and_after_no_failure_of_the_run(
+    job: Work, done: list[str], monkeypatch: pytest.MonkeyPatch, reason: str, again: bool
+) -> None:
+    """SLURM requeues a job whose node died: it is the same call, at another time."""
+    job, store = replace(job, runs=job.runs[:1]), Store(job.results)
+    failed = small.record(job.runs[0].run_id, status="failed", reason=reason)
+    write_failure(store, failed, "traceback")
+    path = store.log(job.runs[0].run_id)
+    os.utime(path, (path.stat().st_atime, job.begun + 0.001))
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for restart, runs in (("0", []), ("1", ["simclr/dense"] * again)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        work(job)
+        assert done == runs
+    assert job.gave_up(job.runs[0])  # to whoever waits for the job, once that is gone
 
 
 def test_workers_do_not_outlive_who_asked_for_them(job: Work, done: list[str]) -> None:

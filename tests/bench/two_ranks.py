@@ -19,7 +19,7 @@ import torch
 from bench import pretrain as module
 from bench.course import TrainingFailed
 from bench.pretrain import Trained, pretrain
-from bench.ranks import any_rank, fabric_of
+from bench.ranks import PATIENCE, any_rank, fabric_of, meet
 from datasets import load
 from methods.ranks import world
 from tests.bench import small
@@ -51,7 +51,9 @@ def main(folder: Path, cache: Path) -> None:
     own = folder / f"rank{rank}"
     own.mkdir()
     data = load("phantom", 32, cache=cache, patients=60, images_per_patient=2.0)
-    fabric = fabric_of("32-true")
+    fabric = meet(2)
+    assert torch.distributed.group.WORLD is not None
+    waits = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
     found: dict[str, Any] = {
         "world": fabric.world_size,
         "rank": fabric.global_rank,
@@ -59,6 +61,7 @@ def main(folder: Path, cache: Path) -> None:
         "device": str(fabric.device),
         "backend": torch.distributed.get_backend(),
         "threads": torch.get_num_threads(),
+        "patient": waits == PATIENCE,
         "said by one": any_rank(fabric, rank == 1),
         "said by none": any_rank(fabric, False),
         "histories": [],
