@@ -26,7 +26,9 @@ from bench.stopping import Stopping
 from bench.store import write_atomically
 
 KEPT = 2  # the newest, and the one before in case that is damaged
-PATIENCE = 90.0  # seconds that a network file system may take to show here what another host has written
+PATIENCE = 30.0
+"""Seconds that a network file system may take to show here what another host has written. The other ranks wait as long,
+deaf to SLURM's signal, so these are fewer than it leaves before it ends a job."""
 
 
 @dataclass(frozen=True)

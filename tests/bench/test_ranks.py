@@ -71,6 +71,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_the_training_on_all(ranks: l
     assert ranks[1]["failed on one"].startswith("the loss became ")
 
 
+def test_a_checkpoint_that_one_rank_does_not_see_ends_the_training_on_all(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert found["unread on one"].startswith("a rank can't read the checkpoint of step 3")
+
+
 @pytest.mark.parametrize("i", range(len(CASES)), ids=[method for method, _ in CASES])
 def test_weights_and_history_are_those_of_one_process(
     ranks: list[dict[str, Any]], folder: Path, tmp_path: Path, phantom: Any, fabric: Any, i: int

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from bench import pretrain as module
+from bench.checkpoint import Checkpoints, Point
 from bench.course import TrainingFailed
-from bench.pretrain import Trained, pretrain
+from bench.pretrain import Trained, optimizer_of, pretrain, restored
 from bench.ranks import PATIENCE, any_rank, fabric_of, meet
 from datasets import load
 from methods.ranks import world
@@ -80,6 +81,16 @@ def main(folder: Path, cache: Path) -> None:
             train(own, data, fabric, CASES[0], [])
     except TrainingFailed as failed:
         found["failed on one"] = str(failed)
+    plain = small.run_spec(own, "simclr/dense")
+    objective = module.build(plain.parsed, plain.encoder, plain.seed)
+    optimizer = optimizer_of(objective, 1e-3, 0.05)
+    checkpoints = Checkpoints(own / "training", writes=rank == 0)  # which rank 1 does not see
+    checkpoints.save(objective, optimizer, Point(3, {}))
+    try:
+        with patch("bench.checkpoint.PATIENCE", 0.0):
+            restored(checkpoints, objective, optimizer, fabric)
+    except TrainingFailed as failed:
+        found["unread on one"] = str(failed)
     found["world after"] = world()
     if rank == 1:
         (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
