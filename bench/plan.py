@@ -149,6 +149,8 @@ def _fan(options: Options) -> Fan:
     launcher, ranks = cast(Launcher, options.launcher), options.ranks
     if options.slurm and launcher != "slurm":
         raise ValueError(f"--slurm is for --launcher slurm, and this is --launcher {launcher}.")
+    if options.workers and launcher != "local":
+        raise ValueError(f"--workers is for --launcher local, and this is --launcher {launcher}.")
     if ranks > 1 and launcher == "inline":
         raise ValueError(f"--ranks {ranks} needs several processes: use --launcher local or slurm.")
     slurm = read_options(options.slurm)
@@ -262,6 +264,8 @@ def _check_data(suite: Suite, data: Dataset) -> None:
     from bench.pretrain import steps_of
 
     splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
+    if len(splits.train) < 2:
+        raise ValueError(f"{len(splits.train)} of {len(data.images)} images are left to train on: two are the fewest.")
     if steps_of(len(splits.train), suite.train) == 0:
         raise ValueError(
             f"{len(splits.train)} training images do not fill a batch of {suite.train.batch}: use --set train.batch=N."

@@ -130,7 +130,8 @@ class Watch:
             if run_id in self.left:
                 text = f"    {_title(self.left[run_id])}: {_state(state)}"
                 self.console.print(text, markup=False, highlight=False)
-        waiting = Counter(state for state, _ in self._jobs(at_work).values())
+        jobs = self._jobs(at_work).values()
+        waiting = Counter(f"{state} {''.join(job.partition('(')[1:])}".strip() for state, job in jobs)
         if waiting:
             text = ", ".join(f"{count} {state}" for state, count in waiting.items())
             self.console.print(f"    jobs: {text}", markup=False, highlight=False)

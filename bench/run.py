@@ -21,7 +21,9 @@ def main(
     labels: Annotated[str | None, typer.Option(help="Label fractions in per cent, e.g. 1,10,100.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set; see python -m bench.list.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the data lie.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="A plain ViT of timm's, or a small one of ours.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="A plain ViT, ConvNeXt or ResNet of timm's, or a small one of ours.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels on a side.")] = None,
     keep: Annotated[
         str | None, typer.Option(help="Keep ratios, e.g. 0.5,0.7, of strategies with an option 'keep'.")

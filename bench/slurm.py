@@ -136,6 +136,7 @@ class Job:
 
     state: str  # SLURM's word for it
     node: str = ""
+    reason: str = ""  # why it waits, in SLURM's word
 
 
 class Queue:
@@ -184,9 +185,9 @@ class Queue:
 
 def _squeue() -> dict[str, Job]:
     """The user's jobs by id, `12` or `12_3` of an array. Raises OSError where SLURM does not answer."""
-    lines = _ask("squeue", "--noheader", "--array", "--user", _user(), "--format", "%i|%T|%N")
-    fields = [line.split("|") for line in lines if line.count("|") == 2]
-    return {job_id.strip(): Job(state.strip(), node.strip()) for job_id, state, node in fields}
+    lines = _ask("squeue", "--noheader", "--array", "--user", _user(), "--format", "%i|%T|%N|%r")
+    fields = [[part.strip() for part in line.split("|")] for line in lines if line.count("|") == 3]
+    return {job_id: Job(state, node, "" if why == "None" else why) for job_id, state, node, why in fields}
 
 
 def _user() -> str:

@@ -226,9 +226,10 @@ class CostJob:
 
 
 def _shown(queue: Queue, job_id: str) -> tuple[str, str]:
-    """State and node of a job, for who watches."""
+    """State and node of a job, for who watches; of one that waits, why."""
     found = queue.job(job_id) or Job("gone")
-    return WORDS.get(found.state, found.state.lower()), found.node
+    why = f"({found.reason})" if found.state == "PENDING" and found.reason else ""
+    return WORDS.get(found.state, found.state.lower()), found.node or why
 
 
 def _ended(results: Path, job_id: str) -> str:

@@ -70,7 +70,7 @@ REGISTRY: dict[str, Entry] = {
 def load(name: str, image_size: int, root: Path | None = None, cache: Path | None = None, **options: Any) -> Dataset:
     """Load a data set by its name, its images `image_size` pixels square.
 
-    root: the folder with the data, for those that have one on disk (not looked at by the phantom).
+    root: the folder with the data, for those that have one on disk (an error for the phantom, which has none).
     cache: a folder for what is made once and memory-mapped from then on; without it all stays in memory.
 
     Raises ValueError for an unknown name, size or option and for contradictory data, FileNotFoundError for
@@ -88,6 +88,12 @@ def load(name: str, image_size: int, root: Path | None = None, cache: Path | Non
         raise ValueError(f"An image size of {image_size!r} is not possible; give a whole number from 8 to 4096.")
     if entry.root == "required" and root is None:
         raise ValueError(f"Data set '{name}' is read from a folder; say which with --data-root.")
+    if entry.root == "none" and root is not None:
+        others = ", ".join(other for other, one in REGISTRY.items() if one.root != "none")
+        raise ValueError(
+            f"Data set '{name}' is made on the spot and reads no folder: say with --data what lies in {root} "
+            f"({others}), or leave --data-root out."
+        )
     module, function = entry.target.split(":")
     loader = cast("Callable[..., Dataset]", getattr(importlib.import_module(module), function))
     places: dict[str, Path | None] = {"cache": None if cache is None else Path(cache)}

@@ -11,6 +11,7 @@ import io
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,11 @@ def read_manifest(root: Path, labels: Sequence[str] | None, uncertain: str) -> M
     table = read_table(path, "it lists the images, with the columns path, patient_id and one a finding")
     for column in ("path", "patient_id"):
         if column not in table:
-            raise ValueError(f"{path} has no column '{column}'; its columns are: {', '.join(map(str, table))}.")
+            between = " Columns are separated by commas." if table.shape[1] == 1 else ""
+            raise ValueError(
+                f"{path} has no column '{column}'; its columns are: {', '.join(map(str, table))}.{between} Add it, or "
+                "rename the one that is meant."
+            )
         blank = np.flatnonzero(table[column].to_numpy() == "")
         if len(blank):
             raise ValueError(f"{path}, row {_row(table, blank[0])}: '{column}' is blank; fill it in.")
@@ -113,6 +118,8 @@ def read_table(path: Path, purpose: str) -> pd.DataFrame:
     ) as error:
         reason = str(error).strip().rstrip(".")
         raise ValueError(f"{path} can't be read as a CSV file in UTF-8: {reason}; mend it or save it anew.") from error
+    with suppress(csv.Error):  # a cell that is too long is refused below
+        _refuse_short_rows(text, len(header), path)
     table.columns = pd.Index(header)
     table = table.fillna("").apply(lambda column: column.str.strip())
     table.index = pd.RangeIndex(2, len(table) + 2)
@@ -125,6 +132,16 @@ def read_table(path: Path, purpose: str) -> pd.DataFrame:
     for column in table:
         _check_lengths(table, str(column), path)
     return table
+
+
+def _refuse_short_rows(text: str, columns: int, path: Path) -> None:
+    """pandas would fill them up: but a blank cell is there, and one that is not may be the end of another row."""
+    for number, cells in enumerate(csv.reader(io.StringIO(text, newline="")), start=1):
+        if cells and len(cells) < columns and any(map(str.strip, cells)):
+            raise ValueError(
+                f"{path}, row {number} has {len(cells)} cells, and the header {columns}: write a comma for each that "
+                "is blank."
+            )
 
 
 def _check_header(path: Path, header: list[str]) -> None:

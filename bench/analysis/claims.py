@@ -158,6 +158,8 @@ def accuracy_claims(arm: Arm, scores: Scores, fraction: float) -> list[Claim]:
         ("patchdropout", "patchdropout", 0.0, "better than dropping patches at random in training only"),
     ):
         rival = scores.reference(arm, strategy)
+        if rival is not None and rival.keep not in (None, arm.keep):
+            rival = None  # with more of the image, or less, it is no control
         found = scores.difference(arm, rival, fraction) if rival else None
         if found is None:
             out.append(Claim(kind, arm.label, text, threshold, NAN, NAN, NAN, "not measured", fraction=fraction))

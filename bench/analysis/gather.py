@@ -110,11 +110,14 @@ def parse(model: Any, path: Path) -> Any:
 
 
 def _refuse_changed_files(run: Run) -> None:
-    """Raises ReportRefused for a file beside a record that is not the one that the record or an evaluation names."""
+    """Raises ReportRefused for a file beside a record that is not the one that the record or an evaluation names, or is
+    not there: without predictions there would be no interval, and nobody would be told."""
     named = {run.folder / name: said for name, said in run.record.files.items()}
     named |= {run.predictions(one): one.predictions_sha256 for one in run.evaluations if one.predictions_sha256}
     for path, said in named.items():
-        if path.is_file() and file_sha256(path) != said:
+        if not path.is_file():
+            raise ReportRefused(f"{path} is not there, and its record names it: {MEND}.")
+        if file_sha256(path) != said:
             raise ReportRefused(f"{path} is not the file that its record names (its SHA-256 does not fit): {MEND}.")
 
 

@@ -16,6 +16,7 @@ from bench.verification.cost import cost
 from bench.verification.identity import identity
 from bench.verification.rebuild import bench_of
 from bench.verification.source import Source
+from datasets import REGISTRY
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def look(folder: Path, data_root: Path | None, cache: Path | None) -> Looked:
     if spec is None:
         checks.append(Check("data, splits, MACs, accuracy", OPEN, "nothing can be made again from this spec"))
         return Looked(folder, tuple(checks))
-    if data_root is not None:
+    if data_root is not None and REGISTRY[spec.data.name].root != "none":
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"root": str(data_root.resolve())})})
     bench = bench_of(spec, cache)
     checks.append(_data(record, spec, bench))

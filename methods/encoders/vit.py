@@ -110,7 +110,10 @@ def _timm_vit(name: str, image_size: int, channels: int, pretrained: bool) -> Vi
     except TypeError as error:
         raise ValueError(f"encoder '{name}' is not a plain ViT: timm does not take an image size for it.") from error
     if not isinstance(vit, VisionTransformer) or not _is_plain(vit):
-        raise ValueError(f"encoder '{name}' is not one of timm's plain ViTs, the only ones that strategies fit into.")
+        raise ValueError(
+            f"encoder '{name}' is of none of the families that strategies fit into: use one of timm's plain ViTs, "
+            "ConvNeXts or ResNets."
+        )
     return vit
 
 

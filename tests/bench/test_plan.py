@@ -78,7 +78,7 @@ MISTAKES = {
     "set without value": (["--set", "train.epochs"], r"write key=value"),
     "set type": (["--set", "train.epochs=three"], r"train.epochs: .*\(given: 'three'\)"),
     "launcher": (["--launcher", "slrum"], r"unknown launcher 'slrum': "),
-    "encoder": (["--encoder", "swin_tiny_patch4_window7_224"], r"encoder 'swin_tiny_patch4_window7_224' is not"),
+    "encoder": (["--encoder", "swin_tiny_patch4_window7_224"], r"encoder '.*' is of none of the families"),
     "encoder unknown": (["--encoder", "vit_smal"], r"unknown encoder 'vit_smal': use a plain ViT, ConvNeXt or ResNet"),
     "tokens on a CNN": (
         ["--methods", "dense,dynamicvit", "--encoder", "convnext_d64_l6_patch8"],
@@ -96,6 +96,8 @@ MISTAKES = {
     "data": (["--data", "nihh"], r"There is no data set 'nihh'; choose one of phantom"),
     "data option": (["--set", "data.options.size=3"], r"Data set 'phantom' has no option 'size'"),
     "data option value": (["--set", "data.options.patients=few"], r"phantom: patients is 'few'; give a whole number"),
+    "root of what has none": (["--data-root", "/"], r"'phantom' is made on the spot and reads no folder: say with"),
+    "workers": (["--launcher", "inline", "--workers", "2"], r"--workers is for --launcher local, and this is --launc"),
     "no root": (["--data", "folder"], r"'folder' is read from a folder; say which with --data-root"),
     "batch": (["--set", "train.batch=999"], r"66 training images do not fill a batch of 999: use --set train.batch=N"),
     "attention": (["--set", "train.attention=xformers"], r"xformers"),

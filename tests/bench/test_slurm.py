@@ -141,17 +141,17 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 
 def test_the_queue_is_read(commands: Commands) -> None:
-    commands.say("squeue", "12_3|RUNNING|node7\n12_4|PENDING|\n13|COMPLETING|node[1-2]")
+    commands.say("squeue", "12_3|RUNNING|node7|None\n12_4|PENDING||Priority\n13|COMPLETING|node[1-2]|None")
     queue = Queue()
     assert queue.job("12_3") == Job("RUNNING", "node7")
-    assert queue.job("12_4") == Job("PENDING", "")
+    assert queue.job("12_4") == Job("PENDING", "", "Priority")
     assert queue.alive(["12_4", "13", "99"]) == {"12_4", "13"}
 
 
 def test_the_queue_is_asked_for_the_jobs_of_who_runs_this(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOGNAME", "another")
     path = commands.folder / "squeue"
-    path.write_text('#!/bin/sh\nwhile [ "$1" != --user ]; do shift; done\necho "1|$2|a"\n')
+    path.write_text('#!/bin/sh\nwhile [ "$1" != --user ]; do shift; done\necho "1|$2|a|None"\n')
     path.chmod(0o755)
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
     assert Queue().job("1") == Job(user, "a")
@@ -161,7 +161,7 @@ def test_the_queue_is_asked_for_the_jobs_of_who_runs_this(commands: Commands, mo
 
 def test_a_job_is_gone_when_it_is_missing_several_times(commands: Commands) -> None:
     """A requeued job may be missing for a moment, and a controller that restarts says nothing at all."""
-    commands.say("squeue", "12|RUNNING|a")
+    commands.say("squeue", "12|RUNNING|a|None")
     queue = Queue()
     assert queue.job("12") == Job("RUNNING", "a")
     commands.say("squeue", "", code=1)
@@ -169,8 +169,8 @@ def test_a_job_is_gone_when_it_is_missing_several_times(commands: Commands) -> N
         assert queue.job("12") == Job("RUNNING", "a")
     commands.say("squeue", "")
     assert queue.job("12") == Job("UNKNOWN")
-    commands.say("squeue", "12|PENDING|")
-    assert queue.job("12") == Job("PENDING", "")
+    commands.say("squeue", "12|PENDING||Priority")
+    assert queue.job("12") == Job("PENDING", "", "Priority")
     commands.say("squeue", "")
     seen = [queue.job("12") for _ in range(6)]
     assert seen[0] == Job("UNKNOWN")
@@ -264,11 +264,11 @@ def test_an_array_for_each_shape_and_a_task_for_each_run(commands: Commands, job
 def test_what_is_in_the_queue_or_done_is_not_submitted_again(commands: Commands, job: Work, submitted: Any) -> None:
     submit.submit(job, SlurmOptions())
     assert [len(tasks) for _, tasks in submitted] == [3]
-    commands.say("squeue", "100_0|RUNNING|a\n100_1|PENDING|\n100_2|PENDING|")
+    commands.say("squeue", "100_0|RUNNING|a|None\n100_1|PENDING||Priority\n100_2|PENDING||Priority")
     handles = submit.submit(job, SlurmOptions())
     assert len(submitted) == 1
     assert [handle.job_id for handle in handles] == ["100_0", "100_1", "100_2"]
-    commands.say("squeue", "100_0|RUNNING|a")  # 100_2 was cancelled, 100_1 has done its run
+    commands.say("squeue", "100_0|RUNNING|a|None")  # 100_2 was cancelled, 100_1 has done its run
     Store(job.results).write_record(small.record(job.runs[1].run_id))
     handles = submit.submit(job, SlurmOptions())
     assert [[task.job.runs[0].method for task in tasks] for _, tasks in submitted[1:]] == [["untrained"]]
@@ -317,7 +317,7 @@ def waited(job: Work, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 
 def test_a_job_is_waited_for_until_its_record_is_there(commands: Commands, job: Work, waited: Callable) -> None:
-    commands.say("squeue", "100_0|RUNNING|a")
+    commands.say("squeue", "100_0|RUNNING|a|None")
 
     def done() -> None:
         commands.say("squeue", "")
@@ -329,7 +329,7 @@ def test_a_job_is_waited_for_until_its_record_is_there(commands: Commands, job: 
 
 
 def test_a_job_that_ends_without_a_record_is_explained(commands: Commands, job: Work, waited: Callable) -> None:
-    commands.say("squeue", "100_0|RUNNING|a")
+    commands.say("squeue", "100_0|RUNNING|a|None")
 
     def cancelled() -> None:
         commands.say("squeue", "")
@@ -345,7 +345,7 @@ def test_a_run_that_failed_in_its_job_before_this_command_began_is_told_by_its_r
     commands: Commands, job: Work, waited: Callable
 ) -> None:
     """A sweep was left; the command that waits for it comes when the record is written and the job still ends."""
-    commands.say("squeue", "100_0|COMPLETING|a")
+    commands.say("squeue", "100_0|COMPLETING|a|None")
     store, run_id = Store(job.results), job.runs[0].run_id
     write_atomically(store.jobs / f"{run_id}.json", b"{}")
     write_atomically(store.log(run_id), b"why")
@@ -356,7 +356,7 @@ def test_a_run_that_failed_in_its_job_before_this_command_began_is_told_by_its_r
 
 
 def test_jobs_that_end_together_are_waited_for_together(commands: Commands, waited: Callable) -> None:
-    commands.say("squeue", "100_0|RUNNING|a\n100_1|RUNNING|a\n100_2|RUNNING|b")
+    commands.say("squeue", "100_0|RUNNING|a|None\n100_1|RUNNING|a|None\n100_2|RUNNING|b|None")
     outcomes, seconds = waited(lambda: commands.say("squeue", ""), runs=3)
     assert [len(outcome) for outcome in outcomes] == [1, 1, 1]
     assert submit.GRACE < seconds < 2 * submit.GRACE
@@ -467,7 +467,7 @@ def test_detached_jobs_are_left_and_found_again(
     result = world.run(*options, "--detach")
     assert result.exit_code == 0, result.output
     assert "2 jobs are in the queue (SLURM 100)" in result.output
-    commands.say("squeue", "100_0|PENDING|\n100_1|PENDING|")
+    commands.say("squeue", "100_0|PENDING||Priority\n100_1|PENDING||Priority")
     assert "Found" not in result.output
     again = world.run(*options, "--slurm", "time=60", "--detach").output
     assert "2 jobs are in the queue (SLURM 100)" in again

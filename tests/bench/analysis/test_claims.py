@@ -180,6 +180,19 @@ def test_a_loud_noise_floor_undoes_support(judged, synthetic, tmp_path):
     assert verdict(all_claims(group, None, loud), "speed", "infer", "rate") == "supported"
 
 
+def test_a_control_that_keeps_another_share_of_the_image_is_none(tmp_path, synthetic):
+    make = synthetic.Method
+    methods = [make("simclr/dense", 0.8), make("simclr/sparsecontrast", 0.8, 0.7)]
+    methods += [make("simclr/fixed", 0.7, 0.5), make("simclr/patchdropout", 0.7, 0.7, inference="dense")]
+    world = synthetic.World(patients=60, seeds=(0,), probes=("linear",), fractions={10.0: 1.0})
+    synthetic.write_results(tmp_path, world, methods)
+    (group,) = group_runs(read_runs(tmp_path))
+    found = all_claims(group, Scores(group, "linear"), cost_frame(tmp_path))
+    assert verdict(found, "fixed") == "not measured"
+    assert verdict(found, "patchdropout") != "not measured"
+    assert verdict(found, "accuracy") != "not measured"
+
+
 def test_rounds_that_other_work_disturbed_decide_nothing(judged):
     group, calm, _, cost = judged(seeds=1)
     busy = all_claims(group, None, cost.assign(disturbed_rounds=1))

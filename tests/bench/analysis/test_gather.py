@@ -199,6 +199,9 @@ def test_a_file_beside_a_record_that_was_changed_is_refused_by_name(tmp_path, sy
         file.write(b" ")
     with pytest.raises(ReportRefused, match=f"{name} is not the file that its record names"):
         read_runs(tmp_path)
+    (folder / name).unlink()  # without predictions there would be no interval
+    with pytest.raises(ReportRefused, match=f"{name} is not there, and its record names it: put the original back"):
+        read_runs(tmp_path)
 
 
 def test_all_runs_that_are_refused_are_named(tmp_path, synthetic, small):

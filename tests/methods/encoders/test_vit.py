@@ -159,6 +159,7 @@ def test_positions_are_sine_and_cosine_of_row_and_column_and_stay() -> None:
 
 
 def test_the_stem_is_stride_two_convolutions_down_to_the_patch_grid() -> None:
+    torch.manual_seed(0)  # of some weights a neighbour sees more
     vit = build_vit("vit_stem_d64_l4_patch8", 64, 1)
     assert isinstance(vit.patch_embed, ConvStem)
     convolutions = [layer for layer in vit.patch_embed.modules() if isinstance(layer, torch.nn.Conv2d)]
