@@ -15,6 +15,7 @@ FAILS: Verdict = "does not hold"
 OPEN: Verdict = "can't be compared"
 
 TOLERANCE = 1e-6  # of a number that is computed again from the same inputs, relative or absolute
+LONG = 120  # characters of a value that is shown whole, of one word (a hash) 40
 SHOWN = 3  # differences that are named
 
 
@@ -81,4 +82,4 @@ def _number(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     text = f"{value:.8g}" if isinstance(value, float) else str(value)
-    return f"{text[:16]}..." if len(text) > 40 else text
+    return f"{text[:16]}..." if len(text) > (LONG if " " in text else 40) else text
