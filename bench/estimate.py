@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def describe(planned: Plan, console: Console) -> None:
-    """Print what would be done: runs, data, disk, time."""
+def describe(planned: Plan, measure: bool, console: Console) -> None:
+    """Print what would be done: runs, data, disk, time; `measure` says whether cost is measured too."""
     from rich.table import Table
 
     suite, job, data = planned.suite, planned.job, planned.data
@@ -39,11 +39,11 @@ def describe(planned: Plan, console: Console) -> None:
         console.print(f"Note: {plain(note)}", markup=False, highlight=False)
     size = sum(_weights_mib(run) for run in job.runs)
     console.print(f"Disk: about {size + 0.2 * len(job.runs):.0f} MiB in {job.results}", markup=False, highlight=False)
-    for line in _time(planned, left, seconds):
+    for line in _time(planned, left, seconds, measure):
         console.print(line, markup=False, highlight=False)
 
 
-def _time(planned: Plan, left: float, seconds: dict[str, float]) -> list[str]:
+def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) -> list[str]:
     """How long it takes; on SLURM, what it takes and what sbatch is told."""
     job, fan = planned.job, planned.fan
     if fan.launcher != "slurm":
@@ -59,7 +59,11 @@ def _time(planned: Plan, left: float, seconds: dict[str, float]) -> list[str]:
         many = "1 job" if len(runs) == 1 else f"an array of {len(runs)} jobs"
         told = ", ".join(f"{key}={value}" for key, value in values.items())
         lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {told}")
-    return [*lines, f"A job is requeued at most {fan.slurm.requeues} times."]
+    from bench.grid_cost import contenders, grid_table
+
+    if measure and contenders(planned.suite) and not grid_table(planned.suite, job.results, job.threads).exists():
+        lines.append("SLURM: 1 job more, which measures cost")
+    return [*lines, f"A job is requeued at most {fan.slurm.requeues} times."] if lines else ["SLURM: no job is needed."]
 
 
 def fractions_table(suite: Suite, data: Dataset) -> Any:

@@ -83,17 +83,18 @@ def _measure(planned: Plan, console: Console) -> list[Handle]:
 
 def detach(planned: Plan, measure: bool, console: Console) -> None:
     """Submit what is missing and say how to go on."""
-    handles = _measure(planned, console) if measure else []
+    measuring = _measure(planned, console) if measure else []
     with workers(planned.job, planned.fan) as jobs:
-        handles += jobs
+        handles = [*measuring, *jobs]
     ids = sorted({handle.job_id.partition("_")[0] for handle in handles}, key=int)
     if not handles:
         console.print("All is done, nothing is submitted: the same command without --detach reports.", highlight=False)
         return
     count = "1 job is" if len(handles) == 1 else f"{len(handles)} jobs are"
+    cost = ", one of them to measure cost" if measuring else ""
     console.print(
-        f"{count} in the queue (SLURM {', '.join(ids)}). The same command without --detach waits and reports; scancel "
-        "ends jobs.",
+        f"{count} in the queue (SLURM {', '.join(ids)}){cost}. The same command without --detach waits and reports; "
+        "scancel ends jobs.",
         highlight=False,
     )
     _say_found(handles, console)
@@ -103,8 +104,8 @@ def _say_found(handles: Sequence[Handle], console: Console) -> None:
     """Jobs that an earlier command submitted keep its options, whatever this one's are."""
     if found := sum(handle.found for handle in handles):
         console.print(
-            f"Found, not submitted anew: {found} of them, with the --slurm options of then. Other options need scancel "
-            "first.",
+            f"Found, not submitted anew: {found} {'job' if found == 1 else 'jobs'}, with the --slurm options of then. "
+            "Other options need scancel first.",
             highlight=False,
         )
 

@@ -97,7 +97,7 @@ def main(
         if dry_run:
             from bench.estimate import describe
 
-            describe(planned, console)
+            describe(planned, measure, console)
             return
         console.print(planned.data_sentence(), markup=False, highlight=False)
         if fresh:

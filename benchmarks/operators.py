@@ -6,7 +6,7 @@ torch's profiler watches some steps of each method, in turn; the time of each op
 calls) is summed by kind, forward and backward together. Of the steps the one counts in which a kind took least: what
 else the machine does can only add to it. A step that is watched is slower than one that is not, as is printed beside
 it: read shares, and ratios between methods. By hand; written to benchmarks/results/operators-<encoder>-<size>.json
-(`--inference`: operators-inference-...).
+(`--inference`: operators-inference-...; another batch than 8: ...-batch2).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from bench.spec import EncoderSpec, TrainSpec
 from benchmarks.outcome import RESULTS
 from methods.names import parse_methods
 
+BATCH = 8
 KINDS = {  # of operators, the first that fits; convolutions are told apart by the shape of their weights
     "linear layers": r"addmm|mm|bmm|baddbmm|matmul|linear",
     "attention": r".*scaled_dot_product.*",
@@ -89,7 +90,12 @@ def main() -> None:
         for kind, value in sorted(ms.items(), key=lambda item: -item[1]):
             print(f"  {kind:28} {value:8.2f} ms")
     content = {
-        "name": f"operators-{'inference-' if options.inference else ''}{encoder.name}-{encoder.image_size}",
+        "name": "-".join(
+            [
+                *("operators", *(["inference"] if options.inference else []), encoder.name, str(encoder.image_size)),
+                *([] if options.batch == BATCH else [f"batch{options.batch}"]),
+            ]
+        ),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(options.threads),
         "batch": options.batch,
@@ -106,7 +112,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--encoder", default="convnext_tiny")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--inference", action="store_true", help="of inference, not of a train step")

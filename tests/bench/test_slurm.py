@@ -471,7 +471,7 @@ def test_detached_jobs_are_left_and_found_again(
     assert "Found" not in result.output
     again = world.run(*options, "--slurm", "time=60", "--detach").output
     assert "2 jobs are in the queue (SLURM 100)" in again
-    assert "Found, not submitted anew: 2 of them" in again
+    assert "Found, not submitted anew: 2 jobs" in again
     assert len(submitted) == 1
     known = {path.name: json.loads(path.read_text())["job"] for path in (world.results / ".jobs").glob("*.json")}
     assert sorted(known.values()) == ["100_0", "100_1"]
