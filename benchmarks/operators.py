@@ -46,8 +46,8 @@ def kind_of(operator: str, shapes: list[Any]) -> str:
     """The kind of an operator by its name, and of a convolution by its inputs' shapes."""
     name = operator.removeprefix("aten::").split("#")[0]
     if "conv" in name.lower():
-        weights = [shape for shape in shapes if len(shape) == 4][1 + ("backward" in name) :]
-        return DEPTHWISE if weights and weights[0][1] == 1 < weights[0][0] else DENSE_CONVOLUTIONS
+        x, *weights = [shape for shape in shapes if len(shape) == 4][("backward" in name) :] or [[]]
+        return DEPTHWISE if weights and weights[0][1] == 1 < x[1] else DENSE_CONVOLUTIONS
     return next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name)), REST)
 
 

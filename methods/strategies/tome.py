@@ -72,6 +72,6 @@ class ToMe(Strategy):
             after = own.scatter_add(1, target, added)
             rows = (target + (n - r) * torch.arange(b, device=x.device)[:, None]).flatten()
             own_share, added_share = own / after, added / after.gather(1, target)
-        merged = take(x, left) * own_share.to(x.dtype)[..., None]
-        merging = take(x, source) * added_share.to(x.dtype)[..., None]
-        return merged.view(-1, c).index_add(0, rows, merging.view(-1, c)).view(b, n - r, c), after
+        merged = take(x, left).mul_(own_share.to(x.dtype)[..., None])  # in place: they are copies already
+        merging = take(x, source).mul_(added_share.to(x.dtype)[..., None])
+        return merged.view(-1, c).index_add_(0, rows, merging.view(-1, c)).view(b, n - r, c), after

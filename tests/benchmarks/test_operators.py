@@ -20,6 +20,7 @@ X, DW, POINT = [8, 96, 56, 56], [96, 1, 7, 7], [192, 96, 2, 2]
         ("aten::mkldnn_convolution", [X, POINT, [192]], operators.DENSE_CONVOLUTIONS),
         ("aten::convolution_backward", [X, X, POINT, []], operators.DENSE_CONVOLUTIONS),
         ("aten::mkldnn_convolution", [[8, 1, 224, 224], [1, 1, 3, 3]], operators.DENSE_CONVOLUTIONS),
+        ("aten::mkldnn_convolution", [[8, 1, 64, 64], [16, 1, 3, 3]], operators.DENSE_CONVOLUTIONS),
         ("aten::index_add_", [], "gathering and scattering"),
         ("aten::native_layer_norm_backward", [], "norms"),
         ("aten::gelu_backward", [], "activations"),
