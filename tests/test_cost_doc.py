@@ -73,6 +73,24 @@ def test_vit_s_on_every_machine() -> None:
         assert rows(f"| {frame['machine'].iloc[0]} | inference |") == speed_rows(frame)
 
 
+INFERENCE = f"operators-inference-{VIT}-224"
+
+
+@pytest.mark.parametrize(("name", "batch"), [(INFERENCE, 8), (f"{INFERENCE}-batch2", 2)])
+def test_where_the_time_of_inference_goes(name: str, batch: int) -> None:
+    assert rows(f"| inference, batch {batch} |") == profile_rows(name)
+
+
+def profile_rows(name: str) -> list[str]:
+    """A row a kind of operator, most of dense's first: its ms, and how often a method's ms go into dense's."""
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_bytes())["rows"]
+    dense, *others = [{"all, unwatched": row["step_ms"], **row["ms"]} for row in found]
+    for one in (dense, *others):
+        one["fused attention"] = one.pop("attention")
+    shown = sorted((kind for kind, ms in dense.items() if ms >= 0.3), key=lambda kind: -dense[kind])
+    return [as_row(kind, f"{dense[kind]:.1f}", *(f"{dense[kind] / one[kind]:.2f}" for one in others)) for kind in shown]
+
+
 def test_macs_that_explain_dynamicvits_step() -> None:
     spec = EncoderSpec(name=VIT, image_size=224)
     names = ("dense", "dynamicvit", "dynamicvit[distil_weight=0]")
