@@ -89,8 +89,10 @@ class Claims:
         return [owner for path in self._all(run_id) if not _lives(path) and (owner := _read(path)) is not None]
 
     def _all(self, run_id: str) -> list[Path]:
-        folder = self.root / run_id
-        paths = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+        try:
+            paths = [path for path in (self.root / run_id).iterdir() if path.name.isdecimal()]
+        except FileNotFoundError:  # nobody has one, or the last is being given back at this moment
+            return []
         return sorted(paths, key=lambda path: int(path.name))
 
     def _make(self, run_id: str, me: Owner) -> Path | None:

@@ -231,6 +231,25 @@ def test_who_gives_back_leaves_the_living(tmp_path: Path, dead: int, monkeypatch
     assert claims.held("a")
 
 
+def test_a_folder_that_goes_while_it_is_read_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last owner gives it back at that moment."""
+    claims, real = Claims(tmp_path), Path.iterdir
+    folder, due = claims.root / "run", [True, True]
+
+    def iterdir(path: Path):
+        if path == folder and due:
+            due.pop()
+            folder.rmdir()
+        return real(path)
+
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert not claims.held("run")
+    with claims.hold("run") as mine:
+        assert mine
+    assert not due
+
+
 def _rush(root: Path, runs: int, dead: int, start: float) -> None:
     """Hold each run a moment and note it; every other process dies with its seventh claim or before, without a word."""
     claims = Claims(root)
