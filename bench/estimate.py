@@ -50,6 +50,7 @@ def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) 
         minutes = left / 60 / fan.workers + 1.5
         shared = "" if job.ranks == 1 else f", {job.ranks} ranks a run,"
         return [f"Time: about {minutes:.0f} minutes with {fan.workers} worker(s){shared} of {job.threads} thread(s)"]
+    from bench.grid_cost import contenders, grid_table
     from bench.submit import parameters, shapes
 
     lines = []
@@ -59,8 +60,6 @@ def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) 
         many = "1 job" if len(runs) == 1 else f"an array of {len(runs)} jobs"
         told = ", ".join(f"{key}={value}" for key, value in values.items())
         lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {told}")
-    from bench.grid_cost import contenders, grid_table
-
     if measure and contenders(planned.suite) and not grid_table(planned.suite, job.results, job.threads).exists():
         lines.append("SLURM: 1 job more, which measures cost")
     return [*lines, f"A job is requeued at most {fan.slurm.requeues} times."] if lines else ["SLURM: no job is needed."]

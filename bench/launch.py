@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from bench.claims import Claims
 from bench.handle import Handle, Trouble, private_folder
-from bench.plain import FULL
+from bench.plain import FULL, disk_full
 from bench.slurm import SlurmOptions
 from bench.submit import submit
 from bench.work import Work, died, fail, work
@@ -155,6 +155,6 @@ def _trouble(call: Callable[[], object]) -> list[Trouble]:
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[-1]
         if any(os.strerror(number) in str(error) for number in FULL):
-            return [("", f"the disk is full: {said}; make room, then give the command again")]
+            return [("", disk_full(said))]
         return [("", f"a worker ended before its time: {said}")]
     return []

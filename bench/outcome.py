@@ -10,7 +10,7 @@ import torch
 from bench.course import TrainingFailed
 from bench.environment import conditions, environment, now
 from bench.evaluate import Bench
-from bench.plain import FULL
+from bench.plain import FULL, disk_full
 from bench.ranks import LOST, RanksLost
 from bench.record import DataRecord, Record, SplitRecord, Timing
 from bench.spec import SCIENCE_VERSION, RunSpec
@@ -124,5 +124,5 @@ def reason_of(error: Exception, spec: RunSpec) -> str:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in text:
         return f"out of memory at batch {spec.train.batch}: use a smaller one with --set train.batch=N"
     if isinstance(error, OSError) and error.errno in FULL:
-        return f"the disk is full: {error}; make room, then give the command again"
+        return disk_full(error)
     return f"{type(error).__name__}: {text}"

@@ -25,10 +25,15 @@ def account(text: str) -> str:
     return "\n".join(plain(line) for line in text.splitlines())
 
 
+def disk_full(said: object) -> str:
+    """What to do about a disk of which the system said so."""
+    return f"the disk is full: {said}; make room, then give the command again"
+
+
 def told(mistake: Exception, where: str = "the paths that were given") -> str:
     """A mistake as one line; of the system's own errors the file and the reason."""
     if isinstance(mistake, OSError) and mistake.errno in FULL:
-        return plain(f"the disk is full: {mistake}; make room, then give the command again.")
+        return plain(f"{disk_full(mistake)}.")
     if isinstance(mistake, OSError) and mistake.errno is not None:
         return plain(f"{mistake.filename} can't be used ({mistake.strerror}): look at {where}.")
     return plain(str(mistake))

@@ -16,6 +16,7 @@ from bench.analysis.outputs import check_reports
 from bench.claims import Claims
 from bench.environment import cores
 from bench.launch import Fan, Launcher
+from bench.plugins import load_plugins
 from bench.ranks import check_ranks
 from bench.slurm import read_options
 from bench.store import check_folder, clock_of
@@ -23,11 +24,9 @@ from bench.submit import parameters
 from bench.suite import SEEDS, Suite, load_suite, read_change
 from bench.work import Work
 from datasets import load
-from datasets.limits import PLUGIN_BYTES, read_within
 from datasets.splits import Splits, check_shares, fraction, make_splits
 from methods import code_of
 from methods.names import Method, suggest
-from methods.plugins import load_plugin
 
 if TYPE_CHECKING:
     from bench.spec import EncoderSpec
@@ -106,10 +105,7 @@ def plan(options: Options) -> Plan:
             f"unknown launcher '{options.launcher}': {suggest(options.launcher, list(get_args(Launcher)))}"
         )
     fan = _fan(options)
-    for plugin in options.plugins:
-        if plugin.is_file():
-            read_within(plugin, PLUGIN_BYTES)
-        load_plugin(plugin)
+    load_plugins(options.plugins)
     suite = load_suite(options.preset, options.spec, changes_of(options))
     if not suite.runs():
         raise ValueError("the grid is empty: name at least one method and one seed.")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
-from bench.plain import FULL
+from bench.plain import FULL, disk_full
 from bench.record import BESIDE, SCHEMA_VERSION, Evaluation, Record
 from bench.seal import file_sha256, seal, sha256
 from bench.spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
@@ -143,7 +143,7 @@ class Store:
         try:
             write_atomically(self.root / ".room", bytes(ROOM))
         except OSError as error:
-            return f"the disk is full: {error}; make room, then give the command again" if error.errno in FULL else ""
+            return disk_full(error) if error.errno in FULL else ""
         (self.root / ".room").unlink(missing_ok=True)
         return ""
 

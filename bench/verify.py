@@ -69,15 +69,14 @@ def _look(
     """What the files tell, of all records: what the user has to mend is said before anything is trained, and what was
     found of the other records with it."""
     from bench.plain import told
+    from bench.plugins import load_plugins
     from bench.verification.source import folders_of
     from bench.verification.verify import Looked, look
-    from methods.plugins import load_plugin
 
     looked: list[Looked] = []
     mistakes: list[str] = []
     try:
-        for file in plugins:
-            load_plugin(file)
+        load_plugins(plugins)
         folders = dict.fromkeys(folder for place in records for folder in folders_of(place))
     except (ValueError, OSError) as mistake:
         typer.echo(f"Error: {told(mistake)}", err=True)

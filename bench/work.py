@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.claims import DEAD, RENEWED, Claims, process_lives, slurm_job
+from bench.plugins import load_plugins
 from bench.ranks import lost_ranks
 from bench.requeues import Requeues
 from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.stopping import Stopping, on_slurm
 from bench.store import Store, clock_of, missing_evaluations
-from methods.plugins import load_plugin
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -79,8 +79,7 @@ def work(job: Work) -> int:
     from bench.environment import raise_allocator_thresholds
 
     raise_allocator_thresholds()
-    for plugin in job.plugins:
-        load_plugin(plugin)
+    load_plugins(job.plugins)
     import torch
 
     torch.set_num_threads(job.threads)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import methods
-from datasets.limits import PLUGIN_BYTES, read_within
 from methods import FLOORS, Entry, Option
 
 
-def load_plugin(path: Path) -> list[str]:
+def load_plugin(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> list[str]:
     """Register what a plug-in file defines in its dicts `STRATEGIES` and `OBJECTIVES`; returns the new names.
 
-    Its entries name their class as ":Class". What runs is what is hashed: the file is read once, and nothing is
-    written beside it. Raises FileNotFoundError, or ValueError for a file that is too large or can't be run, that
+    Its entries name their class as ":Class". What runs is what is hashed: the file is `read` once, and nothing is
+    written beside it. Raises FileNotFoundError, what `read` raises, or ValueError for a file that can't be run, that
     defines nothing or something else than entries, or that takes a name which is taken.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no plug-in at {path}: --plugin takes a Python file.")
-    content = read_within(path, PLUGIN_BYTES)
+    content = read(path)
     code = hashlib.sha256(content).hexdigest()[:16]
     module = ModuleType(f"plugin_{re.sub('[^A-Za-z0-9]', '_', path.stem)}_{code}")
     module.__file__ = str(path)

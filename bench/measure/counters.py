@@ -64,9 +64,8 @@ def inference_macs(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, f
     if encoder.strategy.adaptive:
         few = images if "formula" in witnesses else images[:IMAGES]  # counters take a second an image
         alone = [_alone(encoder, image[None]) for image in few]
-        parts = {
-            name: sum(one.get(name, 0.0) for one in alone) / len(alone) for name in {n: 0 for p in alone for n in p}
-        }
+        names = dict.fromkeys(name for one in alone for name in one)
+        parts = {name: sum(one.get(name, 0.0) for one in alone) / len(alone) for name in names}
         total = sum(parts.values())
     return total, parts, witnesses
 

@@ -115,9 +115,8 @@ def _compared(kind: str, then: tuple[CostTable, CostRow], now: tuple[CostTable, 
 
 def _floor(kind: str, table: CostTable) -> float:
     """The noise floor of a table: what dense against itself shows."""
-    again = next((one for one in table.rows if one.method.endswith(TWICE)), None)
-    known = again is not None and getattr(again, f"{kind}_speedup") is not None
-    return noise_floor(*_ends(kind, again)) if again is not None and known else 1.0
+    twins = [row for row in table.rows if row.method.endswith(TWICE) and getattr(row, f"{kind}_speedup") is not None]
+    return noise_floor(*_ends(kind, twins[0])) if twins else 1.0
 
 
 def _ends(kind: str, row: CostRow) -> tuple[float, float]:

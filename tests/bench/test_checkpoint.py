@@ -156,14 +156,19 @@ def test_an_edited_position_is_recognised(prepared, tmp_path: Path, change: dict
     assert Checkpoints(tmp_path).restore(objective, optimizer_of(objective, 1e-3, 0.05)) is None
 
 
-def test_the_one_that_another_process_has_read_is_waited_for(prepared, tmp_path: Path, monkeypatch) -> None:
-    """As on a network file system, which shows on one host later what was written on another."""
+def stopped_twice(prepared, folder: Path) -> tuple[Any, torch.optim.Optimizer, Checkpoints]:
+    """A fresh model and its optimizer, and checkpoints of steps 2 and 3."""
     spec, bench = prepared("dense")
     for at in (2, 3):
         with pytest.raises(KeyboardInterrupt):
-            train(spec, bench, StopsAt(tmp_path, at))
+            train(spec, bench, StopsAt(folder, at))
     objective = build_dense(spec)
-    optimizer, checkpoints = optimizer_of(objective, 1e-3, 0.05), Checkpoints(tmp_path)
+    return objective, optimizer_of(objective, 1e-3, 0.05), Checkpoints(folder)
+
+
+def test_the_one_that_another_process_has_read_is_waited_for(prepared, tmp_path: Path, monkeypatch) -> None:
+    """As on a network file system, which shows on one host later what was written on another."""
+    objective, optimizer, checkpoints = stopped_twice(prepared, tmp_path)
     older = checkpoints.restore(objective, optimizer, at=2)
     assert older is not None
     assert older.step == 2
@@ -190,12 +195,7 @@ class Ranks:
 
 
 def test_all_ranks_go_on_from_the_checkpoint_that_rank_0_has_read(prepared, tmp_path: Path, monkeypatch) -> None:
-    spec, bench = prepared("dense")
-    for at in (2, 3):
-        with pytest.raises(KeyboardInterrupt):
-            train(spec, bench, StopsAt(tmp_path, at))
-    objective = build_dense(spec)
-    optimizer, checkpoints = optimizer_of(objective, 1e-3, 0.05), Checkpoints(tmp_path)
+    objective, optimizer, checkpoints = stopped_twice(prepared, tmp_path)
 
     def step(fabric: Any) -> int:
         point = restored(checkpoints, objective, optimizer, fabric)
