@@ -1,7 +1,7 @@
 # make bench   set up, then run the benchmark (ARGS="..." replaces the arguments)
 # make test    set up, then run the tests      (ARGS="..." goes to pytest)
 # make setup   the set-up alone: .venv from requirements.lock
-# make peers   measure our speed against other libraries, in an environment of their own (benchmarks/README.md)
+# make peers   measure our speed against other libraries, in an environment of their own (peers/README.md)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -48,11 +48,11 @@ tune: $(STAMP)
 	$(RUN) bench.tune $(ARGS)
 
 # peers go into an environment of their own, which sees the project's packages and changes nothing in it
-PEERS := benchmarks/.venv
+PEERS := peers/.venv
 peers: $(PEERS)/.done
-	$(PEERS)/bin/python -m benchmarks.run_all $(ARGS)
+	$(PEERS)/bin/python -m peers.run_all $(ARGS)
 
-$(PEERS)/.done: benchmarks/requirements.txt $(STAMP)
+$(PEERS)/.done: peers/requirements.txt $(STAMP)
 	@test -x $(PEERS)/bin/python || $(VENV)/bin/python -m venv $(PEERS)
 	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > \
 		"$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"

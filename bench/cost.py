@@ -10,9 +10,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.record import CostTable
-    from bench.spec import EncoderSpec, MeasureSpec
-    from bench.suite import Suite
+    from bench.records.record import CostTable
+    from bench.specs.grid_spec import Suite
+    from bench.specs.run_spec import EncoderSpec, MeasureSpec
     from methods.strategies.strategy import Geometry
 
 app = typer.Typer(add_completion=False)
@@ -49,9 +49,9 @@ def main(
     from rich.console import Console
 
     from bench.analysis.outputs import check_reports
-    from bench.environment import cores
-    from bench.plain import told
-    from bench.store import check_folder
+    from bench.messages import told
+    from bench.records.environment import cores
+    from bench.records.store import check_folder
     from methods import check_defined
 
     console = Console() if Console().is_terminal else Console(width=WIDTH)
@@ -87,7 +87,7 @@ def main(
 
 def _suite(preset: str, methods: str, keep: str, batch: int | None, rounds: int | None) -> Suite:
     """The preset with what the options change."""
-    from bench.suite import load_suite
+    from bench.specs.grid_spec import load_suite
 
     measure = {name: value for name, value in (("batch", batch), ("rounds", rounds)) if value is not None}
     changes: dict[str, Any] = {"methods": methods, "floors": []}
@@ -100,8 +100,8 @@ def _suite(preset: str, methods: str, keep: str, batch: int | None, rounds: int 
 
 def _encoder(suite: Suite, name: str, size: int | None, channels: int | None) -> EncoderSpec:
     """The preset's encoder, or another one: then at the size in its name (timm's custom), 224 where there is none."""
-    from bench.spec import EncoderSpec
-    from bench.suite import validated
+    from bench.specs.grid_spec import validated
+    from bench.specs.run_spec import EncoderSpec
 
     values = suite.encoder.model_dump()
     if name and name != suite.encoder.name:
@@ -161,7 +161,7 @@ def _affordable(measure: MeasureSpec, geometry: Geometry, batch: int | None, rou
 
 def _geometry(encoder: EncoderSpec) -> Geometry:
     from bench.measure.table import DENSE
-    from bench.pretrain import build
+    from bench.training.build import build
 
     return build(DENSE, encoder, seed=0).encoder.geometry
 
@@ -191,11 +191,11 @@ def _measure(
     to compare with."""
     from rich.progress import Progress
 
-    from bench.analysis import costplots
+    from bench.analysis.show import cost_plots as costplots
     from bench.measure.macs import CountersDisagree
     from bench.measure.show import print_costs
     from bench.measure.table import DENSE, measure, table_path
-    from bench.store import as_json, write_atomically
+    from bench.records.store import as_json, write_atomically
 
     methods, training = suite.parsed_methods(), training and DENSE.name not in left_out
     where = table_path(results, methods, encoder, suite.train, spec, threads, training)
@@ -230,9 +230,9 @@ def _write(
 ) -> None:
     """reports/cost.csv: the newest row of all that was measured; and how cost grows with the `tokens` of an image size,
     where there are several."""
-    from bench.analysis import costplots
-    from bench.analysis.frames import cost_csv, cost_frame, newest
-    from bench.store import write_atomically
+    from bench.analysis.read.frames import cost_csv, cost_frame, newest
+    from bench.analysis.show import cost_plots as costplots
+    from bench.records.store import write_atomically
 
     write_atomically(reports / "cost.csv", cost_csv(cost_frame(results)).encode())
     console.print(f"All that was measured: {reports / 'cost.csv'}", markup=False, highlight=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 import traceback
 from dataclasses import dataclass
@@ -12,28 +11,27 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-from lightning_fabric import Fabric
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from bench.checkpoint import Checkpoints
-from bench.course import TrainingFailed, with_todays
-from bench.device import one_device
-from bench.diagnose import learning, selection_figure
-from bench.environment import now
-from bench.evaluate import Bench, Features, classify, evaluate, summarise
-from bench.finetune import Classifier, finetune, finetune_steps, spent
-from bench.outcome import EvaluationFailed, failure, reason_of, record_of, timing, write_failure
-from bench.pretrain import Report, Trained, build, pretrain, views_of
-from bench.ranks import RanksLost, fabric_of, leading
-from bench.record import Evaluation, Record
-from bench.seal import sha256
-from bench.spec import DataSpec, EvaluationSpec, FinetuneSpec, RunSpec
-from bench.store import Store, evaluation_name, missing_evaluations, write_atomically
-from bench.weigh import macs_of, memory_of
-from datasets import load
-from datasets.splits import make_splits
-from methods import code_of
+from bench.evaluation.diagnose import learning, selection_figure
+from bench.evaluation.evaluate import Features
+from bench.evaluation.missing import _evaluate
+from bench.measure.run_cost import macs_of, memory_of
+from bench.records.environment import now
+from bench.records.outcome import failure, record_of, timing, write_failure
+from bench.records.record import Record
+from bench.records.seal import sha256
+from bench.records.store import Store, write_atomically
+from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.training.build import build
+from bench.training.checkpoint import Checkpoints
+from bench.training.data import Bench, data_record, prepare, split_record
+from bench.training.device import one_device
+from bench.training.failures import RanksLost, TrainingFailed, reason_of
+from bench.training.finetune import finetune, finetune_steps, spent
+from bench.training.history import Report, with_todays
+from bench.training.pretrain import Trained, pretrain
+from bench.training.ranks import fabric_of, leading
 from methods.objectives.objective import Objective
 
 
@@ -58,7 +56,7 @@ class Attempt:
         **parts: Any,
     ) -> Record:
         """The finished run, written down, its record last. Where another process has finished it meanwhile, which
-        took it over while this one was frozen (`bench.claims`), that is left as it is."""
+        took it over while this one was frozen (`bench.launch.leases`), that is left as it is."""
         store, run_id = self.store, self.spec.run_id
         done = store.record(run_id)
         if done is not None and done.status == "done":
@@ -69,7 +67,8 @@ class Attempt:
             store.write_arrays(store.folder(run_id) / "selection.npz", figure)
         if history is not None:
             store.write_history(run_id, history)
-        parts |= {"bench": self.bench, "objective": objective, "weights_sha256": sha256(weights)}
+        parts |= {"data": data_record(self.bench), "splits": split_record(self.bench)}
+        parts |= {"objective": objective, "weights_sha256": sha256(weights)}
         made = record_of(self.spec, self.started, self.threads, **parts)
         store.write_record(made)
         return made
@@ -117,30 +116,6 @@ def train_along(spec: RunSpec, cache: Path | None, checkpoints: Checkpoints) -> 
     fabric = fabric_of(spec.train.precision)
     with contextlib.suppress(TrainingFailed):  # as it did on rank 0, which writes it down
         pretrain(spec, bench.data, bench.splits.train, fabric, lambda state: None, checkpoints)
-
-
-def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
-    """The run's data, splits and views. Raises ValueError where what its id stands for is not what is here: a job may
-    wait for days in a queue, and files change meanwhile."""
-    if code_of(spec.parsed.objective, spec.parsed.strategy) != spec.code:
-        raise ValueError(f"the plug-in of {spec.method} changed since the grid was planned: give the command again")
-    if spec.weights_sha256 not in ("", spec.encoder.weights_digest()):
-        raise ValueError(
-            f"the weights in {spec.encoder.weights} are not those that the run was planned with: put them back, or "
-            "give the command again"
-        )
-    data = _load(spec.data.model_dump_json(), spec.encoder.image_size, cache, spec.fingerprint)
-    if spec.fingerprint not in ("", data.fingerprint):
-        raise ValueError(f"data set '{data.name}' has changed since the grid was planned: give the command again")
-    splits = make_splits(data, spec.data.split_seed, spec.data.val, spec.data.test)
-    return Bench(data, splits, views_of(spec), fabric, spec.seed)
-
-
-@functools.lru_cache(maxsize=2)
-def _load(spec: str, image_size: int, cache: Path | None, fingerprint: str) -> Any:
-    """A data set once a process: a worker makes many runs on it. Another `fingerprint` has it read again."""
-    data = DataSpec.model_validate_json(spec)
-    return load(data.name, image_size, Path(data.root) if data.root else None, cache, **data.options)
 
 
 def _train(run: Attempt) -> Record:
@@ -209,76 +184,6 @@ def _train_supervised(run: Attempt) -> Record:
     )
 
 
-def _evaluate(
-    spec: RunSpec, evaluation: EvaluationSpec, tuning: FinetuneSpec, bench: Bench, store: Store, report: Report
-) -> None:
-    """Make what is missing, from the checkpoint on disk: new fractions and probes never train anew."""
-    missing = missing_evaluations(store, spec, evaluation, tuning)
-    if not missing:
-        return
-    objective = build(spec.parsed, spec.encoder, spec.seed)
-    tensors = load_tensors(_weights(store, spec.run_id))
-    if spec.labels is not None:
-        _evaluate_supervised(spec, evaluation, bench, store, objective, tensors)
-        return
-    objective.encoder.load_state_dict(tensors)
-    features = Features(objective.encoder.eval(), bench)
-    errors: list[Exception] = []
-    for i, (probe, labels, inference) in enumerate(missing):
-        report({"doing": f"{probe} at {labels:g} %", "step": i, "steps": len(missing)})
-        try:
-            result, predictions = evaluate(
-                spec.run_id, features, bench, evaluation, tuning, probe, labels, inference, report
-            )
-            _write(store, result, predictions)
-        except Exception as error:  # the others are made all the same
-            error.add_note(f"in the evaluation {evaluation_name(probe, labels, inference)}")
-            errors.append(error)
-    if errors:
-        first = f"{reason_of(errors[0], spec)}, {errors[0].__notes__[-1]}"
-        more = "" if len(errors) == 1 else f" (the first of {len(errors)} evaluations of {len(missing)} that failed)"
-        raise EvaluationFailed(first + more) from errors[0]
-
-
-def _evaluate_supervised(
-    spec: RunSpec, evaluation: EvaluationSpec, bench: Bench, store: Store, objective: Objective, tensors: Any
-) -> None:
-    assert spec.labels is not None and spec.finetune is not None
-    classifier = Classifier(objective.encoder, bench.data.labels.shape[1], "dense").eval()
-    classifier.load_state_dict(tensors)
-    index = bench.draws(spec.labels, 1)[0]
-    scores = classify(classifier.to(bench.fabric.device), bench, bench.images_of(evaluation.split))
-    result, predictions = summarise(
-        spec.run_id,
-        scores[None].astype("float32"),
-        bench,
-        evaluation,
-        spec.finetune,
-        "finetune",
-        spec.labels,
-        "dense",
-        [index],
-        [{"lr": spec.finetune.lr}],
-    )
-    _write(store, result, predictions)
-
-
-def _write(store: Store, made: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
-    """An evaluation, unless another process has made it meanwhile, as in `Attempt.finish`."""
-    name = evaluation_name(made.probe, made.labels, made.inference)
-    if not store.has_evaluation(made.run_id, name, made.settings):
-        store.write_evaluation(name, made, predictions)
-
-
 def _packed(module: torch.nn.Module) -> bytes:
     """Its weights as a .safetensors file: names, shapes and bytes."""
     return save_tensors({name: t.detach().cpu().contiguous() for name, t in module.state_dict().items()})
-
-
-def _weights(store: Store, run_id: str) -> bytes:
-    """What `_packed` made. Raises EvaluationFailed where it is not what the record names."""
-    path, record = store.folder(run_id) / "checkpoint.safetensors", store.record(run_id)
-    content = path.read_bytes()
-    if record is None or sha256(content) != record.weights_sha256:
-        raise EvaluationFailed(f"{path} is not what the record names: put it back, or move {path.parent} away")
-    return content

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.suite import PRESETS
+from bench.specs.grid_spec import PRESETS
 from datasets import REGISTRY
 from methods import ENCODERS, FLOORS, HEADLINE, OBJECTIVES, STRATEGIES, Entry
 

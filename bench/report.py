@@ -26,9 +26,9 @@ def main(
     reports: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("reports"),
 ) -> None:
     """Write the report on all finished runs: tables, figures, the finding in sentences."""
-    from bench.analysis.groups import ReportRefused
     from bench.analysis.outputs import check_reports
-    from bench.plain import account, plain, told
+    from bench.analysis.read.groups import ReportRefused
+    from bench.messages import account, plain, told
 
     try:
         check_reports(reports)

@@ -61,8 +61,8 @@ def main(
     ] = False,
 ) -> None:
     """Compare attention strategies in contrastive pre-training: run what of the grid is missing, then report."""
-    from bench.plain import console_of, told
-    from bench.plan import Options, plan
+    from bench.grid.plan import Options, plan
+    from bench.messages import console_of, told
 
     signal.signal(signal.SIGTERM, _interrupt)
     console = console_of()
@@ -95,7 +95,7 @@ def main(
             raise ValueError(f"--detach is for --launcher slurm, and this is --launcher {launcher}.")
         planned = plan(options)
         if dry_run:
-            from bench.estimate import describe
+            from bench.grid.estimate import describe
 
             describe(planned, measure, console)
             return
@@ -106,8 +106,8 @@ def main(
     except (ValueError, OSError) as mistake:
         typer.echo(f"Error: {told(mistake)}", err=True)
         raise typer.Exit(2) from None
-    from bench.grid import detach, run_grid
-    from bench.submit import JobsUnknown
+    from bench.grid.execute import detach, run_grid
+    from bench.launch.slurm_jobs import JobsUnknown
 
     try:
         if leave:

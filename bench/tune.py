@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from bench.suite import Suite
+    from bench.specs.grid_spec import Suite
 
 app = typer.Typer(add_completion=False)
 LABELS = 10.0  # per cent at which learning rates are compared
@@ -33,14 +33,14 @@ def main(
     """Try a few learning rates for every method on validation data and write the best ones down."""
     from rich.console import Console
 
-    from bench.environment import cores
-    from bench.launch import Fan, workers
-    from bench.plain import told
-    from bench.plan import default_cache, numbers
-    from bench.progress import Watch
-    from bench.store import as_json, write_atomically
-    from bench.suite import PRESETS, load_suite
-    from bench.work import Work
+    from bench.grid.plan import default_cache, numbers
+    from bench.grid.watch import Watch
+    from bench.launch.launch import Fan, workers
+    from bench.launch.worker import Work
+    from bench.messages import told
+    from bench.records.environment import cores
+    from bench.records.store import as_json, write_atomically
+    from bench.specs.grid_spec import PRESETS, load_suite
 
     try:
         tried = list(numbers("--rates", rates, "1e-3,2e-3"))
@@ -70,8 +70,8 @@ def main(
 
 def _summary(suite: Suite, job: Any, tried: list[float], path: Path) -> dict[str, Any]:
     """What was tried, what came out on validation data, what was chosen; earlier results of other methods are kept."""
-    from bench.record import Evaluation
-    from bench.store import Store, evaluation_name
+    from bench.records.record import Evaluation
+    from bench.records.store import Store, evaluation_name
 
     store, rows = Store(job.results), []
     for run in job.runs:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.plain import plain
+from bench.messages import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.verification.check import Check
-    from bench.verification.verify import Looked
+    from bench.verification.stages import Looked
 
 app = typer.Typer(add_completion=False)
 
@@ -35,8 +35,8 @@ def main(
     measure: Annotated[bool, typer.Option(help="Measure recorded speed-ups anew, where this is the machine.")] = True,
 ) -> None:
     """Verify records: what of them holds, what does not, and what can't be compared here."""
-    from bench.plain import console_of
-    from bench.plan import default_cache
+    from bench.grid.plan import default_cache
+    from bench.messages import console_of
     from bench.verification.check import FAILS, HOLDS, OPEN
 
     console = console_of()
@@ -68,10 +68,10 @@ def _look(
 ) -> list[Looked]:
     """What the files tell, of all records: what the user has to mend is said before anything is trained, and what was
     found of the other records with it."""
-    from bench.plain import told
-    from bench.plugins import load_plugins
-    from bench.verification.source import folders_of
-    from bench.verification.verify import Looked, look
+    from bench.messages import told
+    from bench.specs.plugins import load_plugins
+    from bench.verification.files import folders_of
+    from bench.verification.stages import Looked, look
 
     looked: list[Looked] = []
     mistakes: list[str] = []
@@ -100,7 +100,7 @@ def _look(
 
 def _anew(looked: Looked, cache: Path, measure: bool, report: Callable[[dict[str, Any]], None]) -> list[Check]:
     """What the run made anew tells."""
-    from bench.verification.verify import anew
+    from bench.verification.stages import anew
 
     try:
         return anew(looked, cache, measure, report)

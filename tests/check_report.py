@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.plan import default_cache
-from bench.store import Store
-from bench.suite import load_suite
+from bench.grid.plan import default_cache
+from bench.records.store import Store
+from bench.specs.grid_spec import load_suite
 from datasets import load
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_what_a_job_costs_beyond_its_run() -> None:
     doc = " ".join((ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").split())
-    printed = (ROOT / "benchmarks" / "results" / "slurm-300-runs.txt").read_text(encoding="utf-8")
+    printed = (ROOT / "peers" / "results" / "slurm-300-runs.txt").read_text(encoding="utf-8")
     said = r"(\d+) runs in .*A run takes (\S+) s; its overhead is (\S+) s in its job .*, and (\S+) s"
     found = re.search(said, printed)
     assert found is not None

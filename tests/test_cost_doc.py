@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from bench.analysis.frames import cost_csv, cost_frame, table_frame
-from bench.analysis.speed import large_table, speed_cell
+from bench.analysis.read.frames import cost_csv, cost_frame, table_frame
+from bench.analysis.show.time_tables import large_table, speed_cell
 from bench.measure import formula
 from bench.measure.formula.products import by_part
 from bench.measure.macs import count
-from bench.pretrain import build
-from bench.record import CostTable
-from bench.spec import EncoderSpec, TrainSpec
+from bench.records.record import CostTable
+from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.training.build import build
 from methods.names import parse_methods
 from methods.strategies.strategy import Call
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "results" / "reference"
 DOC = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
 PART = DOC.split("## What the committed tables say")[1].split("\n## ")[0]
-PROFILE = ROOT / "benchmarks" / "results" / "operators-convnext_tiny-224.json"
+PROFILE = ROOT / "peers" / "results" / "operators-convnext_tiny-224.json"
 VIT = "vit_small_patch16_224"
 CONVNEXT = EncoderSpec(name="convnext_tiny", image_size=224, channels=3)
 DEPTHWISE = "depthwise convolutions"
@@ -83,7 +83,7 @@ def test_where_the_time_of_inference_goes(name: str, batch: int) -> None:
 
 def profile_rows(name: str) -> list[str]:
     """A row a kind of operator, most of dense's first: its ms, and how often a method's ms go into dense's."""
-    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_bytes())["rows"]
+    found = json.loads((ROOT / "peers" / "results" / f"{name}.json").read_bytes())["rows"]
     dense, *others = [{"all, unwatched": row["step_ms"], **row["ms"]} for row in found]
     for one in (dense, *others):
         one["fused attention"] = one.pop("attention")
@@ -163,7 +163,7 @@ def test_attention_at_high_resolution() -> None:
 
 
 def test_dense_against_itself_many_times() -> None:
-    printed = (ROOT / "benchmarks" / "results" / f"aa-{VIT}.txt").read_text(encoding="utf-8")
+    printed = (ROOT / "peers" / "results" / f"aa-{VIT}.txt").read_text(encoding="utf-8")
     counts = []
     for kind in ("inference", "step"):
         found = re.findall(rf"{kind} (\S+) \[(\S+), (\S+)\]", printed)

@@ -10,15 +10,33 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis import account, costplots, document, finding, frames, plots, saliency, speed, tables
-from bench.analysis.claims import Claim, all_claims
-from bench.analysis.document import Block, Bullets, Figure, Heading, Paragraph, Table
-from bench.analysis.gather import group_runs, read_runs
-from bench.analysis.groups import Group, Run
+from bench.analysis.judge import findings as finding
+from bench.analysis.judge.claims import Claim, all_claims
+from bench.analysis.judge.scores import Scores
 from bench.analysis.outputs import LARGE_PARTS, TITLE, is_figure
-from bench.analysis.scores import Scores
-from bench.plain import plain
-from bench.suite import read_tuning
+from bench.analysis.read import frames
+from bench.analysis.read.groups import Group, Run
+from bench.analysis.read.results import group_runs, read_runs
+from bench.analysis.show import (
+    accuracy_tables as tables,
+)
+from bench.analysis.show import (
+    cost_plots as costplots,
+)
+from bench.analysis.show import (
+    document,
+    plots,
+    saliency,
+)
+from bench.analysis.show import (
+    run_tables as account,
+)
+from bench.analysis.show import (
+    time_tables as speed,
+)
+from bench.analysis.show.document import Block, Bullets, Figure, Heading, Paragraph, Table
+from bench.messages import plain
+from bench.specs.grid_spec import read_tuning
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from bench.device import one_device
-from bench.measure.arm import Arm
 from bench.measure.inputs import random_views
 from bench.measure.table import DENSE, contestants
-from bench.spec import EncoderSpec, TrainSpec
+from bench.measure.timed_method import Arm
+from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.training.device import one_device
 from methods.names import Method
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Geometry

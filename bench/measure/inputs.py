@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.spec import EncoderSpec
+from bench.specs.run_spec import EncoderSpec
 
 IMAGES = 2  # of a counted batch: the fewest that a contrastive loss tells apart
 

@@ -29,8 +29,8 @@ from bench.measure import formula
 from bench.measure.counters import CountersDisagree, check_agreement, inference_macs
 from bench.measure.formula.products import by_kind, by_part
 from bench.measure.inputs import random_lesions, random_views
-from bench.record import Macs
-from bench.spec import EncoderSpec, TrainSpec
+from bench.records.record import Macs
+from bench.specs.run_spec import EncoderSpec, TrainSpec
 from methods.encoders.encoder import Encoder
 from methods.noise import Noise
 from methods.objectives.objective import Objective

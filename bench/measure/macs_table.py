@@ -11,14 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure.arm import GRID, execution
 from bench.measure.inputs import IMAGES, random_views
 from bench.measure.macs import CountersDisagree, count
 from bench.measure.table import contestants
-from bench.pretrain import build
-from bench.record import Macs
-from bench.spec import EncoderSpec, TrainSpec
-from bench.store import write_atomically
+from bench.measure.timed_method import GRID, execution
+from bench.records.record import Macs
+from bench.records.store import write_atomically
+from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.training.build import build
 from methods.names import Method
 
 VIEWS = 16  # images over which strategies are counted that keep what an image needs

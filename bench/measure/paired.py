@@ -1,7 +1,7 @@
 """Paired, interleaved timing: A B C D, C A D B, ... in one process, so that whatever slows the machine slows all.
 
 Every round times every contender once, in an order drawn anew; a speed-up is the median over the rounds of the ratio
-within a round (its interval: bench.measure.interval). The garbage collector is off inside a round. A short call is made
+within a round (its interval: bench.statistics.ratios). The garbage collector is off inside a round. A short call is made
 once untimed before it is timed, so that it finds the caches as it leaves them itself, not as whoever stood before it
 did; a long one refills them within its first moments.
 
@@ -25,8 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from bench.environment import cores
-from bench.measure.interval import Array, Estimate, estimate
+from bench.records.environment import cores
+from bench.statistics.ratios import Array, Estimate, estimate
 
 GOT_ITS_CORES = 0.9  # of the CPU time a second of wall time that it should get
 WAITED = 0.1  # seconds that threads may wait for a core, in all, a second of wall time

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.spec import EncoderSpec, TrainSpec
+from bench.specs.run_spec import EncoderSpec, TrainSpec
 
 STEPS = 3  # the optimizer's state is there from the first step's end on
 SECONDS = 600  # at most, for one method
@@ -66,11 +66,11 @@ def main() -> None:
 def _measured(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from bench.device import one_device
-    from bench.environment import raise_allocator_thresholds
-    from bench.measure.arm import Arm
     from bench.measure.inputs import random_views
     from bench.measure.memory import peak_mib, resident_mib
+    from bench.measure.timed_method import Arm
+    from bench.records.environment import raise_allocator_thresholds
+    from bench.training.device import one_device
     from methods.names import parse_methods
 
     raise_allocator_thresholds()

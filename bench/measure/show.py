@@ -6,8 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.measure.interval import interval_name, no_difference, noise_floor
-from bench.record import PARTS, CostRow, CostTable
+from bench.records.record import PARTS, CostRow, CostTable
+from bench.statistics.ratios import interval_name, no_difference, noise_floor
 
 UNKNOWN = "How many tokens it keeps is learnt; the MACs of a trained run stand in its record."
 KINDS = {"infer": "inference", "train": "step", "run": "whole run"}

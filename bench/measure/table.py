@@ -17,17 +17,17 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.device import one_device, threads_of
-from bench.environment import environment, machine, now, raise_allocator_thresholds
-from bench.measure.arm import Arm, execution
 from bench.measure.inputs import random_views
-from bench.measure.interval import Estimate
 from bench.measure.paired import PairedTimes, paired_times
 from bench.measure.parts import views_seconds
 from bench.measure.peak import NotMeasured, peak_of_training
-from bench.record import TWICE, CostRow, CostTable
-from bench.seal import seal
-from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
+from bench.measure.timed_method import Arm, execution
+from bench.records.environment import environment, machine, now, raise_allocator_thresholds
+from bench.records.record import TWICE, CostRow, CostTable
+from bench.records.seal import seal
+from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
+from bench.statistics.ratios import Estimate
+from bench.training.device import one_device, threads_of
 from methods import FLOORS
 from methods.names import Method
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bench.spec import SCIENCE_VERSION, RunSpec
+from bench.specs.run_spec import SCIENCE_VERSION, RunSpec
 from bench.verification.check import FAILS, OPEN, Check, compare
-from bench.verification.source import Source
+from bench.verification.files import Source
 from methods import code_of
 
 WHAT = "spec and run id"

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.evaluate import Bench, summarise
-from bench.record import Evaluation
-from bench.spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.evaluation.evaluate import summarise
+from bench.records.record import Evaluation
+from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.training.data import Bench
 from bench.verification.check import FAILS, OPEN, Check, differences, judged
-from bench.verification.rebuild import how
-from bench.verification.source import Source
+from bench.verification.files import Source
+from bench.verification.reconstruct import how
 from datasets.archives import read_npz
 
 Arrays = dict[str, npt.NDArray[Any]]

@@ -31,7 +31,7 @@ def fabric():
 
 @pytest.fixture
 def world(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> small.World:
-    monkeypatch.setattr("bench.plan.cores", lambda: 1)  # one thread, as everywhere in the tests
+    monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)  # one thread, as everywhere in the tests
     return small.World(tmp_path, cache)
 
 
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The results folder of one finished run of SparseContrast, with two evaluations; not to be changed."""
     world = small.World(tmp_path_factory.mktemp("verify"), cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.plan.cores", lambda: 1)
+        patch.setattr("bench.grid.plan.cores", lambda: 1)
         patch.setattr("bench.report.write_report", small.light_report)
         result = world.run("--methods", "sparsecontrast")
     assert result.exit_code == 0, result.output

@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from bench.analysis.outputs import TITLE
-from bench.record import Draw, Evaluation, Macs, Record, Subset
-from bench.spec import RunSpec
-from bench.suite import Suite, load_suite
+from bench.records.record import Draw, Evaluation, Macs, Record, Subset
+from bench.specs.grid_spec import Suite, load_suite
+from bench.specs.run_spec import RunSpec
 
 TOML = """
 seeds = [0]

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from bench.measure.table import measure
-from bench.record import Record
-from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
+from bench.records.record import Record
+from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods.names import parse_methods
 from tests.bench import small
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 
 from bench.cost import _affordable, _geometry, app
 from bench.measure import counters, headroom, table
-from bench.record import CostRow, CostTable
-from bench.spec import EncoderSpec, MeasureSpec
+from bench.records.record import CostRow, CostTable
+from bench.specs.run_spec import EncoderSpec, MeasureSpec
 
 
 def cost(folder: Path, *options: str) -> Result:

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from bench.record import Record
-from bench.store import Store
-from bench.work import Work, work
+from bench.launch.worker import Work, work
+from bench.records.record import Record
+from bench.records.store import Store
 from tests.bench import small
 
 KILLED = 77
@@ -136,7 +136,7 @@ def test_a_failing_disk_fails_the_run_by_name_and_the_next_command_goes_on(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bench.store.os.fsync", full)
+        patch.setattr("bench.records.store.os.fsync", full)
         assert work(here) == 1
     assert f"{run.run_id} failed: the disk is full" in capfd.readouterr().out
     assert Store(tmp_path).record(run.run_id) is None

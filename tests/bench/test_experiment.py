@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import load, save_file
 
 from bench import experiment as module
-from bench.checkpoint import Checkpoints
-from bench.course import TrainingFailed
-from bench.environment import conditions, environment
+from bench.evaluation.probes import linear_probe
 from bench.experiment import run_experiment, train_along
-from bench.lesions import Lesions
-from bench.outcome import failure
-from bench.pretrain import build
-from bench.probes import linear_probe
-from bench.record import Record
-from bench.spec import RunSpec
-from bench.store import Store
-from bench.verification.again import changes
+from bench.records.environment import conditions, environment
+from bench.records.outcome import failure
+from bench.records.record import Record
+from bench.records.store import Store
+from bench.specs.run_spec import RunSpec
+from bench.training.batches import Lesions
+from bench.training.build import build
+from bench.training.checkpoint import Checkpoints
+from bench.training.failures import TrainingFailed
+from bench.verification.rerun import changes
 from datasets.splits import fraction, make_splits
 from methods import STRATEGIES
 from methods.plugins import load_plugin
@@ -214,7 +214,7 @@ def test_a_failed_training_is_recorded_with_its_reason_and_can_be_tried_again(be
         patch.setattr("bench.experiment.pretrain", fail)
         record, folder = bench.run("dense")
     assert (record.status, record.reason) == ("failed", "the loss became nan at step 1 of 4")
-    stored = bench.store.record(record.run_id)
+    stored = bench.records.store.record(record.run_id)
     assert stored is not None
     assert small.unsealed(stored) == record
     assert "TrainingFailed" in (folder / "log.txt").read_text()
@@ -222,7 +222,7 @@ def test_a_failed_training_is_recorded_with_its_reason_and_can_be_tried_again(be
     assert not (folder / "checkpoint.safetensors").exists()
     record, _ = bench.run("dense")
     assert record.status == "done"
-    assert bench.store.done(record.run_id)
+    assert bench.records.store.done(record.run_id)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_reasons(bench: Bench, monkeypatch, error: Exception, reason: str) -> No
 
 
 def test_a_failing_evaluation_loses_neither_the_training_nor_the_others(bench: Bench, monkeypatch) -> None:
-    from bench.evaluate import evaluate
+    from bench.evaluation.evaluate import evaluate
 
     def at_half(
         run_id: str, features: Any, of: Any, evaluation: Any, tuning: Any, probe: str, labels: float, *rest: Any
@@ -268,7 +268,7 @@ def test_a_failing_evaluation_loses_neither_the_training_nor_the_others(bench: B
         "RuntimeError: a probe is odd, in the evaluation linear-50-dense",
     )
     assert [path.stem for path in (folder / "evaluations").iterdir()] == ["linear-100-dense"]
-    assert bench.store.done(record.run_id)
+    assert bench.records.store.done(record.run_id)
     assert "a probe is odd" in (folder / "log.txt").read_text()
     weights = (folder / "checkpoint.safetensors").read_bytes()
 
@@ -305,15 +305,22 @@ def test_a_training_that_went_on_under_other_conditions_says_so(bench: Bench, mo
     (run,) = suite.runs()
 
     def attempt() -> Record:
-        checkpoints = Stopped(bench.store.training(run.run_id))
+        checkpoints = Stopped(bench.records.store.training(run.run_id))
         threads = torch.get_num_threads()
         return run_experiment(
-            run, suite.evaluation, suite.finetune, bench.store, bench.cache, threads, lambda state: None, checkpoints
+            run,
+            suite.evaluation,
+            suite.finetune,
+            bench.records.store,
+            bench.cache,
+            threads,
+            lambda state: None,
+            checkpoints,
         )
 
     here = conditions(environment(torch.get_num_threads()))
     with monkeypatch.context() as patch:
-        patch.setattr("bench.environment.machine", lambda: "Another")
+        patch.setattr("bench.records.environment.machine", lambda: "Another")
         with pytest.raises(KeyboardInterrupt):
             attempt()
     record = attempt()
@@ -326,7 +333,7 @@ def test_a_training_that_went_on_under_other_conditions_says_so(bench: Bench, mo
 
 
 def test_floors_are_trained_by_one_rank_whatever_the_job_has(finished, monkeypatch) -> None:
-    monkeypatch.setattr("bench.environment.ranks_here", lambda: 4)
+    monkeypatch.setattr("bench.records.environment.ranks_here", lambda: 4)
     for method, ranks in (("untrained", 1), ("supervised", 1), ("dense", 4)):
         spec = RunSpec.model_validate(finished[method][0].spec)
         assert failure(spec, 1, "").environment["ranks"] == ranks
@@ -335,7 +342,9 @@ def test_floors_are_trained_by_one_rank_whatever_the_job_has(finished, monkeypat
 def test_data_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
     suite = small.suite(bench.folder, methods="dense")
     (run,) = suite.runs("a" * 64)
-    record = run_experiment(run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None)
+    record = run_experiment(
+        run, suite.evaluation, suite.finetune, bench.records.store, bench.cache, 1, lambda state: None
+    )
     assert record.status == "failed"
     assert "has changed since the grid was planned: give the command again" in record.reason
 
@@ -357,7 +366,7 @@ def test_who_comes_second_leaves_what_the_first_has_finished(bench: Bench, monke
     record, folder = bench.run(method, evaluation__labels=[50])
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
     assert len(written) > 3
-    assert record == bench.store.record(record.run_id)
+    assert record == bench.records.store.record(record.run_id)
     assert "another process took it over and finished it; its record stands" in capsys.readouterr().out
 
 
@@ -401,11 +410,13 @@ def test_a_plug_in_that_changed_since_the_grid_was_planned(bench: Bench, registr
     del STRATEGIES["mine"]  # the job's process, which reads the file anew
     plugin.write_text(PLUGIN.format(factor=0.5))
     load_plugin(plugin)
-    record = run_experiment(run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None)
+    record = run_experiment(
+        run, suite.evaluation, suite.finetune, bench.records.store, bench.cache, 1, lambda state: None
+    )
     assert record.status == "failed"
     assert "the plug-in of simclr/mine changed since the grid was planned: give the command again" in record.reason
     with pytest.raises(ValueError, match="the plug-in of simclr/mine changed"):  # any other rank's share of it
-        train_along(run, bench.cache, Checkpoints(bench.store.training(run.run_id)))
+        train_along(run, bench.cache, Checkpoints(bench.records.store.training(run.run_id)))
 
 
 def test_encoder_weights_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
@@ -440,7 +451,7 @@ def test_what_is_evaluated_is_what_the_record_names(bench: Bench) -> None:
     failed, _ = bench.run("dense", evaluation__probes=["linear"])
     assert failed.reason == f"{checkpoint} is not what the record names: put it back, or move {folder} away"
     assert not list((folder / "evaluations").iterdir())
-    assert bench.store.done(record.run_id)
+    assert bench.records.store.done(record.run_id)
     checkpoint.write_bytes(whole)
     assert bench.run("dense", evaluation__probes=["linear"])[0].status == "done"
 
@@ -460,11 +471,18 @@ def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished, m
     (run,) = suite.runs()
     records = []
     for _ in range(2):
-        checkpoints = Slow(bench.store.training(run.run_id))
+        checkpoints = Slow(bench.records.store.training(run.run_id))
         try:
             records.append(
                 run_experiment(
-                    run, suite.evaluation, suite.finetune, bench.store, bench.cache, 1, lambda state: None, checkpoints
+                    run,
+                    suite.evaluation,
+                    suite.finetune,
+                    bench.records.store,
+                    bench.cache,
+                    1,
+                    lambda state: None,
+                    checkpoints,
                 )
             )
         except KeyboardInterrupt:

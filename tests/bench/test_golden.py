@@ -3,7 +3,7 @@
 Data, order, views, noise, schedule, initial weights, loss and optimizer all have a part in them. They are of a training
 in float64, from views and weights made in float32 as ever: in float32 AdamW turns the rounding of gradients near 0 into
 whole steps, and a choice between two near tokens (ToMe's, say) then differs from processor to processor. If this fails,
-the same spec now gives other weights. Where that is meant, raise SCIENCE_VERSION in bench/spec.py, so that earlier runs
+the same spec now gives other weights. Where that is meant, raise SCIENCE_VERSION in bench/specs/run_spec.py, so that earlier runs
 are not taken for new ones, and write the values anew with
 
     python -m tests.bench.test_golden
@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.spec import SCIENCE_VERSION, EncoderSpec, TrainSpec
-from bench.suite import Suite
+from bench.specs.grid_spec import Suite
+from bench.specs.run_spec import SCIENCE_VERSION, EncoderSpec, TrainSpec
 from datasets.dataset import Dataset
 from methods import OBJECTIVES, STRATEGIES
 
@@ -71,7 +71,7 @@ def losses(encoder: str, method: str) -> dict[str, list[float]]:
     """Every loss and statistic of two steps: of two epochs of one batch, one at the start of the ramp, one after it."""
     from lightning_fabric import Fabric
 
-    from bench.pretrain import pretrain
+    from bench.training.pretrain import pretrain
 
     train = TrainSpec(epochs=2, batch=BATCH, lr=1e-3, warmup=0.0, ramp=0.4)
     spec = EncoderSpec(name=encoder, image_size=32)
@@ -112,13 +112,13 @@ def test_two_steps_give_the_losses_they_always_gave(encoder: str, method: str) -
     changed = differences(losses(encoder, method), golden()["losses"][f"{encoder}: {method}"])
     assert not changed, (
         f"{method} on {encoder} gives other weights than before. If that is meant, raise SCIENCE_VERSION in"
-        f" bench/spec.py and run `python -m tests.bench.test_golden`. {'; '.join(changed)}"
+        f" bench/specs/run_spec.py and run `python -m tests.bench.test_golden`. {'; '.join(changed)}"
     )
 
 
 def test_a_change_of_the_science_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same test with a subtly other optimizer, loss and order: each must be noticed."""
-    from bench import pretrain as module
+    from bench.training import pretrain as module
 
     encoder, method = CASES[0]
     then = golden()["losses"][f"{encoder}: {method}"]
@@ -157,7 +157,7 @@ def write() -> None:
             changed = differences(now[name], old["losses"][name])
             if changed:
                 sys.exit(
-                    f"{name}: {'; '.join(changed)}. If that is meant, raise SCIENCE_VERSION in bench/spec.py first."
+                    f"{name}: {'; '.join(changed)}. If that is meant, raise SCIENCE_VERSION in bench/specs/run_spec.py first."
                 )
             now[name] = old["losses"][name]
     FILE.write_text(json.dumps({"science_version": SCIENCE_VERSION, "losses": now}, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.list import app
-from bench.suite import PRESETS
+from bench.specs.grid_spec import PRESETS
 from datasets import REGISTRY
 from methods import ENCODERS, FLOORS, HEADLINE, OBJECTIVES, STRATEGIES
 

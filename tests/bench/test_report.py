@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from bench.record import CostRow
+from bench.records.record import CostRow
 from bench.report import app, write_report
-from bench.suite import read_tuning
+from bench.specs.grid_spec import read_tuning
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.claims import Claims
-from bench.course import TrainingFailed
-from bench.record import CostTable, Evaluation, Record
+from bench.launch.leases import Claims
+from bench.records.record import CostTable, Evaluation, Record
+from bench.training.failures import TrainingFailed
 from tests.bench import small
 
 METHODS = "dense,sparsecontrast,moco/random"
@@ -25,7 +25,7 @@ METHODS = "dense,sparsecontrast,moco/random"
 def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> SimpleNamespace:
     """Three methods and both floors, two seeds for one probe, one fraction of draws, nothing left out but the clock."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.plan.cores", lambda: 1)
+        patch.setattr("bench.grid.plan.cores", lambda: 1)
         world = small.World(tmp_path_factory.mktemp("done"), cache)
         floors = 'floors=["untrained", "supervised"]'
         result = world.run("--methods", METHODS, "--probes", "linear,knn", "--set", floors)
@@ -127,8 +127,8 @@ def test_the_report_holds_every_run(done) -> None:
 
 
 def test_the_same_command_again_does_nothing(done, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.plan.cores", lambda: 1)
-    monkeypatch.setattr("bench.launch.work", refuse)
+    monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)
+    monkeypatch.setattr("bench.launch.launch.work", refuse)
     monkeypatch.setattr("bench.report.write_report", small.light_report)
     before, world = snapshot(done.world.results), done.world
     again = small.World(world.folder, world.cache)
@@ -208,7 +208,7 @@ def test_fresh_runs_again_and_keeps_the_old(world: small.World, light: None) -> 
 
 
 def test_fresh_leaves_alone_what_somebody_is_at_work_on(world: small.World, light: None) -> None:
-    from bench.claims import Claims
+    from bench.launch.leases import Claims
 
     assert world.run("--methods", "dense").exit_code == 0
     (folder,) = world.runs().values()
@@ -221,7 +221,7 @@ def test_fresh_leaves_alone_what_somebody_is_at_work_on(world: small.World, ligh
 
 
 def test_nobody_begins_a_run_that_fresh_moves(world: small.World, light: None, monkeypatch) -> None:
-    from bench import plan
+    from bench.grid import plan
 
     assert world.run("--methods", "dense").exit_code == 0
     real, begun = plan.shutil.move, []
@@ -231,7 +231,7 @@ def test_nobody_begins_a_run_that_fresh_moves(world: small.World, light: None, m
             begun.append(mine)
         real(folder, target)
 
-    monkeypatch.setattr("bench.plan.shutil.move", move)
+    monkeypatch.setattr("bench.grid.plan.shutil.move", move)
     assert world.run("--methods", "dense", "--fresh").exit_code == 0
     assert begun == [False]
     assert not list((world.results / ".claims").iterdir())
@@ -243,7 +243,7 @@ def test_a_disk_that_takes_nothing_is_said_to_be_full(world: small.World, light:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("bench.store.os.fsync", full)
+    monkeypatch.setattr("bench.records.store.os.fsync", full)
     result = world.run("--methods", "dense")
     assert result.exit_code == 1
     assert "Failed: simclr-dense" in result.stderr
@@ -251,7 +251,7 @@ def test_a_disk_that_takes_nothing_is_said_to_be_full(world: small.World, light:
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world: small.World, light: None, monkeypatch) -> None:
-    from bench.pretrain import pretrain
+    from bench.training.pretrain import pretrain
 
     begun: list[str] = []
 
@@ -283,7 +283,7 @@ def test_ctrl_c_while_planning(world: small.World, monkeypatch: pytest.MonkeyPat
     def interrupt(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.plan.load", interrupt)
+    monkeypatch.setattr("bench.grid.plan.load", interrupt)
     result = world.run("--methods", "dense")
     assert result.exit_code == 130
     assert "Traceback" not in result.output
@@ -291,7 +291,7 @@ def test_ctrl_c_while_planning(world: small.World, monkeypatch: pytest.MonkeyPat
 
 def test_a_failing_run_is_named_and_the_others_are_reported(world: small.World, light, monkeypatch) -> None:
     from bench.analysis.page import write_report
-    from bench.pretrain import pretrain
+    from bench.training.pretrain import pretrain
 
     def fails(spec, *args: Any) -> Any:
         if "centre" in spec.method:
@@ -379,7 +379,7 @@ def test_a_worker_that_dies_is_named(world: small.World, light: None, monkeypatc
     def dies(*args: Any) -> None:
         raise RuntimeError("line one\nthe process was killed")
 
-    monkeypatch.setattr("bench.launch.work", dies)
+    monkeypatch.setattr("bench.launch.launch.work", dies)
     result = world.run("--methods", "dense")
     assert result.exit_code == 1
     assert "Failed: a worker ended before its time: the process was killed" in result.stderr
@@ -390,7 +390,7 @@ def test_a_worker_that_dies_is_named(world: small.World, light: None, monkeypatc
 
 
 def test_a_refused_report_is_a_failure(world: small.World, light: None, monkeypatch) -> None:
-    from bench.analysis.groups import ReportRefused
+    from bench.analysis.read.groups import ReportRefused
 
     def refused(*args: Any, **options: Any) -> None:
         raise ReportRefused("Records differ in their splits.")
@@ -409,7 +409,7 @@ def test_a_provisional_report_after_the_first_seed(world: small.World, light: No
         seen.append((len(list(results.glob("*/record.json"))), planned))
         return small.light_report(results, reports, planned)
 
-    from bench.pretrain import pretrain
+    from bench.training.pretrain import pretrain
 
     def slowly(spec, *args: Any) -> Any:
         if spec.seed == 1:

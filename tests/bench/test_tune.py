@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bench import environment, launch, suite
-from bench.record import Evaluation
+from bench.launch import launch
+from bench.records import environment
+from bench.records.record import Evaluation
+from bench.specs import grid_spec as suite
 from bench.tune import LABELS, SEED, app
 from tests.bench import small
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from bench.evaluate import summarise
-from bench.seal import file_sha256
-from bench.store import Store
+from bench.evaluation.evaluate import summarise
+from bench.records.store import Store
+from bench.specs.frozen import file_sha256
+from bench.verification.files import read as read_source
 from bench.verification.predictions import read
-from bench.verification.rebuild import bench_of, how, objective_of
-from bench.verification.source import read as read_source
-from bench.verification.verify import look
+from bench.verification.reconstruct import bench_of, how, objective_of
+from bench.verification.stages import look
 from tests.bench import small
 from tests.bench.verification.tampering import Verified, edit, edit_history
 
@@ -217,7 +217,7 @@ STRATEGIES = {"every": Entry(":Every", "every other patch", "a test")}
 
 
 def test_files_and_plugins_that_a_record_needs(world: small.World, registries: None, monkeypatch) -> None:
-    from bench.experiment import _load
+    from bench.training.data import _load
     from methods import STRATEGIES
 
     monkeypatch.setattr("bench.report.write_report", small.light_report)
@@ -259,11 +259,11 @@ def test_ctrl_c_is_quiet(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPa
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bench.verification.rebuild.run_experiment", interrupt)
+    monkeypatch.setattr("bench.verification.reconstruct.run_experiment", interrupt)
     stopped = Verified(folder, "--cache", cache)
     assert stopped.code == 130
     assert "Traceback" not in stopped.output
-    monkeypatch.setattr("bench.verification.verify.bench_of", interrupt)
+    monkeypatch.setattr("bench.verification.stages.bench_of", interrupt)
     assert Verified(folder, "--cache", cache).code == 130
 
 

@@ -16,11 +16,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from bench import pretrain as module
-from bench.checkpoint import Checkpoints, Point
-from bench.course import TrainingFailed
-from bench.pretrain import Trained, optimizer_of, pretrain, restored
-from bench.ranks import PATIENCE, any_rank, fabric_of, meet
+from bench.training import pretrain as module
+from bench.training.build import optimizer_of
+from bench.training.checkpoint import Checkpoints, Point
+from bench.training.failures import TrainingFailed
+from bench.training.pretrain import Trained, pretrain, restored
+from bench.training.ranks import PATIENCE, any_rank, fabric_of, meet
 from datasets import load
 from methods.ranks import world
 from tests.bench import small
@@ -87,7 +88,7 @@ def main(folder: Path, cache: Path) -> None:
     checkpoints = Checkpoints(own / "training", writes=rank == 0)  # which rank 1 does not see
     checkpoints.save(objective, optimizer, Point(3, {}))
     try:
-        with patch("bench.checkpoint.PATIENCE", 0.0):
+        with patch("bench.training.checkpoint.PATIENCE", 0.0):
             restored(checkpoints, objective, optimizer, fabric)
     except TrainingFailed as failed:
         found["unread on one"] = str(failed)

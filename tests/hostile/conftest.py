@@ -24,7 +24,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bench(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Commands that run in a folder of their own, with a home of their own, and can't reach a network."""
-    monkeypatch.setattr("bench.plan.cores", lambda: 1)
+    monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)
     made = Bench(tmp_path, cache)
     monkeypatch.chdir(tmp_path / PRIVATE)
     monkeypatch.setenv("HOME", str(tmp_path / PRIVATE))

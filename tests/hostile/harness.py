@@ -174,7 +174,7 @@ def check(result: Result, says: str | tuple[str, ...], code: int = 2) -> None:
 
 def told(call: Callable[[], Any]) -> str:
     """The one line that a user would read of the mistake that `call` raises."""
-    from bench.plain import told as line
+    from bench.messages import told as line
 
     with pytest.raises((ValueError, OSError)) as caught:
         call()

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from bench.analysis.document import Bullets, Paragraph, Table, escape_latex, to_latex, to_markdown, to_text
-from bench.plain import plain
+from bench.analysis.show.document import Bullets, Paragraph, Table, escape_latex, to_latex, to_markdown, to_text
+from bench.messages import plain
 from tests.bench.analysis.synthetic import Method, World, write_run
 from tests.bench.small import make_folder
 from tests.hostile.harness import Bench

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.plan import _seeds, numbers
-from bench.suite import read_change
+from bench.grid.plan import _seeds, numbers
+from bench.specs.grid_spec import read_change
 from methods.names import parse_methods
 from tests.hostile.harness import Bench, check, told
 
@@ -175,7 +175,7 @@ def test_what_needs_no_data_is_found_before_they_are_loaded(bench: Bench, monkey
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("the data were loaded")
 
-    monkeypatch.setattr("bench.plan.load", never)
+    monkeypatch.setattr("bench.grid.plan.load", never)
     for options in (
         ("--encoder", "vit_smal"),
         ("--image-size", "36"),

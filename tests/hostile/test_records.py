@@ -15,10 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.analysis import account, frames, tables
-from bench.analysis.gather import group_runs, read_runs
-from bench.analysis.groups import ReportRefused
-from bench.analysis.scores import Scores
+from bench.analysis.judge.scores import Scores
+from bench.analysis.read import frames
+from bench.analysis.read.groups import ReportRefused
+from bench.analysis.read.results import group_runs, read_runs
+from bench.analysis.show import accuracy_tables as tables
+from bench.analysis.show import run_tables as account
 from datasets.limits import RECORD_BYTES
 from tests.bench.analysis.synthetic import Method, World, write_run
 from tests.hostile.harness import Bench, check
@@ -210,7 +212,7 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn of what is all right; these are about what is not."""
     for name in ("label_efficiency", "trade_off"):
-        monkeypatch.setattr(f"bench.analysis.plots.{name}", lambda *arguments: False)
+        monkeypatch.setattr(f"bench.analysis.show.plots.{name}", lambda *arguments: False)
 
 
 @pytest.mark.parametrize(("file", "do", "says"), BAD.values(), ids=BAD)
@@ -296,7 +298,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A finished run."""
     made = Bench(tmp_path_factory.mktemp("trained"), cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.plan.cores", lambda: 1)
+        patch.setattr("bench.grid.plan.cores", lambda: 1)
         done = made.run()
     assert done.exit_code == 0, done.output
     return made.folder / "results"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.suite import Suite, load_suite, validated
+from bench.specs.grid_spec import Suite, load_suite, validated
 from datasets.limits import SPEC_BYTES
 from tests.hostile.harness import Bench, check, told
 

@@ -26,7 +26,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The folder of a finished run that cost can be measured of."""
     made = Bench(tmp_path_factory.mktemp("verified"), cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.plan.cores", lambda: 1)
+        patch.setattr("bench.grid.plan.cores", lambda: 1)
         done = made.run("--methods", "sparsecontrast")
     assert done.exit_code == 0, done.output
     (path,) = (made.folder / "results").glob("*/record.json")
@@ -126,7 +126,7 @@ def test_a_bad_record_is_told_and_the_next_is_looked_at(
 
 
 def test_what_the_user_has_to_mend_of_one_record_hides_no_other(bench: Bench, run: Path) -> None:
-    from bench.spec import RunSpec
+    from bench.specs.run_spec import RunSpec
 
     plain = json.loads((run / RECORD).read_text())
     spec = RunSpec.model_validate(plain["spec"]).model_copy(update={"code": "0" * 16})
@@ -139,7 +139,7 @@ def test_what_the_user_has_to_mend_of_one_record_hides_no_other(bench: Bench, ru
 
 
 def test_whatever_looking_ends_in_the_next_record_is_looked_at(bench: Bench, run: Path, monkeypatch) -> None:
-    from bench.verification import verify as module
+    from bench.verification import stages as module
 
     look = module.look
 
@@ -153,7 +153,6 @@ def test_whatever_looking_ends_in_the_next_record_is_looked_at(bench: Bench, run
     assert looked.exit_code == 1
     assert r"looking at it ended in TypeError: an odd \x1b[2J one" in looked.output
     assert GOOD in looked.output
-
 
 
 def test_a_plug_in_larger_than_one_can_be(bench: Bench, run: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from bench.record import Record
+from bench.records.record import Record
 from tests.slurm import cluster
 from tests.slurm.sweep import SLURM, Sweep
 

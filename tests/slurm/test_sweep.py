@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import Record
-from bench.work import ProgressFile
+from bench.launch.progress_file import ProgressFile
+from bench.records.record import Record
 from tests.slurm import cluster
 from tests.slurm.many import many
 from tests.slurm.sweep import SLURM, Sweep

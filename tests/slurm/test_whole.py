@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.record import Timing
-from bench.seal import digest_of
-from bench.store import Store
+from bench.records.record import Timing
+from bench.records.seal import digest_of
+from bench.records.store import Store
 from tests.bench import small
 from tests.slurm.disturb import changed
 from tests.slurm.whole import problems

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.record import Record
-from bench.seal import file_sha256, state_of
+from bench.records.record import Record
+from bench.records.seal import state_of
+from bench.specs.frozen import file_sha256
 
 TIMES = {"environment", "time", "memory", "started", "finished"}
 SEALS = {"digest", "files"}  # of times too: judged by what they seal

@@ -12,8 +12,8 @@ from bench.measure.counters import CountersDisagree, inference_macs
 from bench.measure.formula import convnext, vit
 from bench.measure.formula.products import Pass, Products, by_part
 from bench.measure.inputs import random_views
-from bench.pretrain import build
-from bench.spec import EncoderSpec, TrainSpec
+from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.training.build import build
 from methods import OBJECTIVES, STRATEGIES, Entry
 from methods.names import parse_methods
 from methods.objectives.objective import Objective

@@ -9,11 +9,11 @@ import torch
 from lightning_fabric import Fabric
 
 from bench.measure import headroom
-from bench.measure.arm import Arm
 from bench.measure.inputs import random_views
-from bench.pretrain import build
-from bench.record import CostRow, CostTable
-from bench.spec import EncoderSpec, TrainSpec
+from bench.measure.timed_method import Arm
+from bench.records.record import CostRow, CostTable
+from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.training.build import build
 from methods.names import Method, parse_methods
 
 CPU = torch.device("cpu")

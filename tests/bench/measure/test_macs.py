@@ -10,12 +10,12 @@ import torch
 from lightning_fabric import Fabric
 
 from bench.measure import counters, macs
-from bench.measure.arm import Arm
 from bench.measure.counters import CountersDisagree, inference_macs
 from bench.measure.inputs import random_views
-from bench.pretrain import build
-from bench.record import Macs
-from bench.spec import EncoderSpec, TrainSpec
+from bench.measure.timed_method import Arm
+from bench.records.record import Macs
+from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.training.build import build
 from methods import STRATEGIES
 from methods.names import parse_methods
 from methods.objectives.objective import Objective

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.measure.memory import peak_mib, resident_mib, saved_bytes
-from bench.pretrain import build
-from bench.spec import EncoderSpec
+from bench.specs.run_spec import EncoderSpec
+from bench.training.build import build
 from methods.names import parse_methods
 from methods.noise import Noise
 from methods.objectives.objective import Loss, Objective

@@ -10,10 +10,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from bench.measure.arm import Arm
 from bench.measure.inputs import random_views
 from bench.measure.parts import Stepwatch, attention_share, shares, views_seconds
-from bench.spec import EncoderSpec, TrainSpec
+from bench.measure.timed_method import Arm
+from bench.specs.run_spec import EncoderSpec, TrainSpec
 from methods.names import parse_methods
 
 TINY = EncoderSpec(name="vit_stem_d64_l4_patch8", image_size=32)

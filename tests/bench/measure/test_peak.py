@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.measure.peak import NotMeasured, peak_of_training
-from bench.spec import EncoderSpec, TrainSpec
+from bench.specs.run_spec import EncoderSpec, TrainSpec
 
 TRAIN = TrainSpec()
 pytestmark = pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="Linux's resident memory")

@@ -7,15 +7,15 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from bench.measure import arm as module
 from bench.measure import table
-from bench.measure.arm import Arm
+from bench.measure import timed_method as module
 from bench.measure.inputs import random_views
 from bench.measure.paired import PairedTimes
 from bench.measure.peak import NotMeasured
 from bench.measure.table import AGAIN, contestants, measure, table_path
-from bench.record import PARTS, CostRow, CostTable
-from bench.spec import EncoderSpec, MeasureSpec, TrainSpec
+from bench.measure.timed_method import Arm
+from bench.records.record import PARTS, CostRow, CostTable
+from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods.names import parse_methods
 from methods.schedule import keep_at, kept_tokens
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from typer.testing import CliRunner
 
-from bench.seal import digest_of, file_sha256
+from bench.records.seal import digest_of
+from bench.specs.frozen import file_sha256
 
 Change = Callable[[dict[str, Any]], Any]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from bench.measure.macs import count
-from bench.record import Macs
-from bench.seal import file_sha256
-from bench.verification.source import read as read_source
-from bench.verification.verify import look
+from bench.records.record import Macs
+from bench.specs.frozen import file_sha256
+from bench.verification.files import read as read_source
+from bench.verification.stages import look
 from tests.bench.verification.tampering import edit, edit_history, edit_predictions, renew_hash
 
 NAME = "linear-100-pruned"
@@ -39,7 +39,7 @@ def counted() -> Callable[..., Macs]:
 @pytest.fixture
 def failing(folder: Path, cache: Path, counted, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
     """Without training: what does not hold of the folder, and why."""
-    monkeypatch.setattr("bench.weigh.count", counted)
+    monkeypatch.setattr("bench.measure.run_cost.count", counted)
 
     def find() -> dict[str, str]:
         return {one.what: one.why for one in look(folder, None, cache).checks if one.verdict == "does not hold"}

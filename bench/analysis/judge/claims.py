@@ -1,0 +1,184 @@
+"""Claims about SparseContrast, each judged by where an interval lies.
+
+Source of the claims: arXiv 2605.00887, abstract ("as much as 40 %" faster in training and inference; accuracy
+comparable or better). "40 % faster" has two readings, a rate of 1.40x and 40 % less time (1.67x); both are
+judged. The margin of 0.03 macro AUROC, and the two rivals that a learnt selection has to beat, are ours. A
+claim is supported if the whole interval lies on its side of the threshold, refuted if the whole interval lies
+on the other, else undecided; a speed-up has to stand out of the noise floor too (bench.statistics.ratios).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from bench.analysis.judge.scores import Scores
+from bench.analysis.judge.speedups import Elsewhere, Speed, speed_up
+from bench.analysis.read.groups import Arm, Group
+from bench.statistics.accuracy import Estimate
+
+Verdict = Literal["supported", "refuted", "undecided", "not measured"]
+
+NAN = float("nan")
+MARGIN = 0.03
+READINGS = {"rate": 1.40, "time": 1 / 0.6}
+MEASURES = {"train": "a training step", "run": "the whole pre-training", "infer": "inference"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One judged claim. `kind` groups them: "speed", "accuracy", "fixed", "patchdropout"."""
+
+    kind: str
+    arm: str
+    text: str
+    threshold: float
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
+    measure: str = ""  # of a speed: "train", "run", "infer"
+    reading: str = ""  # of a speed: "rate", "time"
+    fraction: float | None = None
+    scale: str = ""  # of a speed: encoder and size it was measured with
+    why: str = ""  # of a speed that nothing can decide
+
+
+def judge(low: float, high: float, threshold: float) -> Verdict:
+    """Is the quantity at least (or, for 0, more than) the threshold?"""
+    if low > threshold:
+        return "supported"
+    return "refuted" if high < threshold else "undecided"
+
+
+def judge_speed(speed: Speed, threshold: float) -> Verdict:
+    """`judge` for a speed-up of `threshold` > 1, as far as the noise floor lets it be told: support wants a difference
+    that was seen, and where dense against itself comes out as far from 1 as the threshold, only a slowdown that was
+    seen refutes it. Fewer rounds than a 95 % interval needs decide nothing, nor do rounds that other work disturbed."""
+    if undecidable(speed):
+        return "undecided"
+    verdict = judge(speed.low, speed.high, threshold)
+    if verdict == "supported":
+        told = not speed.no_difference
+    else:
+        told = speed.floor < threshold or speed.high < 1 / speed.floor
+    return verdict if told else "undecided"
+
+
+def undecidable(speed: Speed) -> str:
+    """Why a measurement decides nothing, whatever it says; an empty string if it may."""
+    if speed.disturbed:
+        return "the machine was busy while this was measured"
+    return "" if speed.enough else "there were too few rounds"
+
+
+def comparable(found: Estimate, sensitive: bool) -> Verdict:
+    """Is an accuracy no more than MARGIN below dense's? A comparison that can't tell dense from an untrained encoder
+    can't support that two methods are alike: there only being better than dense counts as support."""
+    verdict = judge(found.low, found.high, -MARGIN)
+    return "undecided" if verdict == "supported" and not sensitive and found.low <= 0 else verdict
+
+
+def sensitivity(scores: Scores, fraction: float) -> Estimate | None:
+    """Dense minus the untrained encoder: what pre-training gave; None where there is no such pair. By the paired
+    interval of it a comparison is sensitive or not (assay sensitivity of a non-inferiority trial, ICH E10)."""
+    arms = scores.group.arms
+    dense = next((one for one in arms if (one.objective, one.strategy) == ("simclr", "dense")), None)
+    dense = dense or next((one for one in arms if one.strategy == "dense"), None)
+    floor = next((one for one in arms if one.strategy == "untrained"), None)
+    return scores.difference(dense, floor, fraction) if dense and floor else None
+
+
+def is_sensitive(scores: Scores, fraction: float) -> bool:
+    found = sensitivity(scores, fraction)
+    return found is None or found.low > 0
+
+
+def signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def span(estimate: Estimate) -> str:
+    """A difference with its interval."""
+    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
+
+
+def judged(arm: Arm) -> bool:
+    """SparseContrast as it is meant to be used: pruned at inference too."""
+    return arm.strategy == "sparsecontrast" and arm.inference == "pruned"
+
+
+def all_claims(
+    group: Group, scores: Scores | None, cost: pd.DataFrame, elsewhere: Elsewhere | None = None
+) -> list[Claim]:
+    """Every claim on every SparseContrast arm of the group; those on speed `elsewhere` too, if it is there."""
+    out = []
+    for arm in (one for one in group.arms if judged(one)):
+        here = {kind: speed_up(arm, group, cost, kind) for kind in MEASURES}
+        out += speed_claims(arm, f"{group.encoder} at {group.image_size} px", here)
+        there = {kind: elsewhere.speed_up(arm, kind) for kind in MEASURES} if elsewhere else {}
+        if elsewhere and any(there.values()):
+            out += speed_claims(arm, elsewhere.where, there)
+        for fraction in scores.fractions if scores else ():
+            assert scores is not None
+            out += accuracy_claims(arm, scores, fraction)
+    return out
+
+
+def speed_claims(arm: Arm, scale: str, speeds: Mapping[str, Speed | None]) -> list[Claim]:
+    """Both readings of each of MEASURES, by what was measured at this scale."""
+    out = []
+    for kind, what in MEASURES.items():
+        found = speeds[kind]
+        for reading, threshold in READINGS.items():
+            text = f"{what} is {threshold:.2f} times as fast as dense"
+            value, low, high = (found.value, found.low, found.high) if found else (NAN, NAN, NAN)
+            verdict: Verdict = judge_speed(found, threshold) if found else "not measured"
+            why = undecidable(found) if found else ""
+            out.append(
+                Claim(
+                    *("speed", arm.label, text, threshold, value, low, high, verdict),
+                    measure=kind,
+                    reading=reading,
+                    scale=scale,
+                    why=why,
+                )
+            )
+    return out
+
+
+def accuracy_claims(arm: Arm, scores: Scores, fraction: float) -> list[Claim]:
+    out = []
+    for kind, strategy, threshold, text in (
+        ("accuracy", "dense", -MARGIN, f"no more than {MARGIN} macro AUROC below dense"),
+        ("fixed", "fixed", 0.0, "better than one fixed mask for all images"),
+        ("patchdropout", "patchdropout", 0.0, "better than dropping patches at random in training only"),
+    ):
+        rival = scores.reference(arm, strategy)
+        if rival is not None and rival.keep not in (None, arm.keep):
+            rival = None  # with more of the image, or less, it is no control
+        found = scores.difference(arm, rival, fraction) if rival else None
+        if found is None:
+            out.append(Claim(kind, arm.label, text, threshold, NAN, NAN, NAN, "not measured", fraction=fraction))
+        else:
+            alike = kind == "accuracy"
+            verdict = (
+                comparable(found, is_sensitive(scores, fraction)) if alike else judge(found.low, found.high, threshold)
+            )
+            out.append(
+                Claim(
+                    kind,
+                    arm.label,
+                    text,
+                    threshold,
+                    found.value,
+                    found.low,
+                    found.high,
+                    verdict,
+                    fraction=fraction,
+                )
+            )
+    return out

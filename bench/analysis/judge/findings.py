@@ -1,0 +1,180 @@
+"""What a group shows, in sentences: read first, and printed at the end of a run."""
+
+from __future__ import annotations
+
+from bench.analysis.judge.claims import MARGIN, MEASURES, Claim, sensitivity, signed, span
+from bench.analysis.judge.scores import Scores
+from bench.analysis.read.groups import Arm, Group
+
+
+def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: int = 0) -> list[str]:
+    """What the group shows, in sentences, the most important first."""
+    out = []
+    if not group.evidence:
+        out.append(
+            f"This is the {group.preset} preset: it shows that the machinery runs and is no evidence about any method."
+        )
+    missing = provisional(group, scores, planned)
+    if missing:
+        out.append(f"Provisional: {missing}.")
+    if scores is None or not scores.fractions:
+        return [*out, "No evaluation on the test split is at hand, so nothing can be said about accuracy."]
+    fraction = scores.primary
+    out += _discriminates(scores, fraction) + _weak_floor(scores, fraction)
+    for name in dict.fromkeys(claim.arm for claim in claims):
+        mine = [claim for claim in claims if claim.arm == name and claim.fraction in (None, fraction)]
+        out += [_accuracy(c, scores, fraction) for c in mine if c.kind == "accuracy" and c.verdict != "not measured"]
+        out += [
+            _rival(c, group, fraction)
+            for c in mine
+            if c.kind in ("fixed", "patchdropout") and c.verdict != "not measured"
+        ]
+        speeds = [c for c in mine if c.kind == "speed"]
+        out += [_speed(name, scale, speeds) for scale in dict.fromkeys(c.scale for c in speeds)]
+    names = unlearned(group)
+    if names:
+        where = [*(["Failed runs are missing from every mean"] if group.failed else [])]
+        where += ["plateaued and collapsed runs are in the means"] if len(names) > len(group.failed) else []
+        text = ", ".join(where)
+        out.append(f"{text[0].upper()}{text[1:]}: {'; '.join(names)}.")
+    return out
+
+
+def provisional(group: Group, scores: Scores | None, planned: int = 0) -> str:
+    """Why the report is not the last word, or an empty string."""
+    parts = []
+    if planned > len(group.runs) + len(group.failed):
+        parts.append(f"{len(group.runs)} of {planned} planned runs are done")
+    if group.failed:
+        parts.append(f"{len(group.failed)} {'runs' if len(group.failed) > 1 else 'run'} failed")
+    short = [arm.label for arm in group.arms if scores and any(incomplete(arm, scores, f) for f in scores.fractions)]
+    if short:
+        parts.append(f"seeds are missing for {', '.join(short)}")
+    if len(group.seeds) == 1:
+        parts.append("there is one seed, so intervals do not cover seeds")
+    return "; ".join(parts)
+
+
+def incomplete(arm: Arm, scores: Scores, fraction: float) -> bool:
+    return len(arm.evaluations(scores.probe, fraction)) < len(scores.group.seeds)
+
+
+def unlearned(group: Group) -> list[str]:
+    """Runs that failed, plateaued or collapsed, by name, with the reason."""
+    out = [f"{record.run_id} failed ({record.reason or 'no reason recorded'})" for record in group.failed]
+    for run in group.runs:
+        learning = run.record.learning
+        if learning and learning.verdict in ("plateaued", "collapsed"):
+            out.append(
+                f"{run.record.run_id} {learning.verdict} (loss {learning.final_loss:.2f}, plateau at "
+                f"{learning.plateau_loss:.2f}, feature spread {learning.feature_std:.3g})"
+            )
+    return out
+
+
+def _discriminates(scores: Scores, fraction: float) -> list[str]:
+    dense = next((a for a in scores.group.arms if a.strategy == "dense" and a.objective == "simclr"), None)
+    dense = dense or next((a for a in scores.group.arms if a.strategy == "dense"), None)
+    found = sensitivity(scores, fraction)
+    if dense is None or found is None:
+        return []
+    text = f"{dense.label} against the untrained encoder at {fraction:g} % of the labels: {span(found)} macro AUROC"
+    if found.low > 0:
+        share = f"the margin of {MARGIN} for comparable accuracy is {MARGIN / found.value:.0%} of that gain"
+        return [f"{text}; pre-training teaches something here, so methods can differ; {share.replace('%', ' %')}."]
+    return [f"{text}; the interval does not exclude 0, so this set-up can't tell good methods from bad ones."]
+
+
+def _weak_floor(scores: Scores, fraction: float) -> list[str]:
+    """A sentence where training on the labels alone is not seen to be worth anything."""
+    arms = {arm.strategy: arm for arm in scores.group.arms if arm.floor}
+    if not {"supervised", "untrained"} <= arms.keys():
+        return []
+    found = scores.difference(arms["supervised"], arms["untrained"], fraction)
+    if found is None or found.low > 0:
+        return []
+    return [
+        f"supervised, trained from scratch on {fraction:g} % of the labels, is not seen to beat a linear probe of the "
+        f"untrained encoder ({span(found)} macro AUROC): in as short a training as this it is a weak floor."
+    ]
+
+
+def _accuracy(claim: Claim, scores: Scores, fraction: float) -> str:
+    cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}]"
+    text = f"{claim.arm} against dense at {fraction:g} % of the labels: {cell} macro AUROC"
+    if claim.verdict == "supported":
+        better = "better than dense" if claim.low > 0 else f"not worse than dense by {MARGIN}"
+        return f"{text}: {better}; the claim of comparable accuracy is supported."
+    if claim.verdict == "refuted":
+        return f"{text}: worse than dense by more than {MARGIN}; the claim of comparable accuracy is refuted."
+    if claim.low > claim.threshold:
+        return (
+            f"{text}: a fall of {MARGIN} is excluded, but a comparison that can't tell dense from an untrained encoder "
+            "can't show that methods are alike; the claim of comparable accuracy is undecided."
+        )
+    return f"{text}: the interval holds the margin of −{MARGIN}; the claim of comparable accuracy is undecided."
+
+
+def _rival(claim: Claim, group: Group, fraction: float) -> str:
+    cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}] macro AUROC at {fraction:g} %"
+    if claim.kind == "fixed":
+        if claim.verdict == "supported":
+            return f"{claim.arm} beats one fixed random mask for all images ({cell}): {_where(group, claim.arm)}."
+        if claim.verdict == "refuted":
+            return (
+                f"One fixed random mask for all images does better than {claim.arm} ({cell}): the selection is not "
+                "what carries the accuracy."
+            )
+        lead = (
+            f"One fixed random mask for all images does as well as {claim.arm}, as far as can be seen ({cell})"
+            if claim.value <= 0 or claim.high <= MARGIN
+            else f"Between {claim.arm} and one fixed random mask for all images nothing is decided ({cell})"
+        )
+        return (
+            f"{lead}: nothing here shows that the selection is about the image. A gain above {signed(claim.high)} is "
+            "excluded."
+        )
+    rival = "PatchDropout, which drops patches at random in training only"
+    if claim.verdict == "supported":
+        return f"{claim.arm} beats {rival} ({cell})."
+    if claim.verdict == "refuted":
+        return f"{rival[0].upper()}{rival[1:]}, beats {claim.arm} ({cell})."
+    return f"Between {claim.arm} and {rival}, nothing is decided ({cell})."
+
+
+def _where(group: Group, label: str) -> str:
+    """What a win over a random mask means, by the share of positions kept or dropped alike in nearly all images."""
+    arm = next(one for one in group.arms if one.label == label)
+    found = [run.record.learning.selection.get("static_share") for run in arm.runs if run.record.learning]
+    known = [value for value in found if value is not None]
+    if not known:
+        return "where it looks matters"
+    static = sum(known) / len(known)
+    if static >= 0.9:
+        return (
+            f"but {100 * static:.0f} % of its positions are kept or dropped alike in nearly all images, so it has "
+            "learnt a crop rather than to look at the image"
+        )
+    return f"where it looks matters, and {100 * (1 - static):.0f} % of the positions depend on the image"
+
+
+def _speed(name: str, scale: str, claims: list[Claim]) -> str:
+    """What was measured with one encoder at one size, and how both readings come out there."""
+    claims = [claim for claim in claims if claim.scale == scale]
+    if all(claim.verdict == "not measured" for claim in claims):
+        return f"The speed of {name} was not measured with {scale}, so “40 % faster” is not judged there."
+    parts = []
+    for kind, what in MEASURES.items():
+        by = {claim.reading: claim for claim in claims if claim.measure == kind}
+        rate, time = by["rate"], by["time"]
+        if rate.verdict == "not measured":
+            parts.append(f"{what} was not measured")
+            continue
+        both = (
+            f"{rate.verdict} as a rate (1.40×) and {time.verdict} as time saved (1.67×)"
+            if rate.verdict != time.verdict
+            else f"{rate.verdict} in both readings (1.40× and 1.67×)"
+        )
+        because = f" ({rate.why})" if rate.why else ""
+        parts.append(f"{what} runs at {rate.value:.2f}× [{rate.low:.2f}, {rate.high:.2f}], {both}{because}")
+    return f"“Up to 40 % faster than dense”, {name}, {scale}: " + "; ".join(parts) + "."

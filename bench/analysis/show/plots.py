@@ -1,0 +1,265 @@
+"""The figures: label efficiency, accuracy against training cost with its front, training curves.
+
+A strategy has one colour everywhere (Okabe and Ito's palette, told apart by colour-blind readers too), an
+objective one marker and line. Time on an axis is the paired step time x steps, never the wall-clock of runs
+that shared a machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: no display is needed
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns  # type: ignore[import-untyped,unused-ignore]
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from bench.analysis.judge.scores import Scores
+from bench.analysis.judge.speedups import cost_of
+from bench.analysis.read.groups import Arm, Group
+from bench.analysis.show.accuracy_tables import PROBES
+
+COLOURS = {
+    "dense": "#000000",
+    "sparsecontrast": "#D55E00",
+    "dynamicvit": "#0072B2",
+    "tokenlearner": "#009E73",
+    "topk": "#1B7F8C",
+    "evit": "#A3195B",
+    "tome": "#6B8E23",
+    "fixed": "#CC79A7",
+    "patchdropout": "#E69F00",
+    "random": "#56B4E9",
+    "centre": "#8C6D31",
+    "frozen": "#7B4F9E",
+    "oracle": "#B5A800",
+    "untrained": "#9A9A9A",
+    "supervised": "#5F5F5F",
+}
+SPARE = ("#3D5A80", "#A44A3F", "#4F772D", "#6D597A")
+MARKERS = {"simclr": "o", "moco": "s", "none": "D"}
+LINES = {"simclr": "-", "moco": "--", "none": ":"}
+
+
+def style_of(arm: Arm, group: Group) -> dict[str, Any]:
+    """Colour by strategy, marker and line by objective; further arms of one strategy and objective get other
+    markers."""
+    strategies = sorted({one.strategy for one in group.arms} - set(COLOURS))
+    colour = COLOURS.get(arm.strategy) or SPARE[strategies.index(arm.strategy) % len(SPARE)]
+    twins = [one.label for one in group.arms if (one.strategy, one.objective) == (arm.strategy, arm.objective)]
+    place = twins.index(arm.label)
+    marker = MARKERS.get(arm.objective, "^") if place == 0 else "^vP*Xd"[(place - 1) % 6]
+    return {"color": colour, "marker": marker, "linestyle": LINES.get(arm.objective, "-.")}
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """Publication defaults for the length of a figure; the caller's settings come back afterwards."""
+    with matplotlib.rc_context():
+        sns.set_theme(context="paper", style="ticks", font_scale=1.15)
+        matplotlib.rcParams |= {
+            "axes.grid": True,
+            "grid.color": "#E6E6E6",
+            "grid.linewidth": 0.7,
+            "axes.axisbelow": True,
+            "legend.frameon": False,
+            "svg.hashsalt": "bench",
+            "text.parse_math": False,  # names are shown as they are, dollars and all
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+        yield
+
+
+def save(canvas: Canvas, folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(folder / f"{name}.png", dpi=180, bbox_inches="tight", facecolor="white")
+    canvas.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(canvas)
+
+
+def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
+    """Macro AUROC against the share of labels (log), with 95 % intervals; arms are set side by side within a
+    fraction."""
+    group, fractions = scores.group, scores.fractions
+    arms = [arm for arm in group.arms if any(scores.estimate(arm, f) for f in fractions)]
+    with theme():
+        canvas, axes = plt.subplots(figsize=(6.6, 4.2))
+        for place, arm in enumerate(arms):
+            shift = 1.045 ** (place - (len(arms) - 1) / 2)
+            found = [(f * shift, e) for f in fractions if (e := scores.estimate(arm, f))]
+            x, y = [at for at, _ in found], [e.value for _, e in found]
+            reach = [
+                [e.value - e.low if np.isfinite(e.low) else 0 for _, e in found],
+                [e.high - e.value if np.isfinite(e.high) else 0 for _, e in found],
+            ]
+            axes.errorbar(
+                x,
+                y,
+                yerr=reach,
+                label=arm.label,
+                markersize=5,
+                linewidth=1.4,
+                elinewidth=1,
+                capsize=2,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
+                **style_of(arm, group),
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(FixedLocator(list(fractions)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set(xlabel="labelled training patients (%)", ylabel=f"macro AUROC, {PROBES[scores.probe]}")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        save(canvas, folder, name)
+
+
+def run_hours(arm: Arm, group: Group, cost: pd.DataFrame) -> float | None:
+    """Hours of the whole pre-training at the paired speed: dense step time x images seen / run speed-up."""
+    row, timing = cost_of(arm, group, cost), arm.runs[0].record.time
+    batch = (arm.runs[0].record.spec.get("train") or {}).get("batch")
+    if row is None or timing is None or not batch or pd.isna(row["run_speedup"]):
+        return None
+    dense_ms = row["train_ms"] * row["train_speedup"]  # of the dense rounds it was interleaved with
+    return float(dense_ms * timing.steps * batch / row["run_speedup"] / 3.6e6)
+
+
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both: less cost (first) and more accuracy (second); by rising cost."""
+    best, out = float("-inf"), []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if accuracy > best:
+            out.append((cost, accuracy))
+            best = accuracy
+    return out
+
+
+def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bool:
+    """Macro AUROC at the primary fraction against training time and whole-run MACs; False where nothing is known."""
+    group, fraction = scores.group, scores.primary
+    trained = [(arm, e) for arm in group.arms if not arm.floor and (e := scores.estimate(arm, fraction))]
+    hours = [(arm, e, h) for arm, e in trained if (h := run_hours(arm, group, cost)) is not None]
+    macs = [(arm, e, m.whole_run / 1e12) for arm, e in trained if (m := arm.runs[0].record.macs)]
+    longest = max((h for _, _, h in hours), default=0.0)
+    unit, factor = ("hours", 1.0) if longest >= 2 else ("minutes", 60.0)
+    panels = [
+        (hours, factor, f"pre-training time ({unit})"),
+        (macs, 1.0, "pre-training compute (TMACs)"),
+    ]
+    panels = [panel for panel in panels if panel[0]]
+    if not panels:
+        return False
+    with theme():
+        canvas, grid = plt.subplots(1, len(panels), figsize=(4.4 * len(panels) + 0.4, 3.9), sharey=True, squeeze=False)
+        for axes, (points, scale, title) in zip(grid[0], panels, strict=True):
+            _panel(axes, scores, points, scale)
+            axes.set_xlabel(title)
+        grid[0][0].set_ylabel(f"macro AUROC, {fraction:g} % labels, {PROBES[scores.probe]}")
+        handles = {
+            text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        grid[0][-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+        canvas.tight_layout()
+        save(canvas, folder, name)
+    return True
+
+
+def beside(values: list[float], gap: float) -> list[float]:
+    """The same values, those nearer than `gap` to a neighbour spread out evenly about their common middle."""
+    order, out = sorted(range(len(values)), key=lambda i: values[i]), list(values)
+    cluster: list[int] = []
+    for place, index in enumerate(order):
+        cluster.append(index)
+        after = order[place + 1] if place + 1 < len(order) else None
+        if after is None or values[after] - values[index] >= gap:
+            middle = sum(values[i] for i in cluster) / len(cluster)
+            for rank, i in enumerate(cluster):
+                out[i] = middle + (rank - (len(cluster) - 1) / 2) * gap if len(cluster) > 1 else values[i]
+            cluster = []
+    return out
+
+
+def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
+    widest = max(at * scale for _, _, at in points)
+    places = beside([at * scale for _, _, at in points], 0.022 * widest)
+    for (arm, estimate, at), place in zip(points, places, strict=True):
+        style = style_of(arm, scores.group) | {"linestyle": "none"}
+        low, high = max(0, estimate.value - estimate.low), max(0, estimate.high - estimate.value)
+        reach = [[low], [high]] if np.isfinite(low + high) else None
+        axes.errorbar(
+            [place],
+            [estimate.value],
+            yerr=reach,
+            fmt="none",
+            ecolor=style["color"],
+            elinewidth=1,
+            capsize=2,
+            zorder=2,
+        )
+        axes.plot(
+            [at * scale],
+            [estimate.value],
+            label=arm.label,
+            markersize=7,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            zorder=3,
+            **style,
+        )
+    best = front([(at * scale, estimate.value) for _, estimate, at in points])
+    right = max(*places, widest) * 1.04
+    x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
+    axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
+    floor = next((arm for arm in scores.group.arms if arm.strategy == "untrained"), None)
+    base = scores.estimate(floor, scores.primary) if floor else None
+    if base:
+        axes.axhline(base.value, color=COLOURS["untrained"], linestyle=":", linewidth=1.3, label="untrained", zorder=1)
+    axes.set_xlim(left=0, right=right)
+
+
+def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool:
+    """Loss by epoch, a panel an objective: thin lines are seeds, a thick one is their mean. False without history."""
+    history = history.dropna(subset=["epoch", "loss"])
+    if history.empty:
+        return False
+    objectives = [one for one in dict.fromkeys(arm.objective for arm in group.arms) if one in set(history["objective"])]
+    with theme():
+        canvas, grid = plt.subplots(1, len(objectives), figsize=(4.6 * len(objectives) + 0.4, 3.7), squeeze=False)
+        for axes, objective in zip(grid[0], objectives, strict=True):
+            part = history[history["objective"] == objective]
+            for arm in (one for one in group.arms if one.label in set(part["arm"])):
+                mine, style = part[part["arm"] == arm.label], style_of(arm, group)
+                for _, line in mine.groupby("seed"):
+                    axes.plot(line["epoch"], line["loss"], color=style["color"], linewidth=0.6, alpha=0.35)
+                mean = mine.groupby("epoch")["loss"].mean()
+                alone = {"marker": style["marker"]} if len(mean) == 1 else {}
+                axes.plot(
+                    mean.index,
+                    mean.to_numpy(),
+                    label=arm.label,
+                    color=style["color"],
+                    linewidth=1.7,
+                    linestyle=style["linestyle"],
+                    **alone,
+                )
+            axes.set(title=objective, xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0][0].set_ylabel("contrastive loss")
+        handles = {
+            text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        grid[0][-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+        canvas.tight_layout()
+        save(canvas, folder, name)
+    return True

@@ -1,0 +1,243 @@
+"""The tables on multiply-accumulates, claims, learning and settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bench.analysis.judge.claims import READINGS, Claim, signed
+from bench.analysis.read.groups import Group
+from bench.analysis.show.accuracy_tables import NONE, keep_cell
+from bench.analysis.show.document import Table
+
+UNMEASURED = "not measured"
+
+
+def macs(group: Group) -> Table:
+    """MACs and memory, from the records."""
+    rows = []
+    dense = {arm.objective: arm for arm in group.arms if arm.strategy == "dense"}
+    for arm in (one for one in group.arms if not one.floor):
+        record = arm.runs[0].record
+        base = dense[arm.objective].runs[0].record.macs if arm.objective in dense else None
+        cells = [
+            _ratio(getattr(record.macs, kind, None), getattr(base, kind, None), scale, digits)
+            for kind, scale, digits in (("inference", 1e6, 1), ("train_step", 1e6, 1), ("whole_run", 1e12, 3))
+        ]
+        saved = f"{record.memory.saved_bytes_per_image / 2**20:.2f}" if record.memory else NONE
+        rows.append((arm.label, keep_cell(arm), arm.train_execution, *cells, saved))
+    note = (
+        "MACs are multiply-accumulates: inference per image; step per image, with both views, forward and"
+        " backward, teacher, predictor and heads, at the target keep ratio; the whole run with its ramp. In"
+        " brackets: dense of the same objective / method, the speed-up that a machine bound by arithmetic"
+        " alone would show. Memory is what is kept for the backward pass of such a step, per image; with a ramp, a run"
+        " begins with dense's."
+    )
+    head = ("method", "keep", "training", "inference MMACs", "step MMACs", "run TMACs", "saved MiB")
+    return Table(f"Multiply-accumulates and memory, {group.encoder} at {group.image_size} px", head, tuple(rows), note)
+
+
+def _ratio(value: float | None, base: float | None, scale: float, digits: int) -> str:
+    if value is None:
+        return NONE
+    text = f"{value / scale:,.{digits}f}"
+    return f"{text} ({base / value:.2f}×)" if base and value else text
+
+
+def claims_tables(claims: list[Claim]) -> list[Table]:
+    """One table an arm, one row a claim, as judged."""
+    note = (
+        "Supported: the whole interval lies above the threshold; refuted: below; undecided: the threshold"
+        f" lies in it. “40 % faster” as a rate is {READINGS['rate']:.2f}×, as time saved"
+        f" {READINGS['time']:.2f}×. Each verdict stands alone: none is corrected for their number."
+    )
+    out = []
+    for arm in dict.fromkeys(claim.arm for claim in claims):
+        rows = tuple(_claim_row(claim) for claim in claims if claim.arm == arm)
+        head = ("claim", "threshold", "estimate [95 %]", "verdict")
+        out.append(Table(f"Claims on {arm}, judged", head, rows, note, wide=("claim",)))
+    return out
+
+
+def _claim_row(claim: Claim) -> tuple[str, ...]:
+    speed = claim.kind == "speed"
+    text = claim.text + (f" (40 % faster as {claim.reading}), {claim.scale}" if speed else "")
+    text += "" if claim.fraction is None else f", {claim.fraction:g} % labels"
+    if claim.verdict == UNMEASURED:
+        cell = NONE
+    elif speed:
+        cell = f"{claim.value:.2f} [{claim.low:.2f}, {claim.high:.2f}]"
+    else:
+        cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}]"
+    limit = f"{claim.threshold:.2f}×" if speed else signed(claim.threshold) if claim.threshold else "0"
+    return text, limit, cell, claim.verdict
+
+
+def learning(group: Group) -> Table | None:
+    """Whether each method learnt: means over seeds, and verdicts counted."""
+    rows = []
+    for arm in group.arms:
+        found = [run.record.learning for run in arm.runs if run.record.learning]
+        if not found or arm.floor:
+            continue
+        verdicts = [one.verdict for one in found]
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+        cells = (
+            _mean([getattr(one, key) for one in found])
+            for key in ("final_loss", "plateau_loss", "feature_std", "rankme")
+        )
+        rows.append((arm.label, *cells, counts))
+    head = ("method", "final loss", "plateau loss", "feature spread", "RankMe, centred", "runs")
+    note = (
+        "Mean over seeds (range). Plateau loss is that of features that tell nothing apart; a loss near it,"
+        " or a feature spread near 0, means that the run did not learn."
+    )
+    return Table("Did it learn?", head, tuple(rows), note) if rows else None
+
+
+NAMES = {
+    "logit_spread": "logit spread",
+    "noise_spread": "noise spread",
+    "spread_over_noise": "logit spread / noise",
+    "overlap": "overlap, last epoch",
+    "overlap_run": "overlap, whole run",
+    "kept_inference": "kept at inference",
+    "static_share": "static share",
+    "lesion_kept": "lesion area kept",
+}
+
+
+def selection(group: Group) -> Table | None:
+    """What selectors did: their diagnostics, mean over seeds (range)."""
+    by_arm: dict[str, dict[str, list[float]]] = {}
+    for arm in group.arms:
+        for run in arm.runs:
+            found = run.record.learning.selection if run.record.learning else {}
+            for key, value in found.items():
+                by_arm.setdefault(arm.label, {}).setdefault(key, []).append(value)
+    known = list(dict.fromkeys(key for diagnostics in by_arm.values() for key in diagnostics))
+    keys = [key for key in NAMES if key in known]  # others are parts of a loss: they stand in the records
+    if not keys:
+        return None
+    rows = [(label, *(_mean(one.get(key, [])) for key in keys)) for label, one in by_arm.items()]
+    note = (
+        "Mean over seeds (range). Spreads are of the last epoch, when the noise is nearly gone; logit spread / noise "
+        "is of the whole run: well under 1, and the noise chose the tokens in training. Overlap: of the tokens kept in "
+        "training and at inference; chance is the share kept then, so the ramp raises it. Static share: positions kept "
+        "or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, not saliency. Lesion "
+        "area kept: to be compared with the share of patches kept."
+    )
+    heads = tuple(NAMES[key] for key in keys)
+    return Table("Selection diagnostics", ("method", *heads), tuple(rows), note)
+
+
+def _mean(values: list[float]) -> str:
+    finite = [value for value in values if np.isfinite(value)]
+    if not finite:
+        return NONE
+    text = f"{np.mean(finite):.3g}"
+    return text if min(finite) == max(finite) else f"{text} ({min(finite):.3g}–{max(finite):.3g})"
+
+
+def counts(group: Group) -> Table:
+    """Patients, images and positives in each split and label fraction (draws: mean)."""
+    record = group.runs[0].record
+    assert record.splits is not None
+    assert record.data is not None
+    names = record.data.label_names
+    rows = []
+    for title in ("train", "val", "test"):
+        part = getattr(record.splits, title)
+        rows.append(
+            (
+                title,
+                f"{part.patients:,}",
+                f"{part.images:,}",
+                *(f"{part.positives.get(n, 0):,}" for n in names),
+                part.hash[:8],
+            )
+        )
+    by_fraction: dict[float, dict[int, Any]] = {}
+    for run in group.runs:
+        for one in run.evaluations:
+            for draw in one.draws:
+                by_fraction.setdefault(one.labels, {})[draw.draw] = draw.subset
+    for fraction, draws in sorted(by_fraction.items()):
+        subsets = list(draws.values())
+
+        def mean(values: list[int]) -> str:
+            low, high = min(values), max(values)
+            return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+        rows.append(
+            (
+                f"{fraction:g} % labels, {len(subsets)} draw(s)",
+                mean([s.patients for s in subsets]),
+                mean([s.images for s in subsets]),
+                *(mean([s.positives.get(n, 0) for s in subsets]) for n in names),
+                subsets[0].hash[:8] + (" ..." if len(subsets) > 1 else ""),
+            )
+        )
+    return Table(
+        "Data: patients, images and positives of each finding",
+        ("part", "patients", "images", *names, "hash"),
+        tuple(rows),
+        "Over draws: smallest to largest. Fractions are of labelled training patients, nested within "
+        "a draw, and the same for all methods and seeds.",
+    )
+
+
+def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
+    """What was run, on what, with which versions."""
+    record = next((run.record for run in group.runs if run.record.objective != "none"), group.runs[0].record)
+    assert record.splits is not None
+    assert record.data is not None
+    spec, environments = record.spec, [run.record.environment for run in group.runs]
+    rows = [
+        ("data", f"{record.data.name}, fingerprint {record.data.fingerprint[:12]}"),
+        (
+            "split",
+            f"{record.splits.hash[:16]}"
+            + ("" if record.data.patient_ids_known else " (by image: patients are not known)"),
+        ),
+        ("preset", group.preset),
+        ("seeds", ", ".join(map(str, group.seeds))),
+    ]
+    for part in ("encoder", "train", "views"):  # the learning rate, tuned by method, has a row of its own
+        rows.append((part, _flat({key: value for key, value in (spec.get(part) or {}).items() if key != "lr"})))
+    rates: dict[str, set[str]] = {}
+    for arm in (one for one in group.arms if not one.floor):
+        for run in arm.runs:
+            rate = (run.record.spec.get("train") or {}).get("lr")
+            rates.setdefault(f"{rate:g}" if isinstance(rate, int | float) else str(rate), set()).add(arm.label)
+    rows.append(
+        (
+            "learning rate",
+            "; ".join(f"{rate}: {', '.join(sorted(arms))}" for rate, arms in sorted(rates.items())),
+        )
+    )
+    rows.append(("tuning budget", _tuning(tuning)))
+    rows.append(("science version", str(record.science_version)))
+    for key in dict.fromkeys(key for one in environments for key in one):
+        values = list(dict.fromkeys(_flat(one[key]) for one in environments if key in one))
+        rows.append((key.replace("_", " "), "; ".join(values[:4]) + (" ..." if len(values) > 4 else "")))
+    return Table("Settings", ("what", "value"), tuple(rows), wide=("value",))
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner not in (None, ""))
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flat, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _tuning(tuning: dict[str, Any] | None) -> str:
+    if not tuning:
+        return "none: every method ran at its preset's learning rate"
+    text = str(tuning.get("sentence", "")).strip()
+    chosen = tuning.get("chosen") or {}
+    if chosen:
+        text += " Chosen: " + ", ".join(f"{method} {rate:g}" for method, rate in chosen.items()) + "."
+    return text.strip()

@@ -1,0 +1,138 @@
+"""What a strategy keeps: test images with their lesions outlined, beside the patches that each strategy kept.
+
+Reads `results/<run id>/selection.npz`: `images` (n, H, W) uint8, `kept` (n, gh, gw) bool, `labels` (n, L),
+`rule` (str: how the images were chosen), and `masks` (n, H, W) uint16 where there are some (bit l: inside a
+lesion of finding l).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+
+from bench.analysis.read.groups import Arm, Group, ReportRefused
+from bench.analysis.show.plots import COLOURS, save, theme
+from bench.statistics.accuracy import Array
+from datasets.archives import read_npz
+
+LESION, SHOWN, COLUMNS = "#00E5FF", 6, 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The saved selection of one run."""
+
+    arm: Arm
+    seed: int
+    images: Array
+    kept: Array
+    labels: Array
+    masks: Array | None
+    rule: str
+
+
+def read(group: Group) -> list[Kept]:
+    """The first seed's selection of every arm that saved one over the same images as the first such arm;
+    SparseContrast first."""
+    found: list[Kept] = []
+    for arm in sorted(group.arms, key=lambda one: one.strategy != "sparsecontrast"):
+        if any(one.arm.runs[0].folder == arm.runs[0].folder for one in found):
+            continue
+        path = arm.runs[0].folder / "selection.npz"
+        if not path.is_file():
+            continue
+        one = _selection(arm, path)
+        if not found or np.array_equal(found[0].images, one.images):
+            found.append(one)
+    return found[:COLUMNS]
+
+
+def _selection(arm: Arm, path: Path) -> Kept:
+    try:
+        saved = read_npz(path, ("images", "kept", "labels", "rule"), optional=("masks",))
+    except ValueError as error:
+        raise ReportRefused(f"{error} It holds a figure's selection: delete it, or run it again.") from error
+    images, kept, labels, masks = saved["images"], saved["kept"], saved["labels"], saved.get("masks")
+    alike = {len(images), len(kept), len(labels)} if min(images.ndim, kept.ndim, labels.ndim) > 0 else set()
+    if (
+        (images.ndim, kept.ndim, labels.ndim, len(alike)) != (3, 3, 2, 1)
+        or images.dtype != np.uint8
+        or kept.dtype.kind not in "bui"
+        or 0 in kept.shape
+        or (masks is not None and (masks.shape != images.shape or masks.dtype.kind != "u"))
+    ):
+        raise ReportRefused(f"{path} does not hold images with the patches kept of them: delete it, or run it again.")
+    return Kept(arm, arm.runs[0].seed, images, kept.astype(bool), labels, masks, str(saved["rule"]))
+
+
+def outline(mask: Array) -> Array:
+    """(n, 2, 2) segments ((x, y), (x, y)) along the pixel edges of a bool mask (H, W), in imshow's coordinates."""
+    padded = np.pad(mask.astype(np.int8), 1)
+    y, x = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])  # an edge above row y
+    flat = np.stack([np.stack([x - 0.5, y - 0.5], -1), np.stack([x + 0.5, y - 0.5], -1)], 1)
+    y, x = np.nonzero(np.diff(padded, axis=1)[1:-1])
+    tall = np.stack([np.stack([x - 0.5, y - 0.5], -1), np.stack([x - 0.5, y + 0.5], -1)], 1)
+    return np.concatenate([flat, tall])
+
+
+def upscale(kept: Array, shape: tuple[int, int]) -> Array:
+    """(gh, gw) patches as an (H, W) mask, sizes that don't divide included."""
+    rows = np.arange(shape[0]) * kept.shape[0] // shape[0]
+    columns = np.arange(shape[1]) * kept.shape[1] // shape[1]
+    return np.asarray(kept[rows][:, columns])
+
+
+def draw(group: Group, names: tuple[str, ...], folder: Path, name: str) -> str | None:
+    """Writes the figure; returns its caption, or None where no run saved a selection."""
+    found = read(group)
+    if not found:
+        return None
+    first = found[0]
+    count = min(SHOWN, len(first.images))
+    with theme():
+        canvas, grid = plt.subplots(
+            1 + len(found), count, figsize=(1.75 * count + 0.5, 1.85 * (1 + len(found)) + 0.3), squeeze=False
+        )
+        for column in range(count):
+            image = first.images[column]
+            present = [n for n, value in zip(names, first.labels[column], strict=False) if value == 1]
+            title = "\n".join(present[:2]) + (f"\n+ {len(present) - 2} more" if len(present) > 2 else "")
+            grid[0][column].set_title(title or "no finding", fontsize=8.5)
+            lesion = None if first.masks is None else first.masks[column] > 0
+            _picture(grid[0][column], np.repeat(image[..., None] / 255, 3, -1), lesion)
+            for row, one in enumerate(found, start=1):
+                keep = upscale(one.kept[column], image.shape)
+                shade = np.repeat(image[..., None] / 255, 3, -1)
+                shade[~keep] = 0.18 * shade[~keep] + 0.82 * 0.93  # dropped patches fade to light grey
+                axes = grid[row][column]
+                _picture(axes, shade, lesion)
+                colour = COLOURS.get(one.arm.strategy, "#000000")
+                axes.add_collection(LineCollection(list(outline(keep)), colors=colour, linewidths=0.8))
+        grid[0][0].set_ylabel("image", fontsize=9)
+        for row, one in enumerate(found, start=1):
+            grid[row][0].set_ylabel(one.arm.label.replace("/", "/\n"), fontsize=9)
+        canvas.tight_layout(pad=0.4)
+        save(canvas, folder, name)
+    share = ", ".join(f"{one.arm.label} (seed {one.seed}) keeps {one.kept[:count].mean():.0%}" for one in found)
+    lesions = "Lesions are outlined in cyan. " if first.masks is not None else "The data have no lesion masks. "
+    return (
+        f"What is kept at inference: {share.replace('%', ' %')} of the patches here; dropped ones are faded."
+        f" {lesions}Images were chosen by rule: {first.rule.rstrip('.')}."
+    )
+
+
+def _picture(axes: Axes, picture: Array, lesion: Array | None) -> None:
+    axes.imshow(picture, interpolation="nearest", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if lesion is not None and lesion.any():
+        edges = list(outline(lesion))
+        axes.add_collection(LineCollection(edges, colors="black", linewidths=2.2, zorder=4))
+        axes.add_collection(LineCollection(edges, colors=LESION, linewidths=1.2, zorder=5))

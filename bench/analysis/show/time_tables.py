@@ -1,0 +1,190 @@
+"""The tables on time: paired speed-ups at the trained scale, and at the scale of the literature.
+
+The second is ViT-S/16 at 224 px: of the tables of it in the results folder that were measured on this machine the one
+with most methods, of several the newest; else so of those committed with the code, named as another machine's. Nothing
+is measured here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from bench.analysis.judge.speedups import Elsewhere, cost_of, floor_of, speed_of
+from bench.analysis.read.frames import table_frame
+from bench.analysis.read.groups import Group
+from bench.analysis.read.results import parse
+from bench.analysis.show.accuracy_tables import NONE, keep_cell
+from bench.analysis.show.document import Table
+from bench.records.environment import machine
+from bench.records.record import TWICE, CostTable
+from bench.statistics.ratios import interval_name
+
+UNMEASURED = "not measured"
+LARGE, SIZE = "vit_small_patch16_224", 224
+COMMITTED = Path(__file__).parents[3] / "results" / "reference"
+
+
+def times(group: Group, frame: pd.DataFrame) -> Table | None:
+    """Paired times at the trained scale; None where nothing was measured."""
+    rows, floors, settings, intervals = [], set(), set(), set()
+    for arm in (one for one in group.arms if not one.floor):
+        row = cost_of(arm, group, frame)
+        if row is None:
+            rows.append((arm.label, keep_cell(arm), arm.train_execution, *[UNMEASURED] * 5))
+            continue
+        speeds = [speed_cell(row, kind) for kind in ("infer", "train", "run")]
+        spent = [number(row["infer_ms"], ".3g"), number(row["train_ms"], ".3g")]
+        rows.append((arm.label, keep_cell(arm), arm.train_execution, *spent, *speeds))
+        if not pd.isna(row["aa_infer_low"]):
+            floors.add(floor_text(row))
+        intervals.add(interval_name(int(row["rounds"])))
+        settings.add(
+            f"{row['machine']}, {row['device']}, threads {row['threads']}, {row['precision']}, batch"
+            f" {row['batch']}, {channels_text(row['channels'])},"
+            f" {rounds_text(row['rounds'], row['repeated_rounds'], row['disturbed_rounds'])}"
+        )
+    if not settings:
+        return None
+    note = (
+        "ms are per image. Speed-up: time of dense SimCLR / method time, interleaved in one process, median over"
+        f" rounds [{' or '.join(sorted(intervals))}]; above 1 is faster; step: at the target keep ratio; run: all"
+        " steps, with the ramp. Making the views costs all methods the same and is in none of them: with it,"
+        " ratios are nearer to 1. "
+    )
+    if floors:
+        note += f"{'; '.join(sorted(floors))} "
+    else:
+        note += "Dense was not measured against itself: the noise floor is unknown. "
+    note += "Measured on: " + "; ".join(sorted(settings)) + "."
+    head = ("method", "keep", "training", "inference ms", "step ms", "inference speed-up", "step speed-up")
+    title = f"Paired time, {group.encoder} at {group.image_size} px"
+    return Table(title, (*head, "run speed-up"), tuple(rows), note)
+
+
+def floor_text(row: pd.Series) -> str:
+    """The noise floor of the row's table, in sentences."""
+    parts = []
+    for kind, what in (("infer", "inference"), ("train", "step"), ("run", "run")):
+        if not pd.isna(row[f"aa_{kind}_low"]):
+            floor = floor_of(row, kind)
+            own = f"[{row[f'aa_{kind}_low']:.2f}, {row[f'aa_{kind}_high']:.2f}]"
+            parts.append(f"{what} {own}, so {1 / floor:.2f} to {floor:.2f}")
+    return (
+        f"Noise floor, dense against itself: {'; '.join(parts)}. A ratio whose interval reaches into it is “no"
+        " difference seen”."
+    )
+
+
+def speed_cell(row: pd.Series, kind: str) -> str:
+    speed = speed_of(row, kind)
+    if speed is None:
+        return UNMEASURED
+    if row["method"] == "simclr/dense":
+        return "1 (reference)"
+    if speed.no_difference and not row["method"].endswith(TWICE):
+        return f"no difference seen [{speed.low:.2f}, {speed.high:.2f}]"
+    return f"{speed.value:.2f} [{speed.low:.2f}, {speed.high:.2f}]"
+
+
+def rounds_text(rounds: int, repeated: int, disturbed: int) -> str:
+    """How many rounds there were, and what other work on the machine did to them."""
+    text = f"{rounds} rounds ({repeated} measured again)"
+    kept = "none of these speed-ups decides a claim: measure again on a quieter machine"
+    return f"{text}, {disturbed} of them disturbed by other work, so that {kept}" if disturbed else text
+
+
+def number(value: float, form: str) -> str:
+    return UNMEASURED if pd.isna(value) else f"{value:{form}}"
+
+
+@dataclass(frozen=True)
+class LargeTable:
+    """A cost table at ViT-S/16, 224 px; `own` if it was measured on this machine and lies in the results folder."""
+
+    table: CostTable
+    own: bool
+
+    @property
+    def machine(self) -> str:
+        return self.table.rows[0].machine
+
+    def elsewhere(self, group: Group) -> Elsewhere | None:
+        """For claims on a group that was trained at another scale."""
+        first = self.table.rows[0]
+        if (group.encoder, group.image_size) == (first.encoder, first.image_size):
+            return None
+        whose = "" if self.own else f", measured on another machine ({self.machine})"
+        where = f"{first.encoder} at {first.image_size} px, {channels_text(first.channels)}{whose}"
+        return Elsewhere(table_frame(self.table), where)
+
+
+def channels_text(channels: int) -> str:
+    return "1 channel" if channels == 1 else f"{channels} channels"
+
+
+def large_table(results: Path, committed: Path = COMMITTED) -> LargeTable | None:
+    """The fullest of this machine, of several the newest; else the fullest that is committed; None if there is none."""
+    here = machine()
+    mine = [table for table in _large(results) if table.rows[0].machine == here]
+    if mine:
+        return LargeTable(mine[-1], own=True)
+    others = _large(committed)
+    return LargeTable(others[-1], own=False) if others else None
+
+
+def _large(folder: Path) -> list[CostTable]:
+    """Tables of ViT-S/16 at 224 px with training in them, the one with most methods last, of several the newest."""
+    tables = [parse(CostTable, path) for path in sorted(folder.glob("cost/*.json"))]
+    wanted = [
+        table
+        for table in tables
+        if table.rows
+        and table.rows[0].encoder.split(".")[0] == LARGE
+        and table.rows[0].image_size == SIZE
+        and table.rows[0].train_ms is not None
+    ]
+    return sorted(wanted, key=lambda one: (len({row.method for row in one.rows}), one.finished))
+
+
+def at_large_scale(found: LargeTable) -> Table:
+    """The cost table as a table of the report."""
+    frame, first = table_frame(found.table), found.table.rows[0]
+    rows = []
+    for _, row in frame.iterrows():
+        rows.append(
+            (
+                str(row["method"]),
+                NONE if pd.isna(row["keep"]) else f"{row['keep']:g}",
+                str(row["train_execution"]),
+                number(row["infer_ms"], ".1f"),
+                speed_cell(row, "infer"),
+                number(row["infer_time_over_macs"], ".2f"),
+                number(row["train_ms"], ".1f"),
+                speed_cell(row, "train"),
+                number(row["train_time_over_macs"], ".2f"),
+                speed_cell(row, "run"),
+                number(row["saved_mib"], ".1f"),
+                *([number(row["peak_mib"], ".0f")] if frame["peak_mib"].notna().any() else []),
+            )
+        )
+    head = (
+        *("method", "keep", "training", "inference ms", "inference speed-up", "inference time / MACs"),
+        *("step ms", "step speed-up", "step time / MACs", "run speed-up", "saved MiB"),
+        *(["peak MiB"] if frame["peak_mib"].notna().any() else []),
+    )
+    whose = "this machine" if found.own else "another machine (committed with the code)"
+    repeated = rounds_text(first.rounds, first.repeated_rounds, found.table.environment.get("disturbed_rounds", 0))
+    note = (
+        "ms and saved MiB are per image (a step: both views); peak MiB: of training with the whole batch, in a process"
+        " of its own; both at the target keep ratio: with a ramp, a run begins with dense's. Speed-up: time of dense"
+        " SimCLR / method time, median over rounds"
+        f" [{interval_name(first.rounds)}]; time / MACs:"
+        " the speed-up as a share of dense MACs / method MACs. Run: the whole pre-training with its ramp. "
+        f"{floor_text(frame.iloc[0])} Measured on {whose}: {first.machine}, {first.device}, threads {first.threads},"
+        f" {first.precision}, batch {first.batch}, {channels_text(first.channels)}, {repeated},"
+        f" {found.table.finished[:10]}."
+    )
+    return Table(f"Paired time and memory, {first.encoder} at {first.image_size} px", head, tuple(rows), note)

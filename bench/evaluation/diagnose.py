@@ -1,0 +1,139 @@
+"""Did the run learn, and what does its strategy keep? Diagnostics that stand in every record."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.evaluation.evaluate import Features, features_of
+from bench.records.record import Learning
+from bench.training.data import Bench
+from bench.training.pretrain import Trained
+from methods.encoders.encoder import Encoder
+
+Floats = npt.NDArray[np.floating]
+IMAGES = 1024  # test images that diagnostics look at
+PLATEAU = 0.95  # a final loss above this share of the plateau's has not left it
+COLLAPSED_STD = 1e-3  # of normalised features: constant. Untrained encoders have 0.01: a mean that all share is large
+COLLAPSED_RANK = 2.0  # of centred features: one direction is left
+STATIC = 0.95  # a position kept, or dropped, in this share of the images is static
+SHOWN = 6  # images in the selection figure
+
+
+def feature_std(features: Floats) -> float:
+    """Mean standard deviation of L2-normalised features (n, C) times sqrt(C): 1 for an even spread, 0 collapsed."""
+    normal = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return float(normal.std(0).mean() * np.sqrt(features.shape[1]))
+
+
+def rankme(features: Floats) -> float:
+    """Effective rank, exp of the entropy of the normalised singular values (RankMe, ICML 2023, eq. 2), here centred.
+
+    For a mean that all images share is nothing that heads or probes see: both begin by taking it away. With it the
+    rank mostly measured that mean: 1.9 for a run whose probe beat one with 5.4.
+    """
+    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    singular = np.linalg.svd(centred, compute_uv=False)
+    p = singular / max(singular.sum(), 1e-12) + 1e-7  # constant features have rank 1, not NaN
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def learning(trained: Trained | None, features: Features, bench: Bench, batch: int) -> Learning:
+    """Loss against its plateau, spread and rank of the features on test images, and the selection's statistics."""
+    index = bench.images_of("test")[:IMAGES]
+    encoder = features.encoder
+    at_test = features.at(index, encoder.strategy.inference[0])
+    std, rank = feature_std(at_test), rankme(at_test)
+    selection = selection_statistics(encoder, bench, index)
+    if trained is None:
+        return Learning(
+            final_loss=0.0, plateau_loss=0.0, feature_std=std, rankme=rank, verdict="not trained", selection=selection
+        )
+    plateau = trained.objective.plateau(batch)
+    verdict: Literal["learned", "plateaued", "collapsed"] = "learned"
+    if trained.final_loss > PLATEAU * plateau:
+        verdict = "plateaued"
+    elif std < COLLAPSED_STD or rank < COLLAPSED_RANK:
+        verdict = "collapsed"
+    return Learning(
+        final_loss=trained.final_loss,
+        plateau_loss=plateau,
+        feature_std=std,
+        rankme=rank,
+        verdict=verdict,
+        selection={**trained.history[-1]["selection"], **_over_the_run(trained.history), **selection},
+    )
+
+
+def _over_the_run(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Over all epochs, for in the last one the noise is annealed away: mean overlap between training's and inference's
+    selection (near 1 at the end by construction), and mean spread of the logits over that of the noise."""
+    chosen = [line["selection"] for line in history if "overlap" in line["selection"]]
+    if not chosen:
+        return {}
+    found = {"overlap_run": float(np.mean([one["overlap"] for one in chosen]))}
+    noise = float(np.mean([one.get("noise_spread", 0.0) for one in chosen]))
+    if noise > 0:
+        found["spread_over_noise"] = float(np.mean([one["logit_spread"] for one in chosen])) / noise
+    return found
+
+
+def selection_statistics(encoder: Encoder, bench: Bench, index: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Of what inference keeps on `index`: `kept_inference` share of patches; `static_share` of the positions that are
+    kept or dropped alike in 95 % of the images (1: it has learnt a crop, not saliency); `lesion_kept` share of the
+    lesion area inside kept patches, where masks exist (compare it with `kept_inference`). Empty without a selection."""
+    if encoder.strategy.inference[0] == "dense":
+        return {}
+    kept = features_of(encoder, bench, index, "pruned").get("kept")
+    if kept is None:
+        return {}
+    share = kept.mean(0)
+    found = {
+        "kept_inference": float(kept.mean()),
+        "static_share": float(((share >= STATIC) | (share <= 1 - STATIC)).mean()),
+    }
+    if bench.data.masks is not None:
+        grid = encoder.geometry.grid
+        lesions = torch.from_numpy(bench.data.masks[index] != 0).float()
+        area = torch.nn.functional.adaptive_avg_pool2d(lesions[:, None], grid).flatten(1).numpy()  # (n, patches)
+        if area.sum() > 0:
+            found["lesion_kept"] = float((area * kept).sum() / area.sum())
+    return found
+
+
+def selection_figure(encoder: Encoder, bench: Bench) -> dict[str, npt.NDArray[Any]] | None:
+    """A few test images, chosen by rule, with what is kept of them; None without a selection.
+
+    The rule: of each finding's positive test images the one whose lesion is of median area (where masks exist; else the
+    first one), in the order of the findings.
+    """
+    if encoder.strategy.inference[0] == "dense":
+        return None
+    data, index = bench.data, bench.images_of("test")
+    chosen: list[int] = []
+    for label in range(len(data.label_names)):
+        positive = index[data.labels[index, label] == 1]
+        if data.masks is not None:
+            area = ((data.masks[positive] >> np.uint16(label)) & 1).sum((1, 2))
+            positive = positive[area > 0][area[area > 0].argsort(kind="stable")]
+            positive = positive[len(positive) // 2 :]
+        chosen += [int(i) for i in positive[:1] if int(i) not in chosen]
+    if not chosen:
+        return None
+    rows = np.asarray(chosen[:SHOWN])
+    kept = features_of(encoder, bench, rows, "pruned").get("kept")
+    if kept is None:
+        return None
+    grid = encoder.geometry.grid
+    rule = "the positive test image with the lesion of median area"
+    which = rule if data.masks is not None else "the first positive test image"
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "images": np.asarray(data.images[rows]),
+        "kept": kept.reshape(-1, grid, grid),
+        "labels": data.labels[rows],
+        "rule": np.asarray(f"of each finding, {which}"),
+    }
+    return arrays if data.masks is None else {**arrays, "masks": np.asarray(data.masks[rows])}

@@ -1,0 +1,140 @@
+"""What a plan will take, printed by `--dry-run`: runs, data by label fraction, disk, time."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from bench.grid.plan import Plan
+from bench.messages import plain
+from bench.records.store import Store
+from bench.specs.grid_spec import Suite
+from bench.specs.run_spec import RunSpec
+from datasets.dataset import Dataset
+from datasets.splits import fraction, make_splits
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def describe(planned: Plan, measure: bool, console: Console) -> None:
+    """Print what would be done: runs, data, disk, time; `measure` says whether cost is measured too."""
+    from rich.table import Table
+
+    suite, job, data = planned.suite, planned.job, planned.data
+    store = Store(job.results)
+    seconds = estimate(planned)
+    table = Table(title=f"{len(job.runs)} runs", title_justify="left")
+    for column in ("run", "state", "about"):
+        table.add_column(column, overflow="fold")
+    left = 0.0
+    for run in job.runs:
+        done = store.done(run.run_id)
+        state = "done" if done and not job.unfinished(run) else "to evaluate" if done else "to do"
+        left += 0.0 if done else seconds[run.run_id]
+        table.add_row(run.run_id, state, "" if done else f"{seconds[run.run_id]:.0f} s")
+    console.print(table)
+    console.print(fractions_table(suite, data))
+    for note in data.notes:
+        console.print(f"Note: {plain(note)}", markup=False, highlight=False)
+    size = sum(_weights_mib(run) for run in job.runs)
+    console.print(f"Disk: about {size + 0.2 * len(job.runs):.0f} MiB in {job.results}", markup=False, highlight=False)
+    for line in _time(planned, left, seconds, measure):
+        console.print(line, markup=False, highlight=False)
+
+
+def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) -> list[str]:
+    """How long it takes; on SLURM, what it takes and what sbatch is told."""
+    job, fan = planned.job, planned.fan
+    if fan.launcher != "slurm":
+        minutes = left / 60 / fan.workers + 1.5
+        shared = "" if job.ranks == 1 else f", {job.ranks} ranks a run,"
+        return [f"Time: about {minutes:.0f} minutes with {fan.workers} worker(s){shared} of {job.threads} thread(s)"]
+    from bench.launch.slurm_jobs import parameters, shapes
+    from bench.measure.grid_cost import contenders, grid_table
+
+    lines = []
+    for ranks, runs in shapes(job, [run for run in job.runs if job.unfinished(run)]).items():
+        values = parameters(fan.slurm, ranks)
+        hours = sum(seconds[run.run_id] for run in runs) * values["nodes"] / 3600 / ranks
+        many = "1 job" if len(runs) == 1 else f"an array of {len(runs)} jobs"
+        told = ", ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {told}")
+    if measure and contenders(planned.suite) and not grid_table(planned.suite, job.results, job.threads).exists():
+        lines.append("SLURM: 1 job more, which measures cost")
+    return [*lines, f"A job is requeued at most {fan.slurm.requeues} times."] if lines else ["SLURM: no job is needed."]
+
+
+def fractions_table(suite: Suite, data: Dataset) -> Any:
+    """Patients, images and positives of each finding in every label fraction and in the test split."""
+    import numpy as np
+    from rich.table import Table
+    from rich.text import Text
+
+    splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
+    parts = {f"{p:g} % (draw 0)": fraction(data, splits, p, 0) for p in suite.evaluation.labels}
+    parts = {"pre-training": splits.train, **parts, "validation": splits.val, "test": splits.test}
+    table = Table(title=f"{data.name}: patients, images, positives by finding", title_justify="left")
+    for column in ("part", "patients", "images", *data.label_names):
+        table.add_column(Text(plain(column)), overflow="fold")
+    for name, index in parts.items():
+        positives = np.nansum(data.labels[index] == 1, axis=0)
+        table.add_row(
+            name, str(len(np.unique(data.patients[index]))), str(len(index)), *(str(int(n)) for n in positives)
+        )
+    return table
+
+
+def estimate(planned: Plan) -> dict[str, float]:
+    """Seconds a run: one timed dense step of this encoder, scaled by each method's MACs and number of steps."""
+    import torch
+
+    from bench.measure.macs import count
+    from bench.training.build import build, steps_of
+
+    suite, job = planned.suite, planned.job
+    torch.set_num_threads(job.threads)
+    splits = make_splits(planned.data, suite.data.split_seed, suite.data.val, suite.data.test)
+    steps = steps_of(len(splits.train), suite.train)
+    macs = {
+        m: count(build(m, suite.encoder, 0), suite.encoder, suite.train, steps)
+        for m in dict.fromkeys(run.parsed for run in job.runs)
+    }
+    rate = _macs_per_second(suite)
+    labelled = len(splits.test) + len(splits.train)
+    seconds = {}
+    for run in job.runs:
+        of = macs[run.parsed]
+        train = of.whole_run if run.parsed.objective != "none" else 0.0
+        if run.finetune is not None:
+            train = run.finetune.max_steps * run.finetune.batch * 3 * of.inference
+        seconds[run.run_id] = train / rate + labelled * of.inference / (3 * rate) + 5.0
+    return seconds
+
+
+def _macs_per_second(suite: Suite) -> float:
+    """How fast this machine trains the dense encoder, in MACs of its own step."""
+
+    from bench.measure.inputs import random_views
+    from bench.measure.macs import count
+    from bench.training.build import build
+    from methods.names import parse_methods
+    from methods.noise import Noise
+    from methods.strategies.strategy import Call
+
+    batch = min(16, suite.train.batch)
+    objective = build(parse_methods("simclr/dense")[0], suite.encoder, 0)
+    views = random_views(suite.encoder, batch)
+    took = []
+    for step in range(3):
+        began = time.perf_counter()
+        objective(views, Call(noise=Noise(0, step, batch))).total.backward()
+        took.append(time.perf_counter() - began)
+    step_macs = count(objective, suite.encoder, suite.train, 1).train_step
+    return batch * step_macs / min(took)
+
+
+def _weights_mib(run: RunSpec) -> float:
+    from bench.training.build import build
+
+    return sum(p.numel() for p in build(run.parsed, run.encoder, 0).encoder.parameters()) * 4 / 2**20

@@ -1,0 +1,146 @@
+"""A planned grid, done: its cost measured, what is missing run, all of it reported."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from bench.grid.plan import Plan
+from bench.grid.watch import Watch
+from bench.launch.handle import Handle
+from bench.launch.launch import workers
+from bench.launch.leases import Claims
+from bench.launch.slurm_jobs import submit_cost
+from bench.launch.worker import Work, died
+from bench.measure.grid_cost import contenders, grid_table, measure_grid
+from bench.messages import plain
+from bench.records.store import Store
+
+
+def run_grid(planned: Plan, left: int, reports: Path, measure: bool, console: Console) -> int:
+    """Measure, train and evaluate, report; returns the exit code."""
+    suite, job = planned.suite, planned.job
+    measuring = _measure(planned, console) if measure else []
+    console.print(f"{len(job.runs)} runs, {len(job.runs) - left} of them done before.", highlight=False)
+    trouble: list[tuple[str, str]] = []
+    if left:
+
+        def provisional() -> None:
+            try:
+                summary = _report(planned, reports, trouble=[])
+            except Exception as error:  # the runs go on; the report at the end says what is wrong
+                console.print(f"The provisional report failed: {error}", markup=False, highlight=False)
+                return
+            if summary is not None:
+                console.print(f"The first seed is done: a provisional report is in {summary.path}", highlight=False)
+
+        fan = replace(planned.fan, workers=min(planned.fan.workers, left))
+        with workers(job, fan) as handles:
+            _say_found([*measuring, *handles], console)
+            with Watch(job, console, provisional, handles):
+                for handle in handles:
+                    trouble += handle.wait()
+    for cost in measuring:
+        trouble += cost.wait()
+    failures = _failures(job, dict(trouble))
+    summary = _report(planned, reports, trouble)
+    if summary is not None:
+        for group in summary.groups:
+            console.print(f"\n{group.table}\n", markup=False, highlight=False)
+            for sentence in group.finding:
+                console.print(f"- {plain(sentence)}", markup=False, highlight=False)
+        console.print(f"\nReport: {summary.path}", markup=False, highlight=False)
+    if not suite.evidence:
+        console.print("This preset only tests the machinery: its numbers are no evidence of anything.", highlight=False)
+    others = [text for run_id, text in trouble if not run_id]
+    for problem in [*failures, *others]:
+        typer.echo(f"Failed: {plain(problem)}", err=True)
+    return 1 if failures or others else 0
+
+
+def _measure(planned: Plan, console: Console) -> list[Handle]:
+    """The paired measurement at the trained scale, unless it has been made, before anything else loads the machine. On
+    SLURM it is a job, whose handle is returned."""
+    suite, results, threads = planned.suite, planned.job.results, planned.job.threads
+    path = grid_table(suite, results, threads)
+    if not contenders(suite) or path.exists():
+        return []
+    if planned.fan.launcher == "slurm":
+        call = functools.partial(measure_grid, suite, results.resolve(), threads)
+        return [submit_cost(call, path, results, planned.fan.slurm)]
+    console.print(
+        f"Measuring the cost of {len(contenders(suite))} methods, paired and interleaved ...", highlight=False
+    )
+    measure_grid(suite, results, threads)
+    return []
+
+
+def detach(planned: Plan, measure: bool, console: Console) -> None:
+    """Submit what is missing and say how to go on."""
+    measuring = _measure(planned, console) if measure else []
+    with workers(planned.job, planned.fan) as jobs:
+        handles = [*measuring, *jobs]
+    ids = sorted({handle.job_id.partition("_")[0] for handle in handles}, key=int)
+    if not handles:
+        console.print("All is done, nothing is submitted: the same command without --detach reports.", highlight=False)
+        return
+    count = "1 job is" if len(handles) == 1 else f"{len(handles)} jobs are"
+    cost = ", one of them to measure cost" if measuring else ""
+    console.print(
+        f"{count} in the queue (SLURM {', '.join(ids)}){cost}. The same command without --detach waits and reports; "
+        "scancel ends jobs.",
+        highlight=False,
+    )
+    _say_found(handles, console)
+
+
+def _say_found(handles: Sequence[Handle], console: Console) -> None:
+    """Jobs that an earlier command submitted keep its options, whatever this one's are."""
+    if found := sum(handle.found for handle in handles):
+        console.print(
+            f"Found, not submitted anew: {found} {'job' if found == 1 else 'jobs'}, with the --slurm options of then. "
+            "Other options need scancel first.",
+            highlight=False,
+        )
+
+
+def _failures(job: Work, known: dict[str, str]) -> list[str]:
+    """Runs of the grid that failed or were never finished, each with its reason; `known` holds those that no record
+    tells, by run."""
+    store, claims, failures = Store(job.results), Claims(job.results), []
+    full = functools.cache(store.full)
+    for run in job.runs:
+        if not job.unfinished(run):
+            continue
+        record, log = store.record(run.run_id), store.log(run.run_id)
+        see = f" (see {log})" if log.exists() else ""
+        if run.run_id in known:
+            reason = known[run.run_id]
+        elif record is not None and record.status == "failed":
+            reason = f"{record.reason}{see}"
+        elif record is not None:
+            reason = f"trained, but not evaluated{see}"
+        elif claims.held(run.run_id):
+            reason = "another command is at work on it"
+        else:
+            reason = died(job, run) or full() or "not finished"
+        failures.append(f"{run.run_id}: {reason}")
+    return failures
+
+
+def _report(planned: Plan, reports: Path, trouble: list[tuple[str, str]]) -> Any:
+    """The report on all records, or None where it is refused (which is trouble)."""
+    from bench.analysis.read.groups import ReportRefused  # pandas with it: after the training
+    from bench.report import write_report
+
+    try:
+        return write_report(planned.job.results, reports, planned=len(planned.job.runs))
+    except (ReportRefused, FileNotFoundError) as refused:
+        trouble.append(("", f"the report is refused: {refused}"))
+        return None

@@ -1,0 +1,286 @@
+"""From options to a checked plan: the grid, its data, and what it will take. Users' mistakes are found here."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from bench.analysis.outputs import check_reports
+from bench.launch.launch import Fan, Launcher
+from bench.launch.leases import Claims
+from bench.launch.slurm import read_options
+from bench.launch.slurm_jobs import parameters
+from bench.launch.worker import Work
+from bench.records.environment import cores
+from bench.records.store import check_folder, clock_of
+from bench.specs.grid_spec import SEEDS, Suite, load_suite, read_change
+from bench.specs.plugins import load_plugins
+from bench.training.ranks import check_ranks
+from datasets import load
+from datasets.splits import Splits, check_shares, fraction, make_splits
+from methods import code_of
+from methods.names import Method, suggest
+
+if TYPE_CHECKING:
+    from bench.specs.run_spec import EncoderSpec
+    from datasets.dataset import Dataset
+    from methods.objectives.objective import Objective
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of `bench.run`; None where nothing was said."""
+
+    preset: str
+    spec: Path | None
+    changes: tuple[str, ...]
+    methods: str | None
+    labels: str | None
+    data: str | None
+    data_root: Path | None
+    encoder: str | None
+    image_size: int | None
+    keep: str | None
+    seeds: str | None
+    probes: str | None
+    plugins: tuple[Path, ...]
+    launcher: str
+    workers: int
+    results: Path
+    reports: Path
+    cache: Path | None
+    slurm: tuple[str, ...] = ()
+    ranks: int = 1
+    checkpoint_minutes: float = 5.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid that can run: its data are there and its options hold."""
+
+    suite: Suite
+    job: Work
+    data: Dataset
+    fan: Fan
+
+    def data_sentence(self) -> str:
+        """What was loaded, and what the cache of data sets holds on disk now."""
+        data, cache = self.data, self.job.cache
+        loaded = f"Data: {data.name}, {len(data)} images of {len(set(data.patients))} patients."
+        if cache is None:
+            return loaded
+        files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()]
+        return f"{loaded} The cache {cache} holds {sum(files) / 1e6:.0f} MB (make clean-cache)."
+
+    def put_aside(self) -> None:
+        """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost; nobody can
+        begin one meanwhile. Raises ValueError, with all left as it is, where somebody is at work on one."""
+        claims = Claims(self.job.results)
+        with ExitStack() as held:
+            for run in self.job.runs:
+                if not held.enter_context(claims.hold(run.run_id, self.job.grid)):
+                    raise ValueError(f"--fresh: another command is at work on {run.run_id}: wait for it, or end it.")
+            for run in self.job.runs:
+                folder = self.job.results / run.run_id
+                if folder.exists():
+                    target = self.job.results / ".old" / f"{run.run_id}-{time.strftime('%Y%m%d-%H%M%S')}"
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(folder, target)
+
+
+def plan(options: Options) -> Plan:
+    """Check all that can be checked before training.
+
+    Raises ValueError or FileNotFoundError with a sentence that says what is wrong and what would be right.
+    """
+    if options.launcher not in get_args(Launcher):
+        raise ValueError(
+            f"unknown launcher '{options.launcher}': {suggest(options.launcher, list(get_args(Launcher)))}"
+        )
+    fan = _fan(options)
+    load_plugins(options.plugins)
+    suite = load_suite(options.preset, options.spec, changes_of(options))
+    if not suite.runs():
+        raise ValueError("the grid is empty: name at least one method and one seed.")
+    if not suite.evaluation.labels or not suite.evaluation.probes:
+        raise ValueError("nothing is evaluated: name at least one of --labels and one of --probes.")
+    lesions = _check_methods(suite)
+    check_ranks(options.ranks, suite.train.batch)
+    check_reports(options.reports)
+    cache = options.cache or default_cache()
+    check_folder(cache, "--cache (or BENCH_CACHE)")
+    root = Path(suite.data.root) if suite.data.root else None
+    data = load(suite.data.name, suite.encoder.image_size, root, cache, **suite.data.options)
+    if lesions and data.masks is None:
+        raise ValueError(f"{', '.join(lesions)} needs lesion masks, and data set '{data.name}' has none: leave it out.")
+    _check_data(suite, data)
+    check_folder(options.results, "--results")
+    check_folder(options.reports, "--reports")
+    job = Work(
+        runs=tuple(suite.runs(data.fingerprint)),
+        evaluation=suite.evaluation,
+        finetune=suite.finetune,
+        results=options.results,
+        cache=cache,
+        threads=fan.slurm.threads if fan.launcher == "slurm" else max(1, cores() // (fan.workers * options.ranks)),
+        plugins=options.plugins,
+        checkpoint_minutes=options.checkpoint_minutes,
+        ranks=options.ranks,
+        requeues=fan.slurm.requeues,
+        grid=uuid.uuid4().hex,
+        begun=clock_of(options.results),
+    )
+    return Plan(suite, job, data, fan)
+
+
+def _fan(options: Options) -> Fan:
+    """How the grid is executed. Raises ValueError for options that contradict each other."""
+    launcher, ranks = cast(Launcher, options.launcher), options.ranks
+    if options.slurm and launcher != "slurm":
+        raise ValueError(f"--slurm is for --launcher slurm, and this is --launcher {launcher}.")
+    if options.workers and launcher != "local":
+        raise ValueError(f"--workers is for --launcher local, and this is --launcher {launcher}.")
+    if ranks > 1 and launcher == "inline":
+        raise ValueError(f"--ranks {ranks} needs several processes: use --launcher local or slurm.")
+    slurm = read_options(options.slurm)
+    if launcher == "slurm":
+        parameters(slurm, ranks)
+        return Fan(launcher, 1, 0, slurm)
+    gpus = 0 if launcher == "inline" else _gpus()
+    if 0 < gpus < ranks:
+        raise ValueError(f"--ranks {ranks} needs as many GPUs, and there are {gpus} here.")
+    count = 1 if launcher == "inline" else options.workers or max(1, (gpus or cores()) // ranks)
+    return Fan(launcher, count, gpus)
+
+
+def changes_of(options: Options) -> dict[str, Any]:
+    """What the command line says, as dotted keys; `--set` comes last and wins."""
+    changes: dict[str, Any] = {}
+    if options.methods is not None:
+        changes["methods"] = options.methods
+    if options.labels is not None:
+        changes["evaluation.labels"] = numbers("--labels", options.labels, "1,10,100")
+    if options.data is not None:
+        changes["data.name"] = options.data
+    if options.data_root is not None:
+        changes["data.root"] = os.path.realpath(options.data_root)
+    if options.encoder is not None:
+        changes["encoder.name"] = options.encoder
+    if options.image_size is not None:
+        changes["encoder.image_size"] = options.image_size
+    if options.keep is not None:
+        changes["keep"] = numbers("--keep", options.keep, "0.5,0.7")
+    if options.seeds is not None:
+        changes["seeds"] = _seeds(options.seeds)
+    if options.probes is not None:
+        changes["evaluation.probes"] = tuple(part.strip() for part in options.probes.split(",") if part.strip())
+    for text in options.changes:
+        key, value = read_change(text)
+        changes[key] = value
+    return changes
+
+
+def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
+    """The numbers of a comma list, each once. Raises ValueError, which shows the `example`, for anything else."""
+    try:
+        found = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        found = ()
+    if not found or not all(map(math.isfinite, found)):
+        raise ValueError(f"{option} '{text}' is no comma list of numbers: write e.g. {option} {example}.")
+    return tuple(dict.fromkeys(found))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and len(part) <= 10 for part in parts):
+        raise ValueError(f"--seeds '{text}' can't be read: 3 means 0,1,2; 0,4,7 means those; '3,' means seed 3 alone.")
+    if len(parts) == 1 and "," not in text:
+        if int(parts[0]) == 0:
+            raise ValueError(
+                "--seeds 0 asks for no seed: write --seeds 1 for one seed, or --seeds 0, for seed 0 alone."
+            )
+        if int(parts[0]) > SEEDS:
+            raise ValueError(f"--seeds {parts[0]} asks for more than {SEEDS} seeds; '{parts[0]},' is that seed alone.")
+        return tuple(range(int(parts[0])))
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def default_cache() -> Path:
+    """Where data sets that are made or resized once are kept: BENCH_CACHE, else the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("BENCH_CACHE") or Path(home) / "sparse-attention-bench")
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _check_methods(suite: Suite) -> list[str]:
+    """What needs no data: do encoder, methods, views and shares hold? Returns the methods that need lesion masks."""
+    import torch
+
+    from bench.training.batches import views_of
+    from methods.attention import backend_core
+
+    with torch.random.fork_rng(devices=[]):
+        built = {method.name: _build(method, suite.encoder) for method in suite.parsed_methods()}
+    backend_core(suite.train.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    views_of(suite.runs()[0])
+    check_shares(suite.data.val, suite.data.test)
+    return [name for name, objective in built.items() if objective.encoder.strategy.needs_lesions]
+
+
+def _build(method: Method, encoder: EncoderSpec) -> Objective:
+    from bench.training.build import build
+
+    try:
+        return build(method, encoder, 0)
+    except (ValueError, FileNotFoundError):
+        raise
+    except Exception as error:
+        if not code_of(method.objective, method.strategy):
+            raise
+        raise ValueError(
+            f"{method.name}, of a plug-in, can't be built: {type(error).__name__}: {error}; mend its class."
+        ) from error
+
+
+def _check_data(suite: Suite, data: Dataset) -> None:
+    """Is there a batch to train on, can the fractions be drawn, can anything be scored?"""
+    from bench.training.build import steps_of
+
+    splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
+    if len(splits.train) < 2:
+        raise ValueError(f"{len(splits.train)} of {len(data.images)} images are left to train on: two are the fewest.")
+    if steps_of(len(splits.train), suite.train) == 0:
+        raise ValueError(
+            f"{len(splits.train)} training images do not fill a batch of {suite.train.batch}: use --set train.batch=N."
+        )
+    _check_scores(suite, data, splits)
+
+
+def _check_scores(suite: Suite, data: Dataset, splits: Splits) -> None:
+    """Raises ValueError where no finding has both classes, among the images that are scored or in a fraction."""
+    asked = suite.evaluation.split
+    rows = splits.val if asked == "val" else splits.test
+    parts = {f"the {asked} images": rows}
+    parts |= {f"{percent:g} % of the labels": fraction(data, splits, percent, 0) for percent in suite.evaluation.labels}
+    scored = None
+    for name, index in parts.items():
+        both = (data.labels[index] == 1).any(0) & (data.labels[index] == 0).any(0)
+        scored = both if scored is None else scored
+        if not (scored & both).any():
+            raise ValueError(
+                f"no finding of data set '{data.name}' ({', '.join(data.label_names)}) is both present and absent in "
+                f"{name}, so nothing can be scored: use more data, other findings or larger --labels."
+            )

@@ -1,0 +1,160 @@
+"""Fan a grid out: one function that works through runs (`bench.launch.worker`), three ways to execute it.
+
+`inline` calls it in this process; `local` starts workers that share the whole grid; `slurm` submits a job a run. The
+last two go through submitit's executors.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.launch.handle import Handle, Trouble, private_folder
+from bench.launch.leases import Claims
+from bench.launch.slurm import SlurmOptions
+from bench.launch.slurm_jobs import submit
+from bench.launch.worker import Work, died, fail, work
+from bench.messages import FULL, disk_full
+
+Launcher = Literal["inline", "local", "slurm"]
+LOOK_EVERY = 0.2  # seconds between questions to local workers
+
+
+@dataclass(frozen=True)
+class Fan:
+    """How a grid is executed. `gpus` are those of this machine, for local workers."""
+
+    launcher: Launcher = "inline"
+    workers: int = 1
+    gpus: int = 0
+    slurm: SlurmOptions = SlurmOptions()
+
+
+@contextmanager
+def workers(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
+    """The grid being done, by handles. Leaving early ends local workers and leaves SLURM's jobs."""
+    if fan.launcher == "inline":
+        yield [_Inline(job)]
+    elif fan.launcher == "slurm":
+        yield submit(job, fan.slurm)
+    else:
+        with _local(job, fan) as handles:
+            yield handles
+
+
+@contextmanager
+def _local(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
+    pool = _Local(replace(job, parent=os.getpid()), fan)
+    try:
+        for place in range(fan.workers):
+            pool.start(place)
+        yield [pool]
+    finally:
+        pool.end()
+
+
+@contextmanager
+def _errors_to(path: Path) -> Iterator[None]:
+    """What is started inside writes its errors there: submitit's controllers share the terminal, and each would answer
+    Ctrl-C with a traceback."""
+    kept = os.dup(2)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(file)
+        os.close(kept)
+
+
+class _Local:
+    """The worker processes of this machine, each in a place with GPUs of its own. One that ends before its time fails
+    the run that it was at work on, and another takes its place for the rest."""
+
+    job_id = ""
+    found = False
+
+    def __init__(self, job: Work, fan: Fan) -> None:
+        self._job, self._fan, self._folder = job, fan, private_folder(job.results)
+        self._workers: dict[int, Any] = {}
+        self._open, self._in_vain = len(job.runs), 0
+
+    def start(self, place: int) -> None:
+        import submitit
+
+        ranks, gpus = self._job.ranks, self._fan.gpus
+        mine = [(place * ranks + rank) % gpus for rank in range(ranks)] if gpus else []
+        executor = submitit.LocalExecutor(folder=self._folder)
+        executor.update_parameters(
+            timeout_min=60 * 24 * 365, tasks_per_node=ranks, gpus_per_node=len(mine), visible_gpus=mine
+        )
+        with _errors_to(self._folder / "controllers.log"):
+            self._workers[place] = executor.submit(work, self._job)
+
+    def end(self) -> None:
+        for worker in self._workers.values():
+            if not worker.done():
+                worker.cancel(check=False)
+
+    def wait(self) -> list[Trouble]:
+        trouble: list[Trouble] = []
+        while self._workers:
+            for place, worker in list(self._workers.items()):
+                if worker.done():
+                    del self._workers[place]
+                    trouble += self._replace(place, _trouble(worker.results))
+            time.sleep(LOOK_EVERY)
+        return list(dict.fromkeys(trouble))
+
+    def state(self) -> tuple[str, str, str]:
+        return "", "", ""
+
+    def _replace(self, place: int, trouble: list[Trouble]) -> list[Trouble]:
+        """Have the grid go on after a worker has ended in `trouble`, which is returned where it can't. Workers that
+        end none of its runs have one successor: who begins nothing must not be started for ever."""
+        if not trouble:
+            return []
+        trouble += _trouble(lambda: fail(self._job, lambda run: died(self._job, run)))
+        left = [run for run in self._job.runs if self._job.unfinished(run) and not self._job.gave_up(run)]
+        self._in_vain = 0 if len(left) < self._open else self._in_vain + 1
+        self._open, claims = len(left), Claims(self._job.results)
+        if all(claims.held(run.run_id) for run in left):
+            return []
+        if self._in_vain > 1:
+            return trouble
+        self.start(place)
+        return []
+
+
+class _Inline:
+    """The grid in this process: done when it is waited for."""
+
+    job_id = ""
+    found = False
+
+    def __init__(self, job: Work) -> None:
+        self._job = job
+
+    def wait(self) -> list[Trouble]:
+        return _trouble(lambda: work(self._job))
+
+    def state(self) -> tuple[str, str, str]:
+        return "", "", ""
+
+
+def _trouble(call: Callable[[], object]) -> list[Trouble]:
+    """What a worker has to say of itself once it ended, well or not."""
+    try:
+        call()
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        if any(os.strerror(number) in str(error) for number in FULL):
+            return [("", disk_full(said))]
+        return [("", f"a worker ended before its time: {said}")]
+    return []

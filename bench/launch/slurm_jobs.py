@@ -1,0 +1,237 @@
+"""Runs as SLURM jobs: one array for each shape of job, one task of it a run.
+
+What was submitted stands in `results/.jobs/<run id>.json`, so that a later command finds the jobs that still run and
+submits none twice. submitit's pickled results are never read: whether a run is done, its record says.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.launch.handle import Trouble, private_folder
+from bench.launch.leases import Claims
+from bench.launch.slurm import Job, Queue, SlurmOptions, ended_as, explain
+from bench.launch.worker import Work, work
+from bench.records.environment import now
+from bench.records.store import Store, write_atomically
+from bench.specs.run_spec import RunSpec
+from methods import FLOORS
+
+GRACE = 20.0  # seconds that a record may take to be seen here, and sacct to know of an end
+DEAF = """sh -c 'trap "" USR2 TERM; exec "$0" "$@"'"""
+"""How Python is started: a signal before submitit listens would end it, and the job would not be requeued."""
+WORDS = {"PENDING": "queued", "CONFIGURING": "starting", "COMPLETING": "ending", "SUSPENDED": "suspended"}
+
+
+class JobsUnknown(Exception):
+    """SLURM can't be asked or refuses a job; the message says what it says."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What submitit calls in a job. It may be requeued: the training's own checkpoints say where to go on."""
+
+    job: Work
+
+    def __call__(self) -> int:
+        return work(self.job)
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before it requeues the job, when all that matters is on disk."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(job: Work, options: SlurmOptions) -> list[RunJob]:
+    """Submit what of the grid is neither done nor in the queue; handles of all its jobs. Raises JobsUnknown."""
+    queue, store = Queue(), Store(job.results)
+    with _one_at_a_time(store):
+        known = {run.run_id: submitted(store, run.run_id) for run in job.runs if job.unfinished(run)}
+        alive = _alive(queue, known.values())
+        left = [run for run in job.runs if run.run_id in known and known[run.run_id] not in alive]
+        for ranks, runs in shapes(job, left).items():  # an array each
+            known |= _submit(replace(job, ranks=ranks), runs, options)
+    runs_of = {run.run_id: run for run in job.runs}
+    return [RunJob(job, runs_of[run_id], job_id, queue, found=job_id in alive) for run_id, job_id in known.items()]
+
+
+def shapes(job: Work, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
+    """Runs by the number of processes that they need: those that pre-train have `job.ranks`, floors one."""
+    found: dict[int, list[RunSpec]] = {}
+    for run in runs:
+        found.setdefault(1 if run.parsed.strategy in FLOORS else job.ranks, []).append(run)
+    return found
+
+
+def parameters(options: SlurmOptions, ranks: int) -> dict[str, Any]:
+    """Of submitit's executor for jobs of so many ranks. Raises ValueError where the nodes don't divide them
+    or GPUs don't go round."""
+    values = dict(options.parameters)
+    nodes = min(values.get("nodes", 1), ranks)
+    if ranks % nodes:
+        raise ValueError(f"{ranks} ranks can't be shared equally by {nodes} nodes: change --ranks or --slurm nodes=N.")
+    here, gpus = ranks // nodes, values.get("gpus_per_node") or 0
+    if 0 < gpus < here:
+        raise ValueError(f"{here} ranks on a node need a GPU each, and --slurm gpus={gpus}: use --slurm gpus={here}.")
+    return {**values, "nodes": nodes, "ntasks_per_node": ranks // nodes}
+
+
+def submitted(store: Store, run_id: str) -> str:
+    """The run's last SLURM job; "" for none."""
+    try:
+        return str(json.loads((store.jobs / f"{run_id}.json").read_bytes())["job"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def submit_cost(call: Callable[[], None], table: Path, results: Path, options: SlurmOptions) -> CostJob:
+    """Submit the paired measurement that writes `table`, unless its job is in the queue. Raises JobsUnknown."""
+    queue, store = Queue(), Store(results)
+    name = f"cost-{table.stem}"
+    with _one_at_a_time(store):
+        job_id = submitted(store, name)
+        waiting = job_id in _alive(queue, [job_id])
+        if not waiting:
+            (job_id,) = _submit_calls([name], [call], store, parameters(options, 1), 0)
+    return CostJob(table, job_id, queue, results, waiting)
+
+
+def _alive(queue: Queue, job_ids: Iterable[str]) -> set[str]:
+    """Those that are in the queue. Raises JobsUnknown where it can't be asked."""
+    try:
+        return queue.alive(job_ids)
+    except OSError as error:
+        raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
+
+
+def _submit(job: Work, runs: list[RunSpec], options: SlurmOptions) -> dict[str, str]:
+    """One array; the job of each run, written down at once."""
+    plugins = tuple(plugin.resolve() for plugin in job.plugins)
+    cache = None if job.cache is None else job.cache.resolve()
+    job = replace(job, results=job.results.resolve(), cache=cache, plugins=plugins)  # wherever the job starts
+    names = [run.run_id for run in runs]
+    calls = [Task(replace(job, runs=(run,))) for run in runs]
+    values = parameters(options, job.ranks)
+    ids = _submit_calls(names, calls, Store(job.results), values, options.requeues)
+    return dict(zip(names, ids, strict=True))
+
+
+def _submit_calls(
+    names: list[str], calls: Sequence[Callable[[], Any]], store: Store, values: dict[str, Any], requeues: int
+) -> list[str]:
+    """Jobs for calls: an array, where there are several. The job of each name is written down at once."""
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    try:
+        python = f"{DEAF} {shlex.quote(sys.executable)}"
+        folder = private_folder(store.root).resolve()
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=requeues, python=python)
+        executor.update_parameters(**values)
+        with executor.batch():
+            jobs = [executor.submit(call) for call in calls]
+        ids = [str(one.job_id) for one in jobs]
+    except (FailedJobError, FailedSubmissionError, OSError, RuntimeError) as error:
+        said = str(error).strip().splitlines()
+        raise JobsUnknown(f"SLURM does not take the jobs: {said[-1] if said else type(error).__name__}") from None
+    at = now()
+    for name, job_id in zip(names, ids, strict=True):
+        write_atomically(store.jobs / f"{name}.json", json.dumps({"job": job_id, "submitted": at}).encode())
+    return ids
+
+
+@contextmanager
+def _one_at_a_time(store: Store) -> Iterator[None]:
+    """Two commands that start together shall not both submit."""
+    claims = Claims(store.root)
+    while True:
+        with claims.hold("submission") as mine:
+            if mine:
+                yield
+                return
+        time.sleep(0.5)
+
+
+@dataclass
+class RunJob:
+    """A run's job in the queue."""
+
+    job: Work
+    run: RunSpec
+    job_id: str
+    queue: Queue
+    sleep: Callable[[float], None] = time.sleep
+    found: bool = False
+
+    def state(self) -> tuple[str, str, str]:
+        return self.run.run_id, *_shown(self.queue, self.job_id)
+
+    def wait(self) -> list[Trouble]:
+        """Until the run is done or has failed, or its job left the queue without either.
+
+        The time of grace is that since job and owner were gone, not since this was asked: jobs that end together are
+        waited for together, however many.
+        """
+        claims, held_at = Claims(self.job.results), float("-inf")
+        while True:
+            gone = self.queue.gone_for(self.job_id)
+            if claims.held(self.run.run_id):
+                held_at = time.monotonic()
+            elif gone > 0 and (not self.job.unfinished(self.run) or self._failed()):
+                return []
+            elif min(gone, time.monotonic() - held_at) > GRACE:
+                break
+            self.sleep(1.0)
+        return [(self.run.run_id, _ended(self.job.results, self.job_id))]
+
+    def _failed(self) -> bool:
+        """Did the run fail in this job, perhaps before this command began?"""
+        store = Store(self.job.results)
+        log, submitted = store.log(self.run.run_id), store.jobs / f"{self.run.run_id}.json"
+        try:
+            return self.job.gave_up(self.run) or log.stat().st_mtime >= submitted.stat().st_mtime
+        except FileNotFoundError:
+            return False
+
+
+@dataclass
+class CostJob:
+    """The job of the paired measurement."""
+
+    table: Path
+    job_id: str
+    queue: Queue
+    results: Path
+    found: bool = False
+
+    def state(self) -> tuple[str, str, str]:
+        return "", *_shown(self.queue, self.job_id)
+
+    def wait(self) -> list[Trouble]:
+        """Until the table is there, or the job left the queue without it."""
+        while not self.table.exists():
+            if self.queue.gone_for(self.job_id) > GRACE:
+                return [("", f"the measurement of cost: {_ended(self.results, self.job_id)}")]
+            time.sleep(1.0)
+        return []
+
+
+def _shown(queue: Queue, job_id: str) -> tuple[str, str]:
+    """State and node of a job, for who watches; of one that waits, why."""
+    found = queue.job(job_id) or Job("gone")
+    why = f"({found.reason})" if found.state == "PENDING" and found.reason else ""
+    return WORDS.get(found.state, found.state.lower()), found.node or why
+
+
+def _ended(results: Path, job_id: str) -> str:
+    """How a job ended that left nothing behind, and where its first process wrote its errors."""
+    return f"{explain(job_id, ended_as(job_id))}; see {results / '.workers' / f'{job_id}_0_log.err'}"

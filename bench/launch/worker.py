@@ -1,0 +1,200 @@
+"""What a worker does: it works through a grid's runs, whoever started it (this process, a local one, a SLURM job).
+
+Workers share the grid by claiming runs in the results folder, so that none waits for another and none trains what
+another has begun. A run whose process dies without a word fails by name, and is tried again by the next command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.launch.leases import DEAD, RENEWED, Claims, process_lives
+from bench.launch.progress_file import ProgressFile
+from bench.launch.requeues import Requeues
+from bench.records.environment import on_slurm, slurm_job
+from bench.records.store import Store, clock_of, missing_evaluations
+from bench.specs.plugins import load_plugins
+from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.training.failures import lost_ranks
+from bench.training.signals import Stopping
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from bench.records.record import Record
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every worker is given: the runs in their order, and how to do them."""
+
+    runs: tuple[RunSpec, ...]
+    evaluation: EvaluationSpec
+    finetune: FinetuneSpec
+    results: Path
+    cache: Path | None
+    threads: int
+    plugins: tuple[Path, ...] = ()
+    checkpoint_minutes: float = 5.0
+    ranks: int = 1  # processes that train a run together
+    requeues: int = 20  # of a SLURM job, before it is given up
+    grid: str = ""  # the command that asked, and
+    begun: float = float("inf")  # when it did, by the clock of `results`: what failed since is not tried again for it
+    reborn: float = float("-inf")  # when its SLURM job started again after a requeue, by the same clock
+    parent: int | None = None  # its process, where it waits for local workers; they do not outlive it
+
+    def orphaned(self) -> bool:
+        """Is whoever asked for the grid gone? Then nothing more is done on its behalf."""
+        return self.parent is not None and not process_lives(self.parent)
+
+    def unfinished(self, run: RunSpec) -> bool:
+        """Is the run still to be trained, or one of its evaluations to be made?"""
+        store = Store(self.results)
+        return not store.done(run.run_id) or bool(missing_evaluations(store, run, self.evaluation, self.finetune))
+
+    def begun_before(self, run: RunSpec) -> bool:
+        """Has a training of the run left checkpoints?"""
+        return Store(self.results).training(run.run_id).is_dir()
+
+    def gave_up(self, run: RunSpec) -> bool:
+        """Has the run failed since the command began? Ranks that were lost in an earlier life of a SLURM job count for
+        nothing: it was requeued to go on, for they went with their node."""
+        store = Store(self.results)
+        try:
+            failed_at = store.log(run.run_id).stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return failed_at >= self.begun and not (failed_at < self.reborn and lost_ranks(store.record(run.run_id)))
+
+
+def work(job: Work) -> int:
+    """Do what of the grid nobody else has done or begun; returns how many runs failed here.
+
+    With several ranks each is a process of the same job that calls this: rank 0 works, the others train along.
+    """
+    from bench.records.environment import raise_allocator_thresholds
+
+    raise_allocator_thresholds()
+    load_plugins(job.plugins)
+    import torch
+
+    torch.set_num_threads(job.threads)
+    if slurm_job()[1]:
+        job = replace(job, reborn=clock_of(job.results))
+    stopping = Stopping(job.orphaned)
+    with stopping.listening():
+        if job.ranks == 1:
+            return _work_through(job, stopping)
+        from bench.training.failures import RanksLost
+        from bench.training.ranks import dismiss, meet, name_rank
+
+        rank = name_rank()
+        try:
+            fabric = meet(job.ranks)
+        except RanksLost as lost:
+            if rank == 0 and on_slurm():  # where a job is one run
+                reason = str(lost)
+                fail(job, lambda run: reason)
+            raise
+        if rank > 0:
+            return _train_along(job, fabric, stopping)
+        failed = _work_through(job, stopping)
+        dismiss(fabric)
+        return failed
+
+
+def _work_through(job: Work, stopping: Stopping) -> int:
+    """The runs in their order, then again those that others had begun.
+
+    A SLURM job, whose one run that is, waits until a claim on it that is not renewed counts as dead: it may be that of
+    a job which died on another node just before this one was submitted.
+    """
+    claims, failed = Claims(job.results), 0
+    patient_until = time.monotonic() + DEAD + RENEWED if on_slurm() else float("-inf")
+    tried: set[str] = set()
+    left = list(job.runs)
+    while left:
+        others: list[RunSpec] = []
+        for run in left:
+            if job.orphaned():
+                return failed
+            with claims.hold(run.run_id, job.grid) as mine:
+                if not mine:
+                    others.append(run)
+                elif job.unfinished(run) and not job.gave_up(run) and run.run_id not in tried:
+                    tried.add(run.run_id)
+                    failed += _do(job, run, stopping).status == "failed"
+            stopping.answer()
+        # what others had begun and left: they may have died, or have trained a run that lacks evaluations of ours
+        while True:
+            open_still = [run for run in others if job.unfinished(run) and not job.gave_up(run)]
+            left = [run for run in open_still if not claims.held(run.run_id)]
+            if left or not open_still or time.monotonic() > patient_until:
+                break
+            time.sleep(1.0)
+    return failed
+
+
+def _train_along(job: Work, fabric: Fabric, stopping: Stopping) -> int:
+    """What a rank other than 0 does: its share of what rank 0 trains. It has no failures of its own to count."""
+    from bench.experiment import train_along
+    from bench.training.checkpoint import Checkpoints
+    from bench.training.ranks import told
+
+    for run in told(fabric):
+        folder = Store(job.results).training(run.run_id)
+        train_along(run, job.cache, Checkpoints(folder, None, stopping, writes=False))
+        stopping.answer()
+    return 0
+
+
+def _do(job: Work, run: RunSpec, stopping: Stopping) -> Record:
+    """One run that is ours to do, up to its record."""
+    from bench.experiment import run_experiment
+    from bench.records.outcome import failure, write_failure
+    from bench.training.checkpoint import Checkpoints
+
+    store = Store(job.results)
+    store.tidy(run.run_id)
+    checkpoints = Checkpoints(store.training(run.run_id), job.checkpoint_minutes, stopping)
+    hopeless = died(job, run) or Requeues(store, run.run_id).hopeless(checkpoints.reached(), job.requeues)
+    if hopeless:
+        failed = failure(run, job.threads, hopeless)
+        write_failure(store, failed, hopeless)
+        return failed
+    progress = ProgressFile(job.results, run.run_id, job.orphaned)
+    try:
+        return run_experiment(
+            run, job.evaluation, job.finetune, store, job.cache, job.threads, progress, checkpoints=checkpoints
+        )
+    finally:
+        progress.remove()
+
+
+def fail(job: Work, why: Callable[[RunSpec], str]) -> None:
+    """Write down that runs failed which nobody is at work on, where there is a reason. No others are touched: a claim
+    would turn those away who are about to do them."""
+    from bench.records.outcome import failure, write_failure
+
+    for run in job.runs:
+        if not why(run):
+            continue
+        with Claims(job.results).hold(run.run_id, job.grid) as mine:
+            if mine and job.unfinished(run) and not job.gave_up(run) and (reason := why(run)):
+                write_failure(Store(job.results), failure(run, job.threads, reason, ranks=job.ranks), reason)
+                ProgressFile(job.results, run.run_id).remove()
+
+
+def died(job: Work, run: RunSpec) -> str:
+    """Why the run is not tried again for this command: a worker of the same command died on it. Else ""."""
+    for owner in Claims(job.results).dead(run.run_id):
+        if job.grid and owner.grid == job.grid and not owner.job:
+            return (
+                f"the process at work on it (number {owner.pid} on {owner.host}) ended without a word: it was killed, "
+                f"perhaps for want of memory at batch {run.train.batch}"
+            )
+    return ""

@@ -1,0 +1,46 @@
+"""What a trained method costs, by its own images where that depends on them: multiply-accumulates, memory of a step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bench.measure.macs import count
+from bench.measure.memory import peak_mib, saved_bytes
+from bench.records.record import Macs, Memory
+from bench.specs.run_spec import RunSpec
+from bench.training.build import keep_now
+from bench.training.data import Bench
+from methods.noise import Noise
+from methods.objectives.objective import Objective
+from methods.strategies.strategy import Call
+
+STEP, PLAIN = 16, 256  # images of a step that is weighed; over which inference is averaged, at most
+
+
+def macs_of(objective: Objective, spec: RunSpec, bench: Bench, steps: int) -> Macs:
+    """Of a pre-training of `steps` steps. Raises CountersDisagree."""
+    if not objective.encoder.strategy.adaptive:
+        return count(objective, spec.encoder, spec.train, steps)
+    index = bench.splits.test[:PLAIN]
+    plain = bench.views.normalise(torch.from_numpy(bench.data.images[index]).to(bench.fabric.device))
+    return count(objective, spec.encoder, spec.train, steps, _views(bench), plain)
+
+
+def memory_of(objective: Objective, spec: RunSpec, bench: Bench) -> Memory:
+    """What a step at the target keep ratio keeps for backward, and the peak so far."""
+    views = _views(bench)
+    lesions = None
+    if objective.encoder.strategy.needs_lesions:
+        lesions = torch.zeros(2 * views.shape[1], objective.encoder.geometry.patches, device=bench.fabric.device)
+    call = Call(keep=keep_now(objective, 1.0, 0.0), noise=Noise(0, 0, views.shape[1]), lesions=lesions)
+    peak, of = peak_mib()
+    return Memory(saved_bytes_per_image=saved_bytes(objective, views, call), peak_mib=peak, peak_of=of)
+
+
+def _views(bench: Bench) -> Tensor:
+    """Two views of the first training images, (2, B, channels, H, W)."""
+    index = bench.splits.train[: min(STEP, len(bench.splits.train))]
+    parameters = bench.views.draw(torch.Generator().manual_seed(0), len(index))
+    views, _ = bench.views.apply(torch.from_numpy(bench.data.images[index]).to(bench.fabric.device), parameters)
+    return views

@@ -1,0 +1,173 @@
+"""One method in the measurement: built, counted, weighed, ready to be timed.
+
+A step is all that training does once its views are made: forward, backward, optimizer, teacher. A strategy that ramps
+has no one step time: it is timed at the target keep ratio and at two more, and the quadratic through them (in the
+number of kept patches, as projections, MLPs and attention grow) gives the time along the schedule. Steps that keep
+every patch are priced by the same curve, though they skip the gathering: rather too dear than too cheap.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from bench.measure.inputs import random_lesions
+from bench.measure.macs import count, interpolate, kept_over_run, nodes
+from bench.measure.memory import saved_bytes
+from bench.measure.paired import PairedTimes
+from bench.measure.parts import Stepwatch, attention_share, shares
+from bench.records.record import Macs
+from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.statistics.ratios import Array, Estimate, estimate
+from bench.training.build import build, optimizer_of, train_step
+from methods.names import Method
+from methods.noise import Noise
+from methods.objectives.objective import Objective
+from methods.strategies.strategy import Call
+
+GRID = 2000  # steps by which the schedule is integrated
+
+Call0 = Callable[[], None]
+
+
+@dataclass
+class Arm:
+    """A method, on `views` (2, B, channels, H, W); `training` False leaves its steps out."""
+
+    name: str
+    method: Method
+    encoder: EncoderSpec
+    train: TrainSpec
+    views: Tensor
+    fabric: Fabric
+    training: bool = True
+    objective: Objective = field(init=False)
+    known: bool = field(init=False)  # does an untrained network cost what a trained one will?
+    macs: Macs = field(init=False)  # by weigh()
+    saved: float | None = field(init=False, default=None)  # likewise: bytes kept for backward, per image
+    attention: float | None = field(init=False, default=None)  # by look_inside(): share of the time of inference
+    parts: dict[str, float] = field(init=False, default_factory=dict)  # likewise: share of a step's time
+
+    def __post_init__(self) -> None:
+        self.objective = build(self.method, self.encoder, seed=0).to(self.fabric.device)
+        self.objective.use_attention(self.train.attention, self.fabric.device)
+        self.views = self.views.to(self.fabric.device)
+        self.known = self.objective.encoder.strategy.meet_target(self.views[0])
+        self._steps = itertools.count()
+
+    def weigh(self) -> None:
+        """Count MACs and what is kept for backward. Raises CountersDisagree."""
+        some = slice(None) if self.objective.encoder.strategy.adaptive else slice(2)
+        self.macs = count(self.objective, self.encoder, self.train, 0, self.views[:, some])
+        if self.training:
+            with self.fabric.autocast():
+                self.saved = saved_bytes(self.objective, self.views, self._call(self.points[0]))
+
+    def most_saved(self) -> float:
+        """Bytes kept for backward by the largest step that is timed, for all of `views`."""
+        with self.fabric.autocast():
+            return self.views.shape[1] * saved_bytes(self.objective, self.views, self._call(max(self.points)))
+
+    @property
+    def ramps(self) -> bool:
+        return self.objective.encoder.strategy.ramps and self.objective.encoder.strategy.target is not None
+
+    @property
+    def points(self) -> list[int]:
+        """Numbers of kept patches at which a step is timed, the target first."""
+        patches = self.objective.encoder.geometry.patches
+        if not self.ramps:
+            return [patches]
+        return nodes(min(kept_over_run(self.objective.encoder.strategy, 1, 0.0)), patches)
+
+    @property
+    def infer_key(self) -> str:
+        return f"{self.name} infer"
+
+    def train_key(self, kept: int | None = None) -> str:
+        """Name of the step that keeps `kept` patches, the target by default."""
+        return f"{self.name} train {self.points[0] if kept is None else kept}"
+
+    def contenders(self) -> dict[str, Call0]:
+        """What is timed: inference, and a train step at every point."""
+        steps = self.train_steps() if self.training else {}
+        return {self.infer_key: self.inference(), **{self.train_key(k): step for k, step in steps.items()}}
+
+    def inference(self) -> Call0:
+        """The encoder's own way of inference on one view of the batch; a copy, which training does not change."""
+        encoder = copy.deepcopy(self.objective.encoder).eval()
+        own, lesions = encoder.strategy.inference[0], self._lesions(self.views.shape[1])
+
+        def infer() -> None:
+            with torch.no_grad(), self.fabric.autocast():
+                encoder(self.views[0], Call(inference=own, lesions=lesions))
+
+        return infer
+
+    def train_steps(self) -> dict[int, Call0]:
+        """A train step at every point, on one model and one optimizer."""
+        model, optimizer = self._set_up
+
+        def step_at(kept: int) -> Call0:
+            def step() -> None:
+                train_step(model, optimizer, self.views, self._call(kept), self.fabric)
+
+            return step
+
+        return {k: step_at(k) for k in self.points}
+
+    def look_inside(self, calls: int) -> None:
+        """Where the time goes: of a step at the target by part, of inference in attention."""
+        if self.train.attention == "sdpa":
+            self.attention = attention_share(self.inference(), self.fabric.device, calls)
+        if self.training:
+            step, watched = self.train_steps()[self.points[0]], []
+            for _ in range(calls):
+                with Stepwatch(self.objective, self._set_up[1]).watch() as seconds:
+                    step()
+                watched.append(seconds)
+            self.parts = shares(watched)
+
+    @cached_property
+    def _set_up(self) -> tuple[Objective, torch.optim.Optimizer]:
+        optimizer = optimizer_of(self.objective, self.train.lr, self.train.weight_decay)
+        model, optimizer = self.fabric.setup(self.objective, optimizer)
+        model.train()
+        return model, optimizer
+
+    def _call(self, kept: int) -> Call:
+        """What a step is told in mid-run, with noise of its own."""
+        batch = self.views.shape[1]
+        keep = kept / self.objective.encoder.geometry.patches
+        noise = Noise(0, next(self._steps), batch)
+        return Call(keep, progress=0.5, noise=noise, lesions=self._lesions(2 * batch))
+
+    def _lesions(self, batch: int) -> Tensor:
+        return random_lesions(batch, self.objective.encoder.geometry.patches).to(self.views.device)
+
+    def run_speedup(self, times: PairedTimes, dense_step: str) -> Estimate:
+        """Dense's whole run over this method's, the ramp integrated, round by round."""
+        own = np.stack([times.seconds[self.train_key(k)] for k in self.points], axis=-1)  # (rounds, points)
+        return estimate(times.seconds[dense_step] / self._mean_step(own))
+
+    def _mean_step(self, own: Array) -> Array:
+        """Mean step over the run, (rounds, points) -> (rounds,)."""
+        if not self.ramps:
+            return own[:, 0]
+        kept = kept_over_run(self.objective.encoder.strategy, GRID, self.train.ramp)
+        along = interpolate(self.points, own, np.array(list(kept), dtype=float))  # (rounds, numbers of patches)
+        return np.asarray(along @ np.array(list(kept.values()), dtype=float) / GRID)
+
+
+def execution(objective: Objective) -> str:
+    """Whether dropped tokens are really not computed in training (`gathered`) or computed and hidden (`masked`)."""
+    strategy = objective.encoder.strategy
+    return str(getattr(strategy, "execution", strategy.train_execution))

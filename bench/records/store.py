@@ -1,0 +1,204 @@
+"""Records on disk: `results/<run id>/`. Every file is written under a temporary name, synced and renamed: it is whole
+or it is not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+
+from bench.messages import FULL, disk_full
+from bench.records.record import BESIDE, SCHEMA_VERSION, Evaluation, Record
+from bench.records.seal import seal, sha256
+from bench.specs.frozen import file_sha256
+from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
+from datasets.limits import RECORD_BYTES, read_within
+from methods import Inference, inference_modes
+
+ROOM = 1 << 20  # bytes that a run needs at least, for its weights and its record
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Make a folder that an option names, and see that it can be written to. Raises NotADirectoryError or
+    PermissionError, which name the option."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: {option} takes a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(
+            f"{folder} can't be made ({error.strerror}): give another folder with {option}."
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} can't be written to: give another folder with {option}.")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write, sync, rename; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # two containers count alike
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in a folder written down too, so that a power failure can't take a rename back."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clock_of(folder: Path) -> float:
+    """The time by the clock that dates a folder's files, which need not be this machine's."""
+    probe = folder / f".{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        with open(probe, "xb") as file:
+            return os.fstat(file.fileno()).st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def as_json(value: BaseModel | dict[str, Any]) -> bytes:
+    """Indented JSON of a model or plain values; NaN and infinities are errors, for JSON has none."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
+
+
+def evaluation_name(probe: Probe, labels: float, inference: str) -> str:
+    return f"{probe}-{labels:g}-{inference}"
+
+
+class Store:
+    """The results folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def jobs(self) -> Path:
+        """What is known of SLURM jobs that were submitted."""
+        return self.root / ".jobs"
+
+    def folder(self, run_id: str) -> Path:
+        return self.root / run_id
+
+    def record(self, run_id: str) -> Record | None:
+        """The run's record, or None where there is none. Raises ValueError, naming the file, for an unreadable one."""
+        path = self.folder(run_id) / "record.json"
+        try:
+            record = Record.model_validate_json(read_within(path, RECORD_BYTES))
+        except FileNotFoundError:
+            if path.exists():
+                raise ValueError(f"{path} is no file, and a run's record would be: move it away.") from None
+            return None
+        except ValidationError as error:
+            raise ValueError(
+                f"{path} is no record of this version: {error.errors()[0]['msg']}. Move it away."
+            ) from None
+        if record.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"{path} has schema {record.schema_version}, and this code reads {SCHEMA_VERSION}.")
+        return record
+
+    def done(self, run_id: str) -> bool:
+        record = self.record(run_id)
+        return record is not None and record.status == "done"
+
+    def failed(self, run_id: str) -> bool:
+        record = self.record(run_id)
+        return record is not None and record.status == "failed"
+
+    def has_evaluation(self, run_id: str, name: str, settings: str) -> bool:
+        """Is this evaluation there, whole, and made with these settings?"""
+        path = self.folder(run_id) / "evaluations" / f"{name}.json"
+        try:
+            return Evaluation.model_validate_json(read_within(path, RECORD_BYTES)).settings == settings
+        except (FileNotFoundError, ValidationError):
+            return False
+
+    def training(self, run_id: str) -> Path:
+        """The folder of a training's checkpoints, there until its record is."""
+        return self.folder(run_id) / "training"
+
+    def log(self, run_id: str) -> Path:
+        """Why the run failed the last time, at length."""
+        return self.folder(run_id) / "log.txt"
+
+    def full(self) -> str:
+        """Why nothing is written here any more, not even a failure: the disk is full. "" where there is room."""
+        try:
+            write_atomically(self.root / ".room", bytes(ROOM))
+        except OSError as error:
+            return disk_full(error) if error.errno in FULL else ""
+        (self.root / ".room").unlink(missing_ok=True)
+        return ""
+
+    def tidy(self, run_id: str) -> None:
+        """Remove what a killed process left half-written. For the run's owner alone."""
+        for path in self.folder(run_id).rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def write_record(self, record: Record) -> None:
+        """Sealed, and with the hashes of the files that a finished run left before its record."""
+        folder = self.folder(record.run_id)
+        if record.status == "done":
+            files = {name: file_sha256(folder / name) for name in BESIDE if (folder / name).is_file()}
+            record = record.model_copy(update={"files": files})
+        write_atomically(folder / "record.json", as_json(seal(record)))
+
+    def write_history(self, run_id: str, history: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
+        write_atomically(self.folder(run_id) / "history.jsonl", lines.encode())
+
+    def write_evaluation(self, name: str, evaluation: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
+        """Predictions first: an evaluation that is there has its predictions, and names their hash."""
+        folder = self.folder(evaluation.run_id)
+        written = self.write_arrays(folder / "predictions" / f"{name}.npz", predictions)
+        sealed = seal(evaluation.model_copy(update={"predictions_sha256": written}))
+        write_atomically(folder / "evaluations" / f"{name}.json", as_json(sealed))
+
+    @staticmethod
+    def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
+        """An .npz without pickle; returns its SHA-256."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        write_atomically(path, buffer.getvalue())
+        return sha256(buffer.getvalue())
+
+
+def missing_evaluations(
+    store: Store, spec: RunSpec, evaluation: EvaluationSpec, tuning: FinetuneSpec
+) -> list[tuple[Probe, float, Inference]]:
+    """What of `evaluation` the run still lacks: (probe, per cent, inference)."""
+    return [
+        (probe, labels, inference)
+        for probe, labels, inference in wanted_evaluations(spec, evaluation)
+        if not store.has_evaluation(
+            spec.run_id,
+            evaluation_name(probe, labels, inference),
+            evaluation.settings_of(probe, spec.finetune or tuning),
+        )
+    ]
+
+
+def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, Inference]]:
+    """Every probe at every fraction, for every way in which the strategy runs at inference."""
+    if spec.labels is not None:
+        return [("finetune", spec.labels, "dense")]
+    modes = inference_modes(spec.parsed.strategy)
+    return [(probe, labels, mode) for mode in modes for probe in evaluation.probes for labels in evaluation.labels]

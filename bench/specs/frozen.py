@@ -1,0 +1,21 @@
+"""The base of every spec and record, and the digest of a file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """A model whose fields are fixed at birth and known by name: an unknown key is an error, never ignored, and a
+    number is one: no NaN, no infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

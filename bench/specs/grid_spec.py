@@ -1,0 +1,242 @@
+"""A whole comparison: the grid of methods, keep ratios and seeds, from presets, TOML files and options."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from bench.messages import plain
+from bench.specs.frozen import Frozen
+from bench.specs.run_spec import (
+    DataSpec,
+    EncoderSpec,
+    EvaluationSpec,
+    FinetuneSpec,
+    MeasureSpec,
+    Positive,
+    RunSpec,
+    Seed,
+    Share,
+    TrainSpec,
+    ViewSpec,
+    once,
+)
+from datasets.limits import SPEC_BYTES, read_within
+from methods import STRATEGIES, code_of
+from methods.names import Method, parse_methods, split_outside_brackets, suggest
+
+PRESETS = Path(__file__).parents[1] / "presets"
+SEEDS = 1000  # at most
+DEPTH = 8  # of keys
+MISTAKES = 5  # told at once
+KINDS = ("bool", "int", "float", "str")  # of an option of a data set
+
+
+class Suite(Frozen):
+    """A whole comparison: methods x keep ratios x seeds on one data set with one encoder."""
+
+    preset: str = ""
+    evidence: bool = True  # False: a test of the machinery, whose numbers say nothing
+    methods: str = "all"
+    floors: tuple[Literal["untrained", "supervised"], ...] = ("untrained", "supervised")
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=SEEDS), AfterValidator(once)] = (0, 1, 2)
+    keep: Annotated[tuple[Share, ...], AfterValidator(once)] = ()
+    data: DataSpec = DataSpec()
+    encoder: EncoderSpec = EncoderSpec()
+    views: ViewSpec = ViewSpec()
+    train: TrainSpec = TrainSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    finetune: FinetuneSpec = FinetuneSpec()
+    measure: MeasureSpec = MeasureSpec()
+    tuned: dict[str, Positive] = {}  # learning rate by `objective/strategy`, from `make tune`
+
+    @model_validator(mode="after")
+    def _tuned_rates_are_of_methods(self) -> Suite:
+        for name in self.tuned:
+            try:
+                parse_methods(name)
+            except ValueError as error:
+                raise ValueError(f"tuned: {error}") from None
+        return self
+
+    def parsed_methods(self) -> list[Method]:
+        """Methods of the grid, in order: a keep ratio asked for goes to those that have one and don't name it."""
+        methods: list[Method] = []
+        for method, takes_keep in self._asked():
+            if not takes_keep or not self.keep:
+                methods.append(method)
+                continue
+            for keep in self.keep:
+                inside = ",".join(f"{k}={v}" for k, v in {"keep": keep, **dict(method.options)}.items())
+                methods += parse_methods(f"{method.objective}/{method.strategy}[{inside}]")
+        floors = [Method("none", floor) for floor in self.floors]
+        return list(dict.fromkeys([*methods, *floors]))
+
+    def _asked(self) -> list[tuple[Method, bool]]:
+        """The methods as named, each with whether a keep ratio asked for goes to it: it has one and names none."""
+        parse_methods(self.methods)  # as a whole first: none at all, or far too many
+        asked = []
+        for part in split_outside_brackets(self.methods):
+            named = re.search(r"[\[,]\s*keep\s*=", part) is not None
+            for method in parse_methods(part):
+                has = method.strategy in STRATEGIES and "keep" in STRATEGIES[method.strategy].options
+                asked.append((method, has and not named))
+        return asked
+
+    def check_keep(self) -> None:
+        """Raises ValueError where keep ratios are asked for and go to no method."""
+        asked = self._asked()
+        if not self.keep or any(takes for _, takes in asked):
+            return
+        ratios = ",".join(f"{keep:g}" for keep in self.keep)
+        names = ", ".join(method.name for method, _ in asked)
+        rho = [m.strategy for m, _ in asked if m.strategy in STRATEGIES and "rho" in STRATEGIES[m.strategy].options]
+        meant = f"; for {rho[0]} write {rho[0]}[rho={self.keep[0]:g}]" if rho else ""
+        raise ValueError(
+            f"--keep {ratios} goes to no method: {names} has no option 'keep' or names its own; leave --keep out, or "
+            f"add a method that takes it, e.g. sparsecontrast or fixed{meant}."
+        )
+
+    def runs(self, fingerprint: str = "") -> list[RunSpec]:
+        """The grid on data of this fingerprint, seed by seed: the first is whole before the second begins."""
+        runs = [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
+        found = {"fingerprint": fingerprint, "weights_sha256": self.encoder.weights_digest()}
+        return [run.model_copy(update=found) for run in runs]
+
+    def _learning_rate(self, method: Method) -> float:
+        """The method's own tuned rate; else that of the strategy it is a control or a variant of; else the preset's."""
+        entry = STRATEGIES.get(method.strategy)
+        names = [method.name, f"{method.objective}/{method.strategy}"]
+        if entry is not None:
+            names += [f"{method.objective}/{entry.tuned_as}", f"{method.objective}/dense", f"simclr/{method.strategy}"]
+        return next((self.tuned[name] for name in names if name in self.tuned), self.train.lr)
+
+    def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:
+        lr = self._learning_rate(method)
+        run = RunSpec(
+            method=method.name,
+            data=self.data,
+            encoder=self.encoder,
+            views=self.views,
+            train=self.train.model_copy(update={"lr": lr}),
+            seed=seed,
+            code=code_of(method.objective, method.strategy),
+            preset=self.preset,
+            evidence=self.evidence,
+        )
+        if method.strategy != "supervised":
+            return [run]
+        return [
+            run.model_copy(update={"labels": percent, "finetune": self.finetune}) for percent in self.evaluation.labels
+        ]
+
+
+def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | None = None) -> Suite:
+    """A preset by name, overridden by a TOML file of the same form, then by dotted keys (`train.epochs`: 5).
+
+    Options of a data set go with it: who names another one does not inherit them. Raises ValueError, which says where
+    and what would be right, for unknown presets, keys and values, and FileNotFoundError for a missing file.
+    """
+    known = sorted(path.stem for path in PRESETS.glob("*.toml"))
+    if preset not in known:
+        raise ValueError(f"unknown preset '{preset}': {suggest(preset, known)}")
+    tuning = read_tuning(preset)
+    tuned = {"tuned": tuning["chosen"]} if tuning else {}
+    values = {"preset": preset, **tuned, **_read_toml(PRESETS / f"{preset}.toml")}
+    file = _read_toml(spec) if spec is not None else {}
+    values = _override(values, file)
+    given: dict[str, Any] = {}
+    for key, value in (changes or {}).items():
+        if key.count(".") > DEPTH:
+            raise ValueError(f"options: unknown key '{key}': known are {', '.join(Suite.model_fields)}.")
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        given = _merge(given, nested)
+    if "preset" in file or "preset" in given:
+        raise ValueError(f"{spec or 'options'}: a preset can't be set in a spec: choose it with --preset.")
+    values = _override(values, given)
+    suite: Suite = validated(Suite, values, where=str(spec) if spec else "options")
+    if "keep" in file or "keep" in given:
+        suite.check_keep()
+    return suite
+
+
+def read_tuning(preset: str) -> dict[str, Any] | None:
+    """What `bench.tune` wrote of a preset: the learning rates tried and chosen, and the account of it."""
+    path = PRESETS / f"{preset}.tuning.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def validated(model: type[Any], values: dict[str, Any], where: str) -> Any:
+    """`model` from plain values; pydantic's errors become one sentence a mistake."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines: dict[str, None] = {}
+        for e in error.errors(include_url=False):
+            place, message = e["loc"], e["msg"].removeprefix("Value error, ")
+            if len(place) > 1 and place[-1] in KINDS:  # none of the kinds that it may be
+                place, message = place[:-1], "Input should be true, false, a number or a text"
+            key = plain(".".join(str(part) for part in place), 100)
+            if e["type"] == "extra_forbidden":
+                lines[f"unknown key '{key}': {suggest(str(place[-1]), _keys(model, place[:-1]))}"] = None
+            else:
+                given = "" if isinstance(e["input"], dict) else f" (given: {plain(repr(e['input']), 100)})"
+                lines[f"{key or 'spec'}: {message}{given}"] = None
+        more = f"; and {len(lines) - MISTAKES:,} more" if len(lines) > MISTAKES else ""
+        raise ValueError(f"{where}: " + "; ".join(list(lines)[:MISTAKES]) + more) from None
+
+
+def read_change(text: str) -> tuple[str, Any]:
+    """`key=value` of `--set`, the value read as TOML where it can be, else as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set '{text}' can't be read: write key=value, e.g. train.epochs=5.")
+    try:
+        read = tomllib.loads(f"x = {value.strip()}")
+    except (ValueError, RecursionError):
+        read = {}
+    return key.strip(), read["x"] if len(read) == 1 else value.strip()
+
+
+def _keys(model: type[Any], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type):
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no spec at {path}: --spec takes a TOML file of the form of bench/presets/quick.toml.")
+    content = read_within(path, SPEC_BYTES)
+    try:
+        return tomllib.loads(content.decode())
+    except RecursionError:
+        raise ValueError(f"{path} is not TOML that a spec can be: it is nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not TOML: {error}.") from None
+
+
+def _override(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`_merge`, without the options of a data set that is not used any more."""
+    old, new = base.get("data"), over.get("data")
+    if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
+        base = {**base, "data": {key: value for key, value in old.items() if key != "options"}}
+    return _merge(base, over)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        mine = merged.get(key)
+        merged[key] = _merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+    return merged

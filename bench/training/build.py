@@ -1,0 +1,71 @@
+"""From a spec to networks, optimizer and schedule; one training step."""
+
+from __future__ import annotations
+
+import torch
+from lightning_fabric import Fabric
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import Tensor
+
+from bench.specs.run_spec import EncoderSpec, TrainSpec
+from methods import build_encoder, build_objective
+from methods.names import Method
+from methods.objectives.objective import Loss, Objective
+from methods.schedule import keep_at
+from methods.strategies.strategy import Call
+
+
+def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
+    """The method's objective around its encoder, initialised by the seed."""
+    strategy_options = method.strategy_options
+    built = build_encoder(
+        encoder.name,
+        method.strategy if method.objective != "none" else "dense",
+        strategy_options,
+        image_size=encoder.image_size,
+        channels=encoder.channels,
+        seed=seed,
+        positions=encoder.positions,
+        weights=encoder.weights,
+    )
+    objective = method.objective if method.objective != "none" else "simclr"
+    return build_objective(objective, built, method.objective_options, seed=seed)
+
+
+def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """timm's AdamW with its rule for weight decay: none on parameters of one dimension (biases, norms)."""
+    opt: torch.optim.Optimizer = create_optimizer_v2(
+        model, opt="adamw", lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95), foreach=True
+    )
+    return opt
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> CosineLRScheduler:
+    """timm's linear warm-up over the first `warmup` share of the steps, then its cosine to zero; updated every step."""
+    rising = int(steps * warmup)
+    return CosineLRScheduler(
+        optimizer, t_initial=max(1, steps - rising), warmup_t=rising, warmup_prefix=True, t_in_epochs=False
+    )
+
+
+def train_step(
+    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric
+) -> Loss:
+    """Forward, backward, optimizer, teacher: all that a step does after its views are made."""
+    optimizer.zero_grad(set_to_none=True)
+    loss: Loss = objective(views, call)
+    fabric.backward(loss.total)
+    optimizer.step()
+    objective.after_step(call.progress)
+    return loss
+
+
+def keep_now(objective: Objective, progress: float, ramp: float) -> float:
+    """The keep ratio at `progress`: by the schedule for strategies that ramp, else 1 (they have rules of their own)."""
+    strategy = objective.encoder.strategy
+    return keep_at(progress, strategy.target, ramp) if strategy.ramps and strategy.target is not None else 1.0
+
+
+def steps_of(images: int, train: TrainSpec) -> int:
+    return train.epochs * (images // train.batch)

@@ -1,0 +1,100 @@
+"""A run's data: the images, the splits, the views, and what a record says of them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+from lightning_fabric import Fabric
+
+from bench.records.record import DataRecord, SplitRecord, Subset
+from bench.specs.run_spec import DataSpec, RunSpec
+from bench.training.batches import views_of
+from datasets import load
+from datasets.dataset import Dataset
+from datasets.splits import Splits, fraction, index_hash, make_splits
+from datasets.views import Views
+from methods import code_of
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass
+class Bench:
+    """The data with its splits, and the device: what every evaluation of a run shares."""
+
+    data: Dataset
+    splits: Splits
+    views: Views
+    fabric: Fabric
+    seed: int
+
+    def images_of(self, split: Literal["test", "val"]) -> Indices:
+        """Images of a split that carry a label."""
+        index = cast(Indices, getattr(self.splits, split))
+        return index[~np.isnan(self.data.labels[index]).all(1)]
+
+    def draws(self, percent: float, draws: int) -> list[Indices]:
+        """The subsets of a fraction; the whole is one."""
+        return [fraction(self.data, self.splits, percent, d) for d in range(1 if percent >= 100 else draws)]
+
+    def subset(self, index: Indices) -> Subset:
+        """What a set of images holds."""
+        positives = np.nansum(self.data.labels[index] == 1, axis=0)
+        return Subset(
+            hash=index_hash(self.data, index),
+            patients=len(np.unique(self.data.patients[index])),
+            images=len(index),
+            positives={name: int(n) for name, n in zip(self.data.label_names, positives, strict=True)},
+        )
+
+
+def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
+    """The run's data, splits and views. Raises ValueError where what its id stands for is not what is here: a job may
+    wait for days in a queue, and files change meanwhile."""
+    if code_of(spec.parsed.objective, spec.parsed.strategy) != spec.code:
+        raise ValueError(f"the plug-in of {spec.method} changed since the grid was planned: give the command again")
+    if spec.weights_sha256 not in ("", spec.encoder.weights_digest()):
+        raise ValueError(
+            f"the weights in {spec.encoder.weights} are not those that the run was planned with: put them back, or "
+            "give the command again"
+        )
+    data = _load(spec.data.model_dump_json(), spec.encoder.image_size, cache, spec.fingerprint)
+    if spec.fingerprint not in ("", data.fingerprint):
+        raise ValueError(f"data set '{data.name}' has changed since the grid was planned: give the command again")
+    splits = make_splits(data, spec.data.split_seed, spec.data.val, spec.data.test)
+    return Bench(data, splits, views_of(spec), fabric, spec.seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(spec: str, image_size: int, cache: Path | None, fingerprint: str) -> Any:
+    """A data set once a process: a worker makes many runs on it. Another `fingerprint` has it read again."""
+    data = DataSpec.model_validate_json(spec)
+    return load(data.name, image_size, Path(data.root) if data.root else None, cache, **data.options)
+
+
+def data_record(bench: Bench) -> DataRecord:
+    """What a record says of the data."""
+    data = bench.data
+    return DataRecord(
+        name=data.name,
+        fingerprint=data.fingerprint,
+        label_names=data.label_names,
+        patient_ids_known=data.patient_ids_known,
+        notes=data.notes,
+    )
+
+
+def split_record(bench: Bench) -> SplitRecord:
+    """What a record says of the splits."""
+    splits = bench.splits
+    return SplitRecord(
+        hash=splits.hash,
+        train=bench.subset(splits.train),
+        val=bench.subset(splits.val),
+        test=bench.subset(splits.test),
+    )

@@ -1,0 +1,132 @@
+"""Contrastive pre-training: one loop for all methods.
+
+The order of the images, the views and the noise of every step are keyed by (seed, step); a method can change none of
+them. The keep ratio follows the schedule for strategies that ramp.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from bench.specs.run_spec import RunSpec
+from bench.training.batches import Lesions, draw_views, epoch_order, views_of
+from bench.training.build import build, keep_now, optimizer_of, schedule_of, steps_of, train_step
+from bench.training.checkpoint import Checkpoints, Point
+from bench.training.failures import TrainingFailed
+from bench.training.history import Course, Report
+from bench.training.ranks import any_rank
+from datasets.dataset import Dataset
+from methods.encoders.batchnorm import globalise
+from methods.noise import Noise
+from methods.objectives.objective import Objective
+from methods.ranks import rows_of_rank, together, world
+from methods.strategies.strategy import Call
+
+
+@dataclass
+class Trained:
+    """What training leaves: the objective with its encoder, a line of history an epoch, and how fast it went."""
+
+    objective: Objective
+    history: list[dict[str, Any]]
+    steps: int
+    seconds: float
+    resumed: int = 0  # how often it went on from a checkpoint
+    conditions: list[dict[str, Any]] = field(default_factory=list)  # all that it was trained under
+
+    @property
+    def final_loss(self) -> float:
+        return float(self.history[-1]["loss"])
+
+
+@together()
+def pretrain(
+    spec: RunSpec,
+    data: Dataset,
+    images: np.ndarray,
+    fabric: Fabric,
+    report: Report,
+    checkpoints: Checkpoints | None = None,
+) -> Trained:
+    """Pre-train on `images` (indices into `data`), from the newest of its `checkpoints` if there is one.
+
+    Of several ranks each trains on its own rows of every batch; all end with the same weights, and rank 0 reports.
+    Raises TrainingFailed, e.g. for a loss that is not finite; KeyboardInterrupt or SystemExit, with a checkpoint
+    saved, where it was asked to stop.
+    """
+    train = spec.train
+    total = steps_of(len(images), train)
+    if total == 0:
+        raise TrainingFailed(f"{len(images)} training images do not fill one batch of {train.batch}")
+    objective = build(spec.parsed, spec.encoder, spec.seed)
+    objective.use_attention(train.attention, fabric.device)
+    optimizer = optimizer_of(objective, train.lr, train.weight_decay)
+    if world() > 1:
+        try:
+            globalise(objective)
+        except ValueError as error:  # on all ranks alike
+            raise TrainingFailed(str(error)) from None
+    model, optimizer = fabric.setup(objective, optimizer)
+    rows = rows_of_rank(train.batch)
+    scheduler = schedule_of(optimizer, total, train.warmup)
+    views = views_of(spec)
+    lesions = Lesions(data, objective.encoder, spec.seed)
+    checkpoints = checkpoints or Checkpoints(None)
+    course = Course.at(restored(checkpoints, objective, optimizer, fabric))
+    per_epoch = total // train.epochs
+    model.train()
+    with checkpoints.stopping.between_steps():
+        for epoch in range(course.step // per_epoch, train.epochs):
+            order = epoch_order(images, spec.seed, epoch, train.batch)
+            for index in itertools.islice(order, course.step % per_epoch, None):
+                step = course.step
+                progress = step / total
+                scheduler.step_update(step)
+                call = Call(
+                    keep=keep_now(objective, progress, train.ramp),
+                    progress=progress,
+                    noise=Noise(spec.seed, step, train.batch, rows=rows),
+                )
+                parameters = draw_views(spec, objective.blur_probabilities, step, len(index)).rows(rows)
+                pair, call = lesions.make_views(views, index[rows], parameters, call, fabric.device)
+                loss = train_step(model, optimizer, pair, call, fabric)
+                value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
+                if any_rank(fabric, not math.isfinite(whole)):  # else the others would wait for this one
+                    became = "not finite on another rank" if math.isfinite(whole) else whole
+                    raise TrainingFailed(
+                        f"the loss became {became} at step {step} of {total} (learning rate {train.lr:g})"
+                    )
+                course.note(loss, value, len(index))
+                if fabric.is_global_zero and (course.step % 10 == 0 or course.step == total):
+                    speed = course.images_per_second()
+                    report(
+                        {"step": step + 1, "steps": total, "loss": value, "keep": call.keep, "images_per_second": speed}
+                    )
+                if course.step % per_epoch == 0:
+                    course.end_epoch(epoch + 1, call.keep, optimizer.param_groups[0]["lr"])
+                if course.step < total and any_rank(fabric, checkpoints.due()):
+                    checkpoints.save(objective, optimizer, course.point())
+        if course.new_steps:
+            checkpoints.save(objective, optimizer, course.point())
+    return Trained(objective, course.history, total, course.seconds(), course.resumed, course.conditions)
+
+
+def restored(
+    checkpoints: Checkpoints, objective: Objective, optimizer: torch.optim.Optimizer, fabric: Fabric
+) -> Point | None:
+    """Put into both where all ranks go on from: rank 0 reads the newest checkpoint, the others the same. Raises
+    TrainingFailed on all of them where one can't."""
+    point = checkpoints.restore(objective, optimizer) if fabric.is_global_zero else None
+    step = fabric.broadcast(0 if point is None else point.step)
+    if step and not fabric.is_global_zero:
+        point = checkpoints.restore(objective, optimizer, at=step)
+    if any_rank(fabric, step != (0 if point is None else point.step)):
+        raise TrainingFailed(f"a rank can't read the checkpoint of step {step}: does each see the results folder?")
+    return point

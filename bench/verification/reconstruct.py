@@ -1,0 +1,73 @@
+"""From a record back to its data and to a run of it: the one place that calls the experiment."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from bench.experiment import run_experiment
+from bench.records.environment import cores, raise_allocator_thresholds
+from bench.records.record import Evaluation, Record
+from bench.records.store import Store
+from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.training.build import build
+from bench.training.data import Bench, prepare
+from bench.training.device import one_device, threads_of
+from bench.training.history import Report
+from bench.verification.files import Source
+from methods.objectives.objective import Objective
+
+_NOTHING = (EvaluationSpec(labels=(), probes=()), FinetuneSpec())
+
+
+def bench_of(spec: RunSpec, cache: Path | None) -> Bench:
+    """The data that the spec names, whatever their fingerprint, and their splits. Raises what loading raises."""
+    fabric = one_device(spec.train.precision)
+    return prepare(spec.model_copy(update={"fingerprint": ""}), fabric, cache)
+
+
+def objective_of(spec: RunSpec, checkpoint: Path | None) -> Objective:
+    """The method's objective; its encoder with the weights of a `checkpoint`, where one is given."""
+    objective = build(spec.parsed, spec.encoder, spec.seed)
+    if checkpoint is not None and spec.labels is None:
+        objective.encoder.load_state_dict(load_file(checkpoint))
+    return objective
+
+
+def how(one: Evaluation) -> tuple[EvaluationSpec, FinetuneSpec]:
+    """How an evaluation was made; the second counts for a probe that trains the network. Raises ValueError."""
+    if not one.spec:
+        raise ValueError("it does not say how it was made: written by an earlier version of the code")
+    return EvaluationSpec.model_validate(one.spec), FinetuneSpec.model_validate(one.finetune)
+
+
+def run_anew(source: Source, spec: RunSpec, results: Path, cache: Path | None, report: Report) -> Record:
+    """The run and its evaluations once more, into a results folder of their own, with as many threads as then."""
+    store, threads = Store(results), _threads_of(source.record)
+    raise_allocator_thresholds()
+    with threads_of(threads):
+        for evaluation, tuning in _ways(source):
+            record = run_experiment(spec, evaluation, tuning, store, cache, threads, report)
+            if record.status == "failed":
+                break
+    return record
+
+
+def _ways(source: Source) -> list[tuple[EvaluationSpec, FinetuneSpec]]:
+    """How to evaluate all that is recorded, the fractions of a probe in one go; first nothing, where nothing is."""
+    fractions: dict[tuple[EvaluationSpec, FinetuneSpec], set[float]] = {_NOTHING: set()}
+    for one in source.evaluations.values():
+        with suppress(ValueError):  # what does not say how it was made can't be made again
+            evaluation, tuning = how(one)
+            fractions.setdefault((evaluation.model_copy(update={"labels": ()}), tuning), set()).add(one.labels)
+    return [
+        (evaluation.model_copy(update={"labels": tuple(sorted(labels))}), tuning)
+        for (evaluation, tuning), labels in fractions.items()
+    ]
+
+
+def _threads_of(record: Record) -> int:
+    """As many as then, up to the cores that are here: with fewer cores it is another machine in any case."""
+    return min(int(record.environment.get("threads", 1)), cores())

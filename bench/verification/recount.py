@@ -1,0 +1,119 @@
+"""What can be told without training: data, splits and MACs made again from the spec, and what the history says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import StrictFloat, StrictInt, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+
+from bench.measure.counters import CountersDisagree
+from bench.measure.run_cost import macs_of
+from bench.records.record import Macs, Record
+from bench.specs.frozen import file_sha256
+from bench.specs.run_spec import RunSpec
+from bench.training.build import steps_of
+from bench.training.data import Bench, data_record, split_record
+from bench.training.finetune import finetune_steps
+from bench.verification.check import FAILS, OPEN, Check, compare, differences, judged
+from bench.verification.files import Source
+from bench.verification.reconstruct import objective_of
+from datasets.limits import RECORD_BYTES, read_within
+
+_LINE = TypeAdapter(dict[str, StrictInt | StrictFloat | dict[str, StrictFloat]])
+
+
+def data(record: Record, bench: Bench) -> Check:
+    """The data that were found, against those of the record."""
+    return compare("data", record.data, data_record(bench), f"fingerprint {bench.data.fingerprint[:12]}")
+
+
+def splits(source: Source, bench: Bench) -> Check:
+    """Hashes and counts of the splits."""
+    made = split_record(bench)
+    counts = ", ".join(f"{getattr(made, part).patients:,} {part}" for part in ("train", "val", "test"))
+    return compare("splits", source.record.splits, made, f"hashes and counts; patients: {counts}")
+
+
+def macs(source: Source, spec: RunSpec, bench: Bench) -> Check:
+    """MACs counted anew, and what the built network says of itself."""
+    what, record = "MACs", source.record
+    checkpoint = source.folder / "checkpoint.safetensors"
+    trusted = checkpoint.is_file() and file_sha256(checkpoint) == record.weights_sha256
+    try:
+        objective = objective_of(spec, checkpoint if trusted else None)
+    except (SafetensorError, RuntimeError) as error:
+        return Check(what, FAILS, f"checkpoint.safetensors does not fit the network: {str(error).splitlines()[0]}")
+    strategy = objective.encoder.strategy
+    execution = "none" if record.objective == "none" else strategy.train_execution
+    try:
+        counted = macs_of(objective, spec, bench, _pretraining_steps(spec, bench))
+    except CountersDisagree as error:
+        return Check(what, FAILS, str(error))
+    said = {"keep_effective": record.keep_effective, "train_execution": record.train_execution}
+    found = {"keep_effective": strategy.target, "train_execution": execution}
+    amiss = list(differences(said, found)) + macs_differences(record.macs, counted)
+    if amiss and _by_content(spec) and not (trusted and spec.parsed.objective == "simclr"):
+        return Check(what, OPEN, "they depend on weights that are not kept: only a run made anew can tell")
+    return judged(
+        what, amiss, f"{counted.inference / 1e6:,.1f} M an image at inference, {counted.whole_run:.4g} in all"
+    )
+
+
+def history(source: Source, spec: RunSpec, bench: Bench) -> Check:
+    """Epochs and steps that were asked for, and the last loss."""
+    what, record = "history", source.record
+    said: dict[str, Any] = {"steps": record.time.steps if record.time else 0}
+    if spec.labels is not None:
+        return compare(what, said, {"steps": _steps(spec, bench)}, f"{said['steps']} steps")
+    try:
+        lines = lines_of(source)
+    except (OSError, ValueError) as error:
+        return Check(what, FAILS if "history.jsonl" in record.files else OPEN, f"history.jsonl can't be read: {error}")
+    trained = record.objective != "none"
+    said["final_loss"] = record.learning.final_loss if record.learning else None
+    said["lines"] = [(line.get("epoch"), line.get("step")) for line in lines]
+    steps = _steps(spec, bench)
+    epochs = range(1, spec.train.epochs + 1) if trained else ()
+    found = {
+        "steps": steps,
+        "final_loss": lines[-1].get("loss") if lines else 0.0,
+        "lines": [(epoch, epoch * steps // spec.train.epochs) for epoch in epochs],
+    }
+    return compare(what, said, found, f"{len(lines)} epochs, {steps} steps, the last loss is final_loss")
+
+
+def lines_of(source: Source) -> list[dict[str, Any]]:
+    """The history, a line an epoch. Raises OSError, and ValueError for lines that hold anything but numbers."""
+    text = read_within(source.folder / "history.jsonl", RECORD_BYTES).decode()
+    try:
+        return [_LINE.validate_json(line) for line in text.splitlines()]
+    except ValidationError as error:
+        raise ValueError(f"a line is no epoch's: {error.errors(include_url=False)[0]['msg']}") from error
+
+
+def macs_differences(recorded: Macs | None, found: Macs | None) -> list[str]:
+    """What differs of what is recorded: a part or a witness that an earlier version did not know is none."""
+    if recorded is None or found is None:
+        return [] if recorded is found else ["MACs are recorded on one side alone"]
+    said, seen = recorded.model_dump(mode="json"), found.model_dump(mode="json")
+    for key, value in said.items():
+        if isinstance(value, dict):
+            seen[key] = {name: macs for name, macs in seen[key].items() if name in value}
+    return list(differences({"macs": said}, {"macs": seen}))
+
+
+def _steps(spec: RunSpec, bench: Bench) -> int:
+    """Of training, on labels for the supervised floor."""
+    if spec.labels is not None and spec.finetune is not None:
+        return finetune_steps(len(bench.draws(spec.labels, 1)[0]), spec.finetune)
+    return _pretraining_steps(spec, bench)
+
+
+def _pretraining_steps(spec: RunSpec, bench: Bench) -> int:
+    return 0 if spec.parsed.objective == "none" else steps_of(len(bench.splits.train), spec.train)
+
+
+def _by_content(spec: RunSpec) -> bool:
+    """Does what is computed depend on the images and the weights?"""
+    return bool(spec.code) or spec.parsed.strategy_options.get("select", "topk") != "topk"

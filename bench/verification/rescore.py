@@ -1,0 +1,60 @@
+"""The recorded accuracy from the stored checkpoint: what can be told of a record where its training can't be repeated
+to the last bit.
+
+Between two machines features differ by rounding alone, and training has no part in it. So accuracy has to be the same
+but for what rounding does to a probe: within a twentieth of its 95 % interval. (Between two instruction sets the quick
+preset's evaluations were within 0.0001, one of kNN's within 0.001, of intervals some 0.05 wide.)
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from bench.records.record import Evaluation
+from bench.specs.run_spec import RunSpec
+from bench.training.history import Report
+from bench.verification import files as source
+from bench.verification.check import FAILS, OPEN, TOLERANCE, Check, judged
+from bench.verification.files import Source
+from bench.verification.reconstruct import run_anew
+
+ROUNDING = 0.05  # of the width of an interval
+
+
+def rescored(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -> list[Check]:
+    """Make the evaluations that train no encoder again, from the checkpoint, in a temporary folder, and compare."""
+    named = {
+        name: one
+        for name, one in recorded.evaluations.items()
+        if one.spec and (one.probe != "finetune" or spec.labels is not None)
+    }
+    what, checkpoint = "accuracy from the checkpoint", recorded.folder / "checkpoint.safetensors"
+    if not named or not checkpoint.is_file():
+        return [Check(what, OPEN, "there is no checkpoint" if named else "there is no evaluation to make from it")]
+    with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
+        place = Path(folder) / spec.run_id
+        place.mkdir()
+        for file in (checkpoint, recorded.folder / "record.json"):
+            shutil.copyfile(file, place / file.name)
+        record = run_anew(replace(recorded, evaluations=named), spec, Path(folder), cache, report)
+        if record.status == "failed":
+            return [Check(what, FAILS, f"it can't be evaluated: {record.reason}")]
+        made, _ = source.read(place)
+        assert made is not None
+        return [
+            close(f"{name} from the checkpoint", one, made.evaluations[name])
+            for name, one in named.items()
+            if name in made.evaluations  # the run made anew says what it has not
+        ]
+
+
+def close(what: str, recorded: Evaluation, made: Evaluation, why: str = "") -> Check:
+    """Macro AUROC the same but for rounding; `why` that is given to it, where that needs saying."""
+    apart = abs(recorded.macro_auroc - made.macro_auroc)
+    allowed = max(TOLERANCE, ROUNDING * (recorded.interval[1] - recorded.interval[0]))
+    said = f"macro AUROC {recorded.macro_auroc:.4f} then, {made.macro_auroc:.4f} now{f' ({why})' if why else ''}"
+    amiss = [] if apart <= allowed else [f"{said}: apart by {apart:.4f}, and rounding is given {allowed:.4f}"]
+    return judged(what, amiss, said)

@@ -1,0 +1,177 @@
+"""Scores of a group: the constructed truth comes out, pairing pays, undefined findings leave every mean."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from bench.analysis.judge.scores import Scores
+from bench.analysis.read.groups import ReportRefused
+from bench.analysis.read.results import group_runs, read_runs
+from bench.analysis.show import accuracy_tables as tables
+
+SAVED = (("evaluations", "json"), ("predictions", "npz"))
+
+
+def scores_of(folder, probe="linear"):
+    (group,) = group_runs(read_runs(folder))
+    return Scores(group, probe)
+
+
+def arm_of(scores, name):
+    return next(arm for arm in scores.group.arms if arm.label == name)
+
+
+def named(synthetic, *names):
+    return [one for one in synthetic.headline() if one.name in names]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, synthetic):
+    results = tmp_path_factory.mktemp("scores")
+    world = synthetic.World(patients=250, seeds=(0, 1, 2), draws=5, probes=("linear",))
+    return synthetic.write_results(
+        results, world, named(synthetic, "untrained", "simclr/dense", "simclr/fixed"), cost=False
+    )
+
+
+def test_estimates_hold_the_constructed_auroc(folder):
+    scores = scores_of(folder)
+    for name, truth in (("untrained", 0.62), ("simclr/dense", 0.82), ("simclr/fixed", 0.75)):
+        found = scores.estimate(arm_of(scores, name), 100.0)
+        assert found.low < truth < found.high
+        assert found.basis == ("seeds", "patients")
+        assert (found.seeds, found.patients) == (3, 250)
+
+
+def test_an_estimate_is_the_mean_over_seeds_draws_and_findings_by_sklearn(folder):
+    scores = scores_of(folder)
+    arm = arm_of(scores, "simclr/dense")
+    values = []
+    for run in arm.runs:
+        with np.load(run.folder / "predictions" / "linear-10-pruned.npz") as saved:
+            labels = saved["labels"]
+            values.append(
+                np.mean([[roc_auc_score(labels[:, i], one[:, i]) for i in range(5)] for one in saved["scores"]])
+            )
+    found = scores.estimate(arm, 10.0)
+    assert found.value == pytest.approx(np.mean(values), abs=1e-9)
+    assert found.std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+    assert scores.seed_means(arm, 10.0) == pytest.approx(values, abs=1e-6)
+
+
+def test_a_paired_difference_is_far_tighter_than_two_unpaired_ones(folder):
+    scores = scores_of(folder)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    gap, one, other = scores.difference(dense, fixed, 10.0), scores.estimate(dense, 10.0), scores.estimate(fixed, 10.0)
+    assert gap.value == pytest.approx(one.value - other.value, abs=1e-9)
+    unpaired = np.hypot(one.high - one.low, other.high - other.low)
+    assert gap.high - gap.low < 0.7 * unpaired
+
+
+def test_an_undefined_finding_leaves_every_fraction_and_is_named(tmp_path, synthetic):
+    world = synthetic.World(patients=60, seeds=(0,), draws=2, probes=("linear",))
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
+    path = next(results.glob("simclr-fixed*/evaluations/linear-1-pruned.json"))
+    one = json.loads(path.read_text())
+    del one["per_label"]["effusion"]
+    one["undefined"] = {"effusion": "draw 1 has a single class"}
+    path.write_text(json.dumps(one))
+    scores = scores_of(results)
+    for fraction in (1.0, 10.0, 100.0):
+        assert scores.findings(fraction) == ("nodule", "consolidation", "cardiomegaly", "pneumothorax")
+    assert any("effusion" in note and "draw 1 has a single class" in note for note in scores.notes)
+    assert scores.estimate(arm_of(scores, "simclr/dense"), 1.0, "effusion") is None
+    assert scores.estimate(arm_of(scores, "simclr/dense"), 10.0, "effusion") is not None
+    left = scores.estimate(arm_of(scores, "simclr/dense"), 10.0).value
+    kept = [scores.estimate(arm_of(scores, "simclr/dense"), 10.0, name).value for name in scores.findings(10.0)]
+    assert left == pytest.approx(np.mean(kept))
+
+
+def test_fractions_without_a_common_finding_get_their_own_and_say_so(tmp_path, synthetic):
+    world = synthetic.World(patients=60, seeds=(0,), probes=("linear",), labels=("nodule", "effusion"))
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense"), cost=False)
+    for fraction, gone in (("1", "nodule"), ("10", "effusion")):
+        path = next(results.glob(f"*/evaluations/linear-{fraction}-pruned.json"))
+        one = json.loads(path.read_text())
+        del one["per_label"][gone]
+        path.write_text(json.dumps(one | {"undefined": {gone: "a single class"}}))
+    scores = scores_of(results)
+    assert [scores.findings(f) for f in (1.0, 10.0, 100.0)] == [("effusion",), ("nodule",), ("nodule", "effusion")]
+    assert any("can't be compared with each other" in note for note in scores.notes)
+
+
+def test_without_predictions_intervals_are_over_seeds(tmp_path, synthetic):
+    world = synthetic.World(patients=60, predictions=False, probes=("linear",))
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
+    scores = scores_of(results)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    assert scores.estimate(dense, 10.0).basis == ("seeds",)
+    gap = np.array(scores.seed_means(dense, 10.0)) - np.array(scores.seed_means(fixed, 10.0))
+    assert scores.difference(dense, fixed, 10.0).value == pytest.approx(gap.mean())
+
+
+def test_other_test_patients_are_refused(tmp_path, synthetic):
+    for seed, patients in ((0, 60), (1, 61)):
+        world = synthetic.World(patients=patients, probes=("linear",))
+        folder = synthetic.write_run(tmp_path, world, named(synthetic, "simclr/dense")[0], seed)
+        record = json.loads((folder / "record.json").read_text())
+        record["splits"]["test"]["hash"] = "same"
+        (folder / "record.json").write_text(json.dumps(record))
+    scores = scores_of(tmp_path)
+    with pytest.raises(ReportRefused, match="other test patients"):
+        scores.estimate(scores.group.arms[0], 10.0)
+
+
+def test_the_reference_is_of_the_same_objective_and_keep(tmp_path, synthetic):
+    world = synthetic.World(patients=60, seeds=(0,), probes=("linear",))
+    make = synthetic.Method
+    methods = [make("simclr/dense", 0.8), make("moco/dense", 0.8), make("untrained", 0.6, inference="dense")]
+    for keep in (0.5, 0.7):
+        methods += [make("simclr/fixed", 0.7, keep), make("simclr/sparsecontrast", 0.8, keep)]
+    methods.append(make("moco/sparsecontrast", 0.8, 0.5))
+    scores = scores_of(synthetic.write_results(tmp_path, world, methods, cost=False))
+
+    def reference(name, strategy):
+        found = scores.reference(arm_of(scores, name), strategy)
+        return found.label if found else None
+
+    assert reference("simclr/sparsecontrast keep 0.7", "fixed") == "simclr/fixed keep 0.7"
+    assert reference("simclr/sparsecontrast keep 0.5", "dense") == "simclr/dense"
+    assert reference("moco/sparsecontrast", "dense") == "moco/dense"
+    assert reference("moco/sparsecontrast", "fixed") is None
+    assert reference("moco/dense", "dense") == "simclr/dense"
+    assert reference("untrained", "dense") == "simclr/dense"
+    assert reference("simclr/dense", "dense") is None
+
+
+def test_a_difference_is_on_the_draws_that_both_have(tmp_path, synthetic):
+    """`supervised` is trained on the first draw alone, and one draw can be luckier than another."""
+    world = synthetic.World(patients=80, seeds=(0, 1), draws=3, probes=("linear",))
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
+    for folder in results.glob("simclr-fixed*"):
+        file, predictions = (folder / f"{kind}/linear-10-pruned.{end}" for kind, end in SAVED)
+        one = json.loads(file.read_text())
+        file.write_text(json.dumps(one | {"draws": one["draws"][:1]}))
+        saved = dict(np.load(predictions))
+        np.savez(predictions, **(saved | {"scores": saved["scores"][:1]}))
+    scores = scores_of(results)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    assert (scores.draws(dense, 10.0), scores.draws(fixed, 10.0), scores.draws(fixed, 100.0)) == (3, 1, 1)
+    expected = []
+    for run in dense.runs:
+        with np.load(run.folder / "predictions" / f"linear-10-{dense.inference}.npz") as saved:
+            first, truth = saved["scores"][0], saved["labels"]
+        expected.append(np.mean([roc_auc_score(truth[:, i], first[:, i]) for i in range(truth.shape[1])]))
+    gap = scores.difference(dense, fixed, 10.0)
+    assert gap.value == pytest.approx(np.mean(expected) - scores.estimate(fixed, 10.0).value, abs=1e-9)
+    assert scores.difference(fixed, dense, 10.0).value == pytest.approx(-gap.value, abs=1e-12)
+    note = tables.accuracy(scores).note
+    assert "simclr/fixed: the first draw of a fraction alone; the others: the mean over its draws." in note
+    covered = (
+        "seeds, draws of the labelled patients where there are several and test patients as crossed random effects"
+    )
+    assert covered in note

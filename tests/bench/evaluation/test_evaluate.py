@@ -1,0 +1,228 @@
+"""Evaluations recomputed with scikit-learn from the predictions that were kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from bench.evaluation import evaluate as module
+from bench.evaluation.evaluate import Features, evaluate, features_of
+from bench.specs.run_spec import EvaluationSpec, FinetuneSpec
+from bench.training.data import Bench
+from datasets.splits import fraction, make_splits
+from datasets.views import Views
+from methods import build_encoder
+
+SPEC = EvaluationSpec(labels=(30, 100), draws=3, c=(1e-3, 1e-1), neighbours=5, resamples=50)
+
+
+def encoder(strategy: str = "dense"):
+    return build_encoder("vit_stem_d64_l4_patch8", strategy, {}, image_size=32, channels=1, seed=0).eval()
+
+
+@pytest.fixture(scope="module")
+def bench(phantom, fabric) -> Bench:
+    return Bench(phantom, make_splits(phantom), Views(32), fabric, seed=0)
+
+
+@pytest.fixture(scope="module")
+def features(bench: Bench) -> Features:
+    return Features(encoder(), bench)
+
+
+def evaluated(features: Features, probe: str = "linear", labels: float = 30, **changes: Any):
+    spec = SPEC.model_copy(update=changes)
+    tuning = FinetuneSpec(epochs=1, batch=8, min_steps=1, max_steps=2)
+    return evaluate("run", features, features.bench, spec, tuning, probe, labels, "dense", lambda state: None)
+
+
+def relabelled(features: Features, labels: np.ndarray) -> Features:
+    """The same features of the same splits with other labels."""
+    bench = features.bench
+    other = Features(
+        features.encoder, Bench(bench.data.replace(labels=labels), bench.splits, bench.views, bench.fabric, 0)
+    )
+    other._known = features._known
+    return other
+
+
+@pytest.mark.parametrize("probe", ["linear", "knn", "finetune"])
+def test_scores_are_scikit_learns_of_the_stored_predictions(features: Features, probe: str) -> None:
+    result, stored = evaluated(features, probe)
+    scores, truth = stored["scores"], stored["labels"]
+    data, test = features.bench.data, features.bench.splits.test
+    assert scores.shape == (3, len(test), 5)
+    assert (stored["index"] == test).all()
+    assert (stored["patients"] == data.patients[test]).all()
+    np.testing.assert_array_equal(truth, data.labels[test])
+    defined = [i for i, name in enumerate(data.label_names) if name in result.per_label]
+    assert defined
+    assert set(result.undefined) == set(data.label_names) - set(result.per_label)
+    roc = np.array([[roc_auc_score(truth[:, i], one[:, i]) for i in defined] for one in scores])
+    prc = np.array([[average_precision_score(truth[:, i], one[:, i]) for i in defined] for one in scores])
+    for j, i in enumerate(defined):
+        label = result.per_label[data.label_names[i]]
+        assert label.auroc == pytest.approx(roc[:, j].mean())
+        assert label.auprc == pytest.approx(prc[:, j].mean())
+        assert label.auroc_interval[0] <= label.auroc <= label.auroc_interval[1]
+        assert (label.positives, label.negatives) == ((truth[:, i] == 1).sum(), (truth[:, i] == 0).sum())
+    assert result.macro_auroc == pytest.approx(roc.mean())
+    assert result.macro_auprc == pytest.approx(prc.mean())
+    assert result.draw_std == pytest.approx(np.std(roc.mean(1), ddof=1))
+    assert [draw.macro_auroc for draw in result.draws] == pytest.approx(roc.mean(1))
+    assert [draw.macro_auprc for draw in result.draws] == pytest.approx(prc.mean(1))
+    assert result.interval[0] < result.macro_auroc < result.interval[1]
+    assert (result.n_images, result.n_patients) == (len(test), len(set(data.patients[test])))
+    assert roc.std() > 0
+    assert (result.probe, result.labels, result.inference, result.split) == (probe, 30, "dense", "test")
+
+
+def test_draws_of_a_fraction_and_what_they_held(features: Features) -> None:
+    result, _ = evaluated(features)
+    data, splits = features.bench.data, features.bench.splits
+    assert [draw.draw for draw in result.draws] == [0, 1, 2]
+    assert len({draw.subset.hash for draw in result.draws}) == 3
+    for draw in result.draws:
+        index = fraction(data, splits, 30, draw.draw)
+        assert (draw.subset.images, draw.subset.patients) == (len(index), len(set(data.patients[index])))
+        positives = {name: int((data.labels[index, i] == 1).sum()) for i, name in enumerate(data.label_names)}
+        assert draw.subset.positives == positives
+        assert draw.chosen["C"] in SPEC.c
+
+
+def test_all_labels_are_one_draw(features: Features) -> None:
+    result, stored = evaluated(features, labels=100)
+    assert len(result.draws) == len(stored["scores"]) == 1
+    assert result.draw_std == 0
+    assert result.draws[0].subset.images == len(features.bench.splits.train)
+
+
+def test_validation_images_on_request(features: Features) -> None:
+    result, stored = evaluated(features, split="val")
+    assert result.split == "val"
+    assert (stored["index"] == features.bench.splits.val).all()
+
+
+def test_the_test_split_has_no_part_in_choices_and_models(features: Features) -> None:
+    """Neither its labels nor its images."""
+    bench = features.bench
+    result, stored = evaluated(features)
+    labels = bench.data.labels.copy()
+    labels[bench.splits.test] = 1 - labels[bench.splits.test]
+    flipped, same = evaluated(relabelled(features, labels))
+    np.testing.assert_array_equal(stored["scores"], same["scores"])
+    assert [draw.chosen for draw in flipped.draws] == [draw.chosen for draw in result.draws]
+    assert flipped.macro_auroc != pytest.approx(result.macro_auroc)
+    half = bench.splits.test[::2]
+    images = bench.data.images.copy()
+    images[half] = 255 - images[half]
+    spoilt = Bench(bench.data.replace(images=images), bench.splits, bench.views, bench.fabric, 0)
+    other, changed = evaluated(Features(features.encoder, spoilt))
+    assert [draw.chosen for draw in other.draws] == [draw.chosen for draw in result.draws]
+    np.testing.assert_allclose(changed["scores"][:, 1::2], stored["scores"][:, 1::2], atol=1e-4)
+    assert np.abs(changed["scores"][:, ::2] - stored["scores"][:, ::2]).max() > 0.01
+
+
+def test_training_labels_have_a_part(features: Features) -> None:
+    labels = features.bench.data.labels.copy()
+    train = features.bench.splits.train
+    labels[train] = 1 - labels[train]
+    assert np.abs(evaluated(relabelled(features, labels))[1]["scores"] - evaluated(features)[1]["scores"]).max() > 0.1
+
+
+def test_findings_without_a_score_are_named_with_the_reason(features: Features) -> None:
+    bench = features.bench
+    labels = bench.data.labels.copy()
+    labels[bench.splits.test, 1] = 0
+    labels[bench.splits.train, 2] = 1
+    labels[bench.splits.test[:5], 3] = np.nan
+    labels[bench.splits.train[::3], 3] = np.nan
+    result, stored = evaluated(relabelled(features, labels), labels=100)
+    names = bench.data.label_names
+    assert result.undefined[names[1]] == "a single class among the test images"
+    assert result.undefined[names[2]] == "a single class in a draw of the label fraction"
+    assert np.isnan(stored["scores"][:, :, 2]).all()
+    assert not {names[1], names[2]} & set(result.per_label)
+    known = ~np.isnan(stored["labels"][:, 3])
+    assert known.sum() == len(known) - 5
+    expected = roc_auc_score(stored["labels"][known, 3], stored["scores"][0, known, 3])
+    assert result.per_label[names[3]].auroc == pytest.approx(expected)
+    assert result.macro_auroc == pytest.approx(np.mean([label.auroc for label in result.per_label.values()]))
+
+
+@pytest.mark.parametrize("probe", ["linear", "finetune"])
+def test_a_fraction_in_which_nothing_can_be_learnt(features: Features, probe: str) -> None:
+    labels = features.bench.data.labels.copy()
+    labels[features.bench.splits.train] = 0
+    with pytest.raises(ValueError, match="no finding can be scored at 30 % of the labels: .*larger fractions"):
+        evaluated(relabelled(features, labels), probe)
+
+
+def test_images_without_a_label_are_not_scored(features: Features) -> None:
+    bench, labels = features.bench, features.bench.data.labels.copy()
+    labels[bench.splits.test[:4]] = np.nan
+    result, stored = evaluated(relabelled(features, labels), labels=100)
+    assert (stored["index"] == bench.splits.test[4:]).all()
+    assert result.n_images == len(bench.splits.test) - 4
+
+
+def test_subgroups_are_scikit_learns_of_their_images(features: Features) -> None:
+    bench = features.bench
+    rng = np.random.default_rng(0)
+    labels = (rng.random(bench.data.labels.shape) < 0.4).astype(np.float32)
+    labels[:, 4] = bench.data.subgroups["sex"] == "male"  # one class in each group: left out of that comparison
+    sex = bench.data.subgroups["sex"].copy()
+    sex[bench.splits.test[0]] = ""
+    data = bench.data.replace(labels=labels, subgroups={"sex": sex, "view": np.full(len(sex), "PA")})
+    other = Features(features.encoder, Bench(data, bench.splits, bench.views, bench.fabric, 0))
+    other._known = features._known
+    result, stored = evaluated(other, labels=100)
+    assert set(result.subgroups) == {"sex"}  # a single group is no comparison
+    assert set(result.subgroups["sex"]) == {"female", "male"}
+    for group, value in result.subgroups["sex"].items():
+        rows = sex[stored["index"]] == group
+        aurocs = [roc_auc_score(stored["labels"][rows, i], stored["scores"][0, rows, i]) for i in range(4)]
+        assert value == pytest.approx(np.mean(aurocs))
+
+
+def test_features_are_computed_once_and_come_in_the_order_asked_for(bench: Bench, monkeypatch) -> None:
+    asked: list[int] = []
+    real = module.features_of
+
+    def counted(encoder, bench, index, inference):
+        asked.extend((inference, int(i)) for i in index)
+        return real(encoder, bench, index, inference)
+
+    monkeypatch.setattr(module, "features_of", counted)
+    features = Features(encoder("random"), bench)
+    for index in ([5, 3, 9], [9, 4, 3, 3], [0, 1]):
+        for inference in ("pruned", "dense"):
+            direct = real(features.encoder, bench, np.array(index), inference)["features"]
+            np.testing.assert_allclose(features.at(np.array(index), inference), direct, atol=1e-5)
+    assert sorted(asked) == [(inference, i) for inference in ("dense", "pruned") for i in (0, 1, 3, 4, 5, 9)]
+
+
+@pytest.mark.parametrize("strategy", ["dense", "random", "sparsecontrast", "dynamicvit", "oracle"])
+def test_features_do_not_depend_on_the_batch(bench: Bench, monkeypatch, strategy: str) -> None:
+    one = encoder(strategy)
+    index = np.arange(20)
+    together = features_of(one, bench, index, one.strategy.inference[0])
+    monkeypatch.setattr(module, "BATCH", 7)
+    apart = features_of(one, bench, index, one.strategy.inference[0])
+    assert together.keys() == apart.keys()
+    np.testing.assert_allclose(apart["features"], together["features"], atol=1e-5)
+    assert together["features"].std(0).max() > 0.01
+    if "kept" in together:
+        assert together["kept"].shape == (20, 16)
+        assert (apart["kept"] == together["kept"]).all()
+
+
+def test_features_are_made_in_evaluation_mode(bench: Bench) -> None:
+    """Batch norm of the stem uses what it has learnt, and learns nothing."""
+    one = encoder().train()
+    before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
+    features_of(one, bench, np.arange(10), "dense")
+    assert all((one.state_dict()[name] == tensor).all() for name, tensor in before.items())

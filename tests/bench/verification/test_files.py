@@ -1,0 +1,39 @@
+"""Nothing holds of what was not looked at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.records.seal import seal
+from bench.records.store import Store, as_json
+from bench.verification import files as source
+from tests.bench import small
+
+
+def verdicts(folder: Path) -> dict[str, tuple[str, str]]:
+    return {check.what: (check.verdict, check.why) for check in source.read(folder)[1]}
+
+
+def test_where_there_is_nothing_nothing_holds(tmp_path: Path) -> None:
+    """Who takes all evaluations out changes no digest."""
+    store = Store(tmp_path)
+    store.write_record(small.record("a-run"))
+    found = verdicts(tmp_path / "a-run")
+    assert found["record.json"][0] == "holds"
+    assert found["evaluations"] == ("can't be compared", "there are none")
+    assert found["files beside them"] == ("can't be compared", "there are none")
+
+
+def test_a_file_whose_hash_nobody_recorded_does_not_hold(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_history("a-run", [{"epoch": 1, "loss": 1.0}])
+    store.write_record(small.record("a-run"))
+    path = tmp_path / "a-run" / "record.json"
+    assert verdicts(path.parent)["files beside them"][0] == "holds"
+    record = store.record("a-run")
+    assert record is not None
+    path.write_bytes(as_json(seal(record.model_copy(update={"files": {}}))))
+    assert json.loads(path.read_bytes())["files"] == {}
+    said = "nobody recorded the SHA-256 of history.jsonl"
+    assert verdicts(path.parent)["files beside them"] == ("can't be compared", said)
