@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from bench.records.record import CostTable
-    from bench.specs.grid_spec import Suite
+    from bench.specs.grid_spec import GridSpec
     from bench.specs.run_spec import EncoderSpec, MeasureSpec
     from methods.strategies.strategy import Geometry
 
@@ -49,16 +49,16 @@ def main(
     from rich.console import Console
 
     from bench.analysis.outputs import check_reports
-    from bench.messages import told
+    from bench.messages import error_line
     from bench.records.environment import cores
     from bench.records.store import check_folder
     from methods import check_defined
 
     console = Console() if Console().is_terminal else Console(width=WIDTH)
     try:
-        suite = _suite(preset, methods, keep, batch, rounds)
-        encoders = [_encoder(suite, encoder, size, channels) for size in _sizes(image_size)]
-        for method in suite.parsed_methods():
+        grid = _suite(preset, methods, keep, batch, rounds)
+        encoders = [_encoder(grid, encoder, size, channels) for size in _sizes(image_size)]
+        for method in grid.parsed_methods():
             check_defined(method.strategy, encoders[0].name)
         check_reports(reports)
         count = threads if threads is not None else cores()
@@ -66,45 +66,45 @@ def main(
             raise ValueError(f"--threads is {count}: it is at least 1.")
         if macs_only:
             for spec in encoders:
-                _count(suite, spec, reports, console)
+                _count(grid, spec, reports, console)
             return
         geometries = [_geometry(spec) for spec in encoders]  # what is wrong with one is said before any is measured
         check_folder(results, "--results")
         check_folder(reports, "--reports")
         jobs = []
         for spec, geometry in zip(encoders, geometries, strict=True):
-            measure = _affordable(suite.measure, geometry, batch, rounds)
+            measure = _affordable(grid.measure, geometry, batch, rounds)
             training = spec.image_size <= train_up_to
-            left_out = _too_large(suite, spec, geometry, measure.batch, console) if training else {}
+            left_out = _too_large(grid, spec, geometry, measure.batch, console) if training else {}
             jobs.append((spec, measure, training, left_out))
-        done = [_measure(suite, *job, count, results, reports, console) for job in jobs]
+        done = [_measure(grid, *job, count, results, reports, console) for job in jobs]
         tokens = {spec.image_size: geometry.patches for spec, geometry in zip(encoders, geometries, strict=True)}
         _write(done, encoders[0].name, tokens, results, reports, console)
     except (ValueError, OSError) as wrong:
-        typer.echo(f"Error: {told(wrong)}", err=True)
+        typer.echo(f"Error: {error_line(wrong)}", err=True)
         raise typer.Exit(2) from None
 
 
-def _suite(preset: str, methods: str, keep: str, batch: int | None, rounds: int | None) -> Suite:
+def _suite(preset: str, methods: str, keep: str, batch: int | None, rounds: int | None) -> GridSpec:
     """The preset with what the options change."""
-    from bench.specs.grid_spec import load_suite
+    from bench.specs.grid_spec import load_grid
 
     measure = {name: value for name, value in (("batch", batch), ("rounds", rounds)) if value is not None}
-    changes: dict[str, Any] = {"methods": methods, "floors": []}
+    changes: dict[str, Any] = {"methods": methods, "baselines": []}
     if measure:
         changes["measure"] = measure
     if keep:
         changes["keep"] = [_number("--keep", part, float) for part in keep.split(",")]
-    return load_suite(preset, changes=changes)
+    return load_grid(preset, changes=changes)
 
 
-def _encoder(suite: Suite, name: str, size: int | None, channels: int | None) -> EncoderSpec:
+def _encoder(grid: GridSpec, name: str, size: int | None, channels: int | None) -> EncoderSpec:
     """The preset's encoder, or another one: then at the size in its name (timm's custom), 224 where there is none."""
     from bench.specs.grid_spec import validated
     from bench.specs.run_spec import EncoderSpec
 
-    values = suite.encoder.model_dump()
-    if name and name != suite.encoder.name:
+    values = grid.encoder.model_dump()
+    if name and name != grid.encoder.name:
         last = name.split(".")[0].rsplit("_", 1)[-1]
         named = int(last) if last.isdecimal() and int(last) >= 64 else None
         values |= {"name": name, "weights": "", "image_size": named or (64 if "patch8" in name else 224)}
@@ -128,20 +128,20 @@ def _number(option: str, text: str, kind: type[Any]) -> Any:
         raise ValueError(f"{option} has '{text.strip()}': it takes {what} with commas between.") from None
 
 
-def _count(suite: Suite, encoder: EncoderSpec, reports: Path, console: Console) -> None:
+def _count(grid: GridSpec, encoder: EncoderSpec, reports: Path, console: Console) -> None:
     """MACs alone: printed, and written to reports/macs-<encoder>-<size>.csv."""
     from bench.measure.macs import CountersDisagree
     from bench.measure.macs_table import count_methods, print_macs, write_macs
     from bench.measure.show import UNKNOWN
 
     try:
-        rows = count_methods(suite.parsed_methods(), encoder, suite.train)
+        rows = count_methods(grid.parsed_methods(), encoder, grid.train)
     except CountersDisagree as refused:
         typer.echo(f"The table is refused. {refused}", err=True)
         raise typer.Exit(1) from None
     print_macs(rows, encoder, console)
     counted = {row["method"] for row in rows}
-    for method in suite.parsed_methods():
+    for method in grid.parsed_methods():
         if method.name not in counted:
             console.print(f"Not counted: {method.name}. {UNKNOWN}", markup=False, highlight=False)
     where = write_macs(rows, encoder, reports)
@@ -166,18 +166,20 @@ def _geometry(encoder: EncoderSpec) -> Geometry:
     return build(DENSE, encoder, seed=0).encoder.geometry
 
 
-def _too_large(suite: Suite, encoder: EncoderSpec, geometry: Geometry, batch: int, console: Console) -> dict[str, str]:
+def _too_large(
+    grid: GridSpec, encoder: EncoderSpec, geometry: Geometry, batch: int, console: Console
+) -> dict[str, str]:
     """Rows whose train step does not fit into memory, with the reasons, which are printed."""
     from bench.measure.headroom import too_large
 
-    found = too_large(suite.parsed_methods(), encoder, geometry, suite.train, batch)
+    found = too_large(grid.parsed_methods(), encoder, geometry, grid.train, batch)
     for reason in found.values():
         console.print(f"Training is left out: {reason}.", markup=False, highlight=False)
     return found
 
 
 def _measure(
-    suite: Suite,
+    grid: GridSpec,
     encoder: EncoderSpec,
     spec: MeasureSpec,
     training: bool,
@@ -191,21 +193,21 @@ def _measure(
     to compare with."""
     from rich.progress import Progress
 
-    from bench.analysis.show import cost_plots as costplots
+    from bench.analysis.show import cost_plots
     from bench.measure.macs import CountersDisagree
     from bench.measure.show import print_costs
     from bench.measure.table import DENSE, measure, table_path
     from bench.records.store import as_json, write_atomically
 
-    methods, training = suite.parsed_methods(), training and DENSE.name not in left_out
-    where = table_path(results, methods, encoder, suite.train, spec, threads, training)
+    methods, training = grid.parsed_methods(), training and DENSE.name not in left_out
+    where = table_path(results, methods, encoder, grid.train, spec, threads, training)
     try:
         with Progress(console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(f"{encoder.name} at {encoder.image_size} px, paired rounds", total=spec.rounds)
             table = measure(
                 methods,
                 encoder,
-                suite.train,
+                grid.train,
                 spec,
                 threads,
                 training=training,
@@ -219,8 +221,8 @@ def _measure(
     write_atomically(where, as_json(table))
     print_costs(table, console)
     console.print(f"Written to {where}", markup=False, highlight=False)
-    name = f"{costplots.PREFIX}parts-{encoder.name}-{encoder.image_size}"
-    if costplots.parts(table.rows, reports / "figures", name):
+    name = f"{cost_plots.PREFIX}parts-{encoder.name}-{encoder.image_size}"
+    if cost_plots.parts(table.rows, reports / "figures", name):
         console.print(f"Where a step's time goes: {reports / 'figures' / name}.png", markup=False, highlight=False)
     return table
 
@@ -231,13 +233,13 @@ def _write(
     """reports/cost.csv: the newest row of all that was measured; and how cost grows with the `tokens` of an image size,
     where there are several."""
     from bench.analysis.read.frames import cost_csv, cost_frame, newest
-    from bench.analysis.show import cost_plots as costplots
+    from bench.analysis.show import cost_plots
     from bench.records.store import write_atomically
 
     write_atomically(reports / "cost.csv", cost_csv(cost_frame(results)).encode())
     console.print(f"All that was measured: {reports / 'cost.csv'}", markup=False, highlight=False)
-    name = f"{costplots.PREFIX}scaling-{encoder}"
-    if costplots.scaling(newest(tables), tokens, reports / "figures", name):
+    name = f"{cost_plots.PREFIX}scaling-{encoder}"
+    if cost_plots.scaling(newest(tables), tokens, reports / "figures", name):
         console.print(f"Cost against tokens: {reports / 'figures' / name}.png", markup=False, highlight=False)
 
 

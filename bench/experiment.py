@@ -25,11 +25,11 @@ from bench.records.store import Store, write_atomically
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.build import build
 from bench.training.checkpoint import Checkpoints
-from bench.training.data import Bench, data_record, prepare, split_record
+from bench.training.data import RunData, data_record, prepare, split_record
 from bench.training.device import one_device
 from bench.training.failures import RanksLost, TrainingFailed, reason_of
 from bench.training.finetune import finetune, finetune_steps, spent
-from bench.training.history import Report, with_todays
+from bench.training.history import ProgressCallback, with_current_conditions
 from bench.training.pretrain import Trained, pretrain
 from bench.training.ranks import fabric_of, leading
 from methods.objectives.objective import Objective
@@ -40,11 +40,11 @@ class Attempt:
     """A run that is being made: what each of its stages is given."""
 
     spec: RunSpec
-    bench: Bench
+    run_data: RunData
     store: Store
     threads: int
     started: str
-    report: Report
+    progress: ProgressCallback
     checkpoints: Checkpoints
 
     def finish(
@@ -67,7 +67,7 @@ class Attempt:
             store.write_arrays(store.folder(run_id) / "selection.npz", figure)
         if history is not None:
             store.write_history(run_id, history)
-        parts |= {"data": data_record(self.bench), "splits": split_record(self.bench)}
+        parts |= {"data": data_record(self.run_data), "splits": split_record(self.run_data)}
         parts |= {"objective": objective, "weights_sha256": sha256(weights)}
         made = record_of(self.spec, self.started, self.threads, **parts)
         store.write_record(made)
@@ -81,7 +81,7 @@ def run_experiment(
     store: Store,
     cache: Path | None,
     threads: int,
-    report: Report,
+    progress: ProgressCallback,
     checkpoints: Checkpoints | None = None,
 ) -> Record:
     """Bring one run up to date: pre-train it if it is not done, then make the evaluations that are missing.
@@ -95,11 +95,11 @@ def run_experiment(
     try:
         record = store.record(spec.run_id)
         fabric = one_device(spec.train.precision)
-        bench = prepare(spec, fabric, cache)
+        run_data = prepare(spec, fabric, cache)
         if record is None or record.status != "done":
-            record = _train(Attempt(spec, bench, store, threads, started, report, checkpoints))
+            record = _train(Attempt(spec, run_data, store, threads, started, progress, checkpoints))
         checkpoints.clear()
-        _evaluate(spec, evaluation, tuning, bench, store, report)
+        _evaluate(spec, evaluation, tuning, run_data, store, progress)
         store.log(spec.run_id).unlink(missing_ok=True)  # of an earlier failure
         return record
     except Exception as error:
@@ -112,15 +112,15 @@ def run_experiment(
 
 def train_along(spec: RunSpec, cache: Path | None, checkpoints: Checkpoints) -> None:
     """What a rank other than 0 does of a run: its share of the pre-training."""
-    bench = prepare(spec, one_device(spec.train.precision), cache)
+    run_data = prepare(spec, one_device(spec.train.precision), cache)
     fabric = fabric_of(spec.train.precision)
     with contextlib.suppress(TrainingFailed):  # as it did on rank 0, which writes it down
-        pretrain(spec, bench.data, bench.splits.train, fabric, lambda state: None, checkpoints)
+        pretrain(spec, run_data.dataset, run_data.splits.train, fabric, lambda state: None, checkpoints)
 
 
 def _train(run: Attempt) -> Record:
-    """Pre-train (a floor does not), look at what was learnt, count and weigh it, write the record."""
-    spec, bench = run.spec, run.bench
+    """Pre-train (a baseline does not), look at what was learnt, count and weigh it, write the record."""
+    spec, run_data = run.spec, run.run_data
     torch.manual_seed(spec.seed)
     trained: Trained | None = None
     if spec.parsed.strategy == "supervised":
@@ -130,16 +130,16 @@ def _train(run: Attempt) -> Record:
     else:
         fabric = fabric_of(spec.train.precision)
         with leading(fabric, spec):
-            trained = pretrain(spec, bench.data, bench.splits.train, fabric, run.report, run.checkpoints)
+            trained = pretrain(spec, run_data.dataset, run_data.splits.train, fabric, run.progress, run.checkpoints)
         objective = trained.objective
-    run.report({"doing": "diagnosing"})
+    run.progress({"doing": "diagnosing"})
     encoder = objective.encoder.eval()
-    features = Features(encoder, bench)
-    learnt = learning(trained, features, bench, spec.train.batch)
-    figure = selection_figure(encoder, bench) if spec.data.publish else None
+    features = Features(encoder, run_data)
+    learnt = learning(trained, features, run_data, spec.train.batch)
+    figure = selection_figure(encoder, run_data) if spec.data.publish else None
     weights = _packed(encoder)
-    macs = macs_of(objective, spec, bench, trained.steps if trained else 0)
-    memory = memory_of(objective, spec, bench) if trained else None
+    macs = macs_of(objective, spec, run_data, trained.steps if trained else 0)
+    memory = memory_of(objective, spec, run_data) if trained else None
     return run.finish(
         objective,
         weights,
@@ -154,33 +154,33 @@ def _train(run: Attempt) -> Record:
 
 
 def _train_supervised(run: Attempt) -> Record:
-    """The floor that learns from labels alone: one network a fraction (its first draw)."""
-    spec, bench = run.spec, run.bench
+    """The baseline that learns from labels alone: one network a fraction (its first draw)."""
+    spec, run_data = run.spec, run.run_data
     assert spec.labels is not None and spec.finetune is not None
     objective = build(spec.parsed, spec.encoder, spec.seed)
-    index = bench.draws(spec.labels, 1)[0]
+    index = run_data.draws(spec.labels, 1)[0]
     clock = time.perf_counter()
     classifier = finetune(
         objective.encoder,
-        bench.data,
+        run_data.dataset,
         index,
         spec.finetune,
-        bench.views,
+        run_data.views,
         seed=spec.seed,
         inference="dense",
-        fabric=bench.fabric,
-        report=run.report,
+        fabric=run_data.fabric,
+        progress=run.progress,
         checkpoints=run.checkpoints,
     )
-    point = run.checkpoints.restored
-    before, resumed = spent(point)
+    position = run.checkpoints.restored
+    before, resumed = spent(position)
     seconds = before + time.perf_counter() - clock
     return run.finish(
         objective,
         _packed(classifier),
-        macs=macs_of(objective, spec, bench, 0),
+        macs=macs_of(objective, spec, run_data, 0),
         time=timing(finetune_steps(len(index), spec.finetune), seconds, resumed),
-        under=() if point is None else with_todays(point.position),
+        under=() if position is None else with_current_conditions(position.state),
     )
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bench.specs.grid_spec import PRESETS
 from datasets import REGISTRY
-from methods import ENCODERS, FLOORS, HEADLINE, OBJECTIVES, STRATEGIES, Entry
+from methods import BASELINES, ENCODERS, HEADLINE, OBJECTIVES, STRATEGIES, Entry
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -28,7 +28,7 @@ def main() -> None:
         for row, entry in zip(_entry_rows(STRATEGIES), STRATEGIES.values(), strict=True)
     ]
     console.print(_table("Strategies", [*columns, "encoders"], rows))
-    console.print(_table("Floors", ["name", "what it asks"], [[k, v] for k, v in FLOORS.items()]))
+    console.print(_table("Floors", ["name", "what it asks"], [[k, v] for k, v in BASELINES.items()]))
     console.print(_table("Encoders", ["name", "what"], [[k, v] for k, v in ENCODERS.items()]))
     rows = [[k, e.summary, "\n".join(f"{o}: {h}" for o, h in e.options.items()), e.source] for k, e in REGISTRY.items()]
     console.print(_table("Data sets", ["name", "what", "options (--set data.options.NAME=)", "source"], rows))

@@ -30,7 +30,7 @@ def disk_full(said: object) -> str:
     return f"the disk is full: {said}; make room, then give the command again"
 
 
-def told(mistake: Exception, where: str = "the paths that were given") -> str:
+def error_line(mistake: Exception, where: str = "the paths that were given") -> str:
     """A mistake as one line; of the system's own errors the file and the reason."""
     if isinstance(mistake, OSError) and mistake.errno in FULL:
         return plain(f"{disk_full(mistake)}.")

@@ -62,7 +62,7 @@ def main(
 ) -> None:
     """Compare attention strategies in contrastive pre-training: run what of the grid is missing, then report."""
     from bench.grid.plan import Options, plan
-    from bench.messages import console_of, told
+    from bench.messages import console_of, error_line
 
     signal.signal(signal.SIGTERM, _interrupt)
     console = console_of()
@@ -102,9 +102,9 @@ def main(
         console.print(planned.data_sentence(), markup=False, highlight=False)
         if fresh:
             planned.put_aside()
-        left = sum(planned.job.unfinished(run) for run in planned.job.runs)
+        left = sum(planned.sweep.unfinished(run) for run in planned.sweep.runs)
     except (ValueError, OSError) as mistake:
-        typer.echo(f"Error: {told(mistake)}", err=True)
+        typer.echo(f"Error: {error_line(mistake)}", err=True)
         raise typer.Exit(2) from None
     from bench.grid.execute import detach, run_grid
     from bench.launch.slurm_jobs import JobsUnknown
@@ -115,11 +115,11 @@ def main(
             return
         code = run_grid(planned, left, reports, measure, console)
     except (JobsUnknown, OSError) as refused:
-        typer.echo(f"Error: {told(refused)}", err=True)
+        typer.echo(f"Error: {error_line(refused)}", err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         kept = "What is done is kept; the same command goes on from there."
-        if launcher == "slurm" and any(planned.job.unfinished(run) for run in planned.job.runs):
+        if launcher == "slurm" and any(planned.sweep.unfinished(run) for run in planned.sweep.runs):
             kept = "The jobs go on; the same command finds them again (squeue shows them, scancel ends them)."
         typer.echo(f"\nInterrupted. {kept}", err=True)
         raise typer.Exit(130) from None

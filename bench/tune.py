@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from bench.specs.grid_spec import Suite
+    from bench.specs.grid_spec import GridSpec
 
 app = typer.Typer(add_completion=False)
 LABELS = 10.0  # per cent at which learning rates are compared
@@ -35,46 +35,46 @@ def main(
 
     from bench.grid.plan import default_cache, numbers
     from bench.grid.watch import Watch
-    from bench.launch.launch import Fan, workers
-    from bench.launch.worker import Work
-    from bench.messages import told
+    from bench.launch.launch import LaunchOptions, workers
+    from bench.launch.worker import Sweep
+    from bench.messages import error_line
     from bench.records.environment import cores
     from bench.records.store import as_json, write_atomically
-    from bench.specs.grid_spec import PRESETS, load_suite
+    from bench.specs.grid_spec import PRESETS, load_grid
 
     try:
         tried = list(numbers("--rates", rates, "1e-3,2e-3"))
         if not all(rate > 0 for rate in tried):
             raise ValueError(f"--rates '{rates}': a learning rate is above 0.")
-        suite = load_suite(preset, changes={"methods": methods, "floors": [], "seeds": [SEED], "tuned": {}})
-        grid = suite.runs()
+        grid = load_grid(preset, changes={"methods": methods, "baselines": [], "seeds": [SEED], "tuned": {}})
+        planned = grid.runs()
     except (ValueError, OSError) as mistake:
-        typer.echo(f"Error: {told(mistake)}", err=True)
+        typer.echo(f"Error: {error_line(mistake)}", err=True)
         raise typer.Exit(2) from None
     runs = tuple(
-        run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})}) for run in grid for rate in tried
+        run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})}) for run in planned for rate in tried
     )
-    evaluation = suite.evaluation.model_copy(update={"labels": (LABELS,), "probes": ("linear",), "split": "val"})
+    evaluation = grid.evaluation.model_copy(update={"labels": (LABELS,), "probes": ("linear",), "split": "val"})
     count = min(cores(), len(runs))
-    job = Work(runs, evaluation, suite.finetune, results, cache or default_cache(), max(1, cores() // count))
+    sweep = Sweep(runs, evaluation, grid.finetune, results, cache or default_cache(), max(1, cores() // count))
     try:
-        with workers(job, Fan("local", count)) as handles, Watch(job, Console(soft_wrap=True)):
+        with workers(sweep, LaunchOptions("local", count)) as handles, Watch(sweep, Console(soft_wrap=True)):
             for handle in handles:
                 handle.wait()
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     path = PRESETS / f"{preset}.tuning.json"
-    write_atomically(path, as_json(_summary(suite, job, tried, path)))
+    write_atomically(path, as_json(_summary(grid, sweep, tried, path)))
     typer.echo(f"Written to {path}")
 
 
-def _summary(suite: Suite, job: Any, tried: list[float], path: Path) -> dict[str, Any]:
+def _summary(grid: GridSpec, sweep: Any, tried: list[float], path: Path) -> dict[str, Any]:
     """What was tried, what came out on validation data, what was chosen; earlier results of other methods are kept."""
     from bench.records.record import Evaluation
     from bench.records.store import Store, evaluation_name
 
-    store, rows = Store(job.results), []
-    for run in job.runs:
+    store, rows = Store(sweep.results), []
+    for run in sweep.runs:
         name = evaluation_name("linear", LABELS, _mode(run.parsed.strategy))
         file = store.folder(run.run_id) / "evaluations" / f"{name}.json"
         value = Evaluation.model_validate_json(file.read_bytes()).macro_auroc if file.exists() else None
@@ -90,13 +90,13 @@ def _summary(suite: Suite, job: Any, tried: list[float], path: Path) -> dict[str
     shown = ", ".join(f"{rate:g}" for rate in tried)
     edge = [method for method, rate in chosen.items() if rate in (min(tried), max(tried))]
     return {
-        "preset": suite.preset,
+        "preset": grid.preset,
         "learning_rates": tried,
         "rows": rows,
         "chosen": chosen,
         "sentence": f"Every method had the same tuning budget: learning rates {shown}, one run each with seed {SEED}, "
         f"compared by the linear probe's macro AUROC at {LABELS:g} % of the labels "
-        f"on the validation split of '{suite.data.name}'. One seed tells no close rates apart. "
+        f"on the validation split of '{grid.data.name}'. One seed tells no close rates apart. "
         f"Best at the edge of that range, so perhaps better beyond it: {', '.join(edge) or 'none'}.",
     }
 

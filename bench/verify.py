@@ -68,7 +68,7 @@ def _look(
 ) -> list[Looked]:
     """What the files tell, of all records: what the user has to mend is said before anything is trained, and what was
     found of the other records with it."""
-    from bench.messages import told
+    from bench.messages import error_line
     from bench.specs.plugins import load_plugins
     from bench.verification.files import folders_of
     from bench.verification.stages import Looked, look
@@ -79,14 +79,14 @@ def _look(
         load_plugins(plugins)
         folders = dict.fromkeys(folder for place in records for folder in folders_of(place))
     except (ValueError, OSError) as mistake:
-        typer.echo(f"Error: {told(mistake)}", err=True)
+        typer.echo(f"Error: {error_line(mistake)}", err=True)
         raise typer.Exit(2) from None
     for folder in folders:
         with console.status(f"Looking at {folder.name} ..."):
             try:
                 looked.append(look(folder, data_root, cache))
             except (ValueError, OSError) as mistake:
-                mistakes.append(f"{plain(folder.name)}: {told(mistake)}")
+                mistakes.append(f"{plain(folder.name)}: {error_line(mistake)}")
             except Exception as error:
                 looked.append(Looked(folder, (_beyond(error),)))
     if mistakes:
@@ -98,12 +98,12 @@ def _look(
     return looked
 
 
-def _anew(looked: Looked, cache: Path, measure: bool, report: Callable[[dict[str, Any]], None]) -> list[Check]:
+def _anew(looked: Looked, cache: Path, measure: bool, progress: Callable[[dict[str, Any]], None]) -> list[Check]:
     """What the run made anew tells."""
-    from bench.verification.stages import anew
+    from bench.verification.stages import rerun_stage
 
     try:
-        return anew(looked, cache, measure, report)
+        return rerun_stage(looked, cache, measure, progress)
     except Exception as error:
         return [_beyond(error)]
 

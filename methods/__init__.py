@@ -222,7 +222,7 @@ def check_defined(strategy: str, encoder: str) -> None:
 
 
 def inference_modes(strategy: str) -> tuple[Inference, ...]:
-    """How a strategy (or a floor) is evaluated, its own way first."""
+    """How a strategy (or a baseline) is evaluated, its own way first."""
     return STRATEGIES[strategy].inference if strategy in STRATEGIES else ("dense",)
 
 
@@ -232,7 +232,7 @@ def code_of(objective: str, strategy: str) -> str:
     return "+".join(entry.code for entry in found if entry is not None and entry.code)
 
 
-FLOORS: dict[str, str] = {
+BASELINES: dict[str, str] = {
     "untrained": "the same encoder, never trained: what did training give?",
     "supervised": "trained from scratch on each label fraction: what did pre-training give?",
 }

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from methods import FLOORS, HEADLINE, OBJECTIVES, STRATEGIES, Option, Value
+from methods import BASELINES, HEADLINE, OBJECTIVES, STRATEGIES, Option, Value
 
 LONGEST = 10_000  # characters of --methods
 
 
 @dataclass(frozen=True)
 class Method:
-    """A named pair of objective and strategy with the options that differ from the defaults; or a floor."""
+    """A named pair of objective and strategy with the options that differ from the defaults; or a baseline."""
 
-    objective: str  # "none" for a floor
-    strategy: str  # "untrained" or "supervised" for a floor
+    objective: str  # "none" for a baseline
+    strategy: str  # "untrained" or "supervised" for a baseline
     options: tuple[tuple[str, Value], ...] = field(default=())
 
     @property
@@ -81,7 +81,7 @@ def _parse_one(part: str) -> list[Method]:
         if inside:
             raise ValueError("'all' takes no options: name the method that they are meant for.")
         return [method for name in HEADLINE for method in _parse_one(name)]
-    if base in FLOORS:
+    if base in BASELINES:
         if inside:
             raise ValueError(f"'{base}' takes no options.")
         return [Method("none", base)]
@@ -90,7 +90,7 @@ def _parse_one(part: str) -> list[Method]:
     known = [f"{objective}/{strategy}" for objective in OBJECTIVES for strategy in STRATEGIES]
     names = [name for name in known if fnmatchcase(name, base)]
     if not names:
-        raise ValueError(f"unknown method '{part}': {suggest(base, [*known, *FLOORS])}")
+        raise ValueError(f"unknown method '{part}': {suggest(base, [*known, *BASELINES])}")
     return [_with_options(name, inside) for name in names]
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import methods
-from methods import FLOORS, Entry, Option
+from methods import BASELINES, Entry, Option
 
 
 def load_plugin(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> list[str]:
@@ -40,7 +40,7 @@ def load_plugin(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> 
             raise ValueError(f"plug-in {path}: {kind} is no dict; write {kind} = {{'name': Entry(':Class', ...)}}.")
         for name, entry in entries.items():
             _check_entry(f"plug-in {path}", name, entry, module)
-            if name in FLOORS or name == "all" or (name in registry and registry[name].code != code):
+            if name in BASELINES or name == "all" or (name in registry and registry[name].code != code):
                 raise ValueError(f"plug-in {path} defines '{name}', which is taken: give it another name.")
             found.append((registry, name, replace(entry, target=module.__name__ + entry.target, code=code)))
     if not found:

@@ -18,7 +18,7 @@ import torch
 
 from bench.measure.inputs import random_views
 from bench.measure.paired import WallClock, paired_times
-from bench.measure.timed_method import Arm
+from bench.measure.timed_method import TimedMethod
 from bench.records.environment import cores, machine, raise_allocator_thresholds
 from bench.specs.run_spec import EncoderSpec, TrainSpec
 from bench.statistics.ratios import estimate
@@ -43,8 +43,10 @@ def _aa(options: argparse.Namespace, encoder: EncoderSpec) -> int:
     holds: dict[str, list[bool]] = {"inference": [], "step": []}
     for repeat in range(options.repeats):
         arms = [_arm(name, "simclr/dense", encoder, options) for name in ("a", "b")]
-        contenders = {key: call for arm in arms[:: 1 - 2 * (repeat % 2)] for key, call in arm.contenders().items()}
-        times = paired_times(contenders, options.rounds, seed=repeat)
+        timed_methods = {
+            key: call for arm in arms[:: 1 - 2 * (repeat % 2)] for key, call in arm.timed_methods().items()
+        }
+        times = paired_times(timed_methods, options.rounds, seed=repeat)
         line = f"{repeat + 1:3d}"
         for kind, keys in (("inference", [a.infer_key for a in arms]), ("step", [a.train_key() for a in arms])):
             found = times.speedup(keys[1], keys[0])
@@ -85,10 +87,10 @@ def _behind(options: argparse.Namespace, encoder: EncoderSpec) -> int:
     return 0 if fine else 1
 
 
-def _arm(name: str, method: str, encoder: EncoderSpec, options: argparse.Namespace) -> Arm:
+def _arm(name: str, method: str, encoder: EncoderSpec, options: argparse.Namespace) -> TimedMethod:
     (parsed,) = parse_methods(method)
     fabric = one_device()
-    return Arm(name, parsed, encoder, TrainSpec(), random_views(encoder, options.batch), fabric)
+    return TimedMethod(name, parsed, encoder, TrainSpec(), random_views(encoder, options.batch), fabric)
 
 
 def _options() -> argparse.Namespace:

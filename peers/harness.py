@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from bench.measure.inputs import random_views
 from bench.measure.paired import paired_times
-from bench.specs.grid_spec import Suite
+from bench.specs.grid_spec import GridSpec
 from bench.specs.run_spec import EncoderSpec, RunSpec, TrainSpec
 from bench.training import pretrain as harness
 from datasets.dataset import Dataset
@@ -54,7 +54,7 @@ def loops(
 ) -> tuple[Callable[[], Objective], Callable[[], Objective]]:
     """Our loop and the bare one, each a call that trains a network of its own for `steps` steps, and returns it."""
     train = TrainSpec(epochs=1, batch=batch)
-    (spec,) = Suite(methods=method, floors=(), seeds=(0,), encoder=encoder, train=train).runs()
+    (spec,) = GridSpec(methods=method, baselines=(), seeds=(0,), encoder=encoder, train=train).runs()
     views = random_views(encoder, batch)
     network = harness.build(spec.parsed, encoder, seed=0)
     return _harness(spec, network, views, steps), _bare(spec, copy.deepcopy(network), views, steps)

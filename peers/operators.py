@@ -24,7 +24,7 @@ from lightning_fabric import Fabric
 from torch.profiler import ProfilerActivity, profile
 
 from bench.measure.inputs import random_views
-from bench.measure.timed_method import Arm
+from bench.measure.timed_method import TimedMethod
 from bench.records.environment import cores, environment, raise_allocator_thresholds
 from bench.specs.run_spec import EncoderSpec, TrainSpec
 from methods.names import parse_methods
@@ -70,7 +70,7 @@ def main() -> None:
     fabric, views = Fabric(accelerator="cpu", devices=1), random_views(encoder, options.batch)
     steps = {}
     for method in parse_methods(options.methods):
-        arm = Arm(method.name, method, encoder, TrainSpec(), views, fabric)
+        arm = TimedMethod(method.name, method, encoder, TrainSpec(), views, fabric)
         steps[method.name] = arm.inference() if options.inference else arm.train_steps()[arm.points[0]]
         steps[method.name]()
     plain: dict[str, list[float]] = {name: [] for name in steps}

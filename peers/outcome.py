@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench.measure.paired import PairedTimes
 from bench.records.environment import environment
-from bench.statistics.ratios import Estimate
+from bench.statistics.ratios import RatioEstimate
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,7 +33,7 @@ class Row:
     ours: float
     theirs: float
     unit: str
-    ratio: Estimate
+    ratio: RatioEstimate
     target: float | None
     rounds: int
     repeated_rounds: int

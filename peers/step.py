@@ -39,13 +39,13 @@ ALIKE = "lightly's, with our widths and foreach"
 def measure(rounds: int) -> list[Row]:
     rows = []
     for encoder, batch in CASES:
-        times = paired_times(contenders(encoder, batch), rounds)
+        times = paired_times(timed_methods(encoder, batch), rounds)
         what = f"{encoder.name}, {encoder.image_size} px, batch {batch}"
         rows += [row(times, "ours", theirs, what, TARGET, "ms", 1) for theirs in (DOCUMENTED, ALIKE)]
     return rows
 
 
-def contenders(encoder: EncoderSpec, batch: int) -> dict[str, Callable[[], None]]:
+def timed_methods(encoder: EncoderSpec, batch: int) -> dict[str, Callable[[], None]]:
     """A call of each is one step."""
     views = random_views(encoder, batch)
     objective = build(parse_methods("simclr/dense")[0], encoder, seed=0)

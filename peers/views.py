@@ -47,13 +47,13 @@ def measure(rounds: int) -> list[Row]:
     ):
         side, count = images.shape[1], len(images) // batch * batch
         with _files(images) as folder:
-            contenders = {
+            timed_methods = {
                 "three": _ours(images, batch, channels=3),
                 "one": _ours(images, batch, channels=1),
                 FROM_FILES: _theirs(_lightly_dataset(folder, transform(side, channels=3)), batch),
                 FROM_MEMORY: _theirs(InMemory(images, transform(side, channels=1)), batch),
             }
-            times = paired_times(contenders, rounds, busy=False, stopwatch=Elapsed())
+            times = paired_times(timed_methods, rounds, busy=False, stopwatch=Elapsed())
         rows.append(row(times, "three", FROM_FILES, title, TARGET, "images/s", count))
         rows.append(row(times, "one", FROM_MEMORY, title, None, "images/s", count))
     return rows

@@ -11,24 +11,24 @@ import pandas as pd
 
 from bench.grid.plan import default_cache
 from bench.records.store import Store
-from bench.specs.grid_spec import load_suite
+from bench.specs.grid_spec import load_grid
 from datasets import load
 
 
 def main(results: Path, reports: Path) -> None:
-    suite = load_suite("smoke")
+    grid = load_grid("smoke")
     store = Store(results)
-    data = load(suite.data.name, suite.encoder.image_size, cache=default_cache(), **suite.data.options)
-    runs = suite.runs(data.fingerprint)
+    data = load(grid.data.name, grid.encoder.image_size, cache=default_cache(), **grid.data.options)
+    runs = grid.runs(data.fingerprint)
     missing = [run.run_id for run in runs if not store.done(run.run_id)]
     assert not missing, f"runs not done: {missing}"
     page = (reports / "report.md").read_text(encoding="utf-8")
-    for method in suite.parsed_methods():
+    for method in grid.parsed_methods():
         assert method.name in page, f"{method.name} is not in the report"
     for word in ("no evidence", "95 %", "MACs", "patients"):
         assert word in page, f"the report does not say '{word}'"
     table = pd.read_csv(reports / "results.csv")
-    wanted = {(run.run_id, percent) for run in runs for percent in suite.evaluation.labels if run.labels is None}
+    wanted = {(run.run_id, percent) for run in runs for percent in grid.evaluation.labels if run.labels is None}
     got = set(zip(table["run_id"], table["labels"], strict=True))
     assert wanted <= got, f"evaluations missing from results.csv: {sorted(wanted - got)}"
     assert table["macro_auroc"].between(0, 1).all(), "an AUROC is out of range"

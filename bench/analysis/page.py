@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis.judge import findings as finding
+from bench.analysis.judge import findings
 from bench.analysis.judge.claims import Claim, all_claims
 from bench.analysis.judge.scores import Scores
 from bench.analysis.outputs import LARGE_PARTS, TITLE, is_figure
@@ -18,21 +18,13 @@ from bench.analysis.read import frames
 from bench.analysis.read.groups import Group, Run
 from bench.analysis.read.results import group_runs, read_runs
 from bench.analysis.show import (
-    accuracy_tables as tables,
-)
-from bench.analysis.show import (
-    cost_plots as costplots,
-)
-from bench.analysis.show import (
+    accuracy_tables,
+    cost_plots,
     document,
     plots,
+    run_tables,
     saliency,
-)
-from bench.analysis.show import (
-    run_tables as account,
-)
-from bench.analysis.show import (
-    time_tables as speed,
+    time_tables,
 )
 from bench.analysis.show.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from bench.messages import plain
@@ -79,7 +71,7 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
     figures.mkdir(parents=True, exist_ok=True)
     blocks: list[Block] = [Heading(1, TITLE)]
     summaries, kept = [], set()
-    large = speed.large_table(results)
+    large = time_tables.large_table(results)
     for number, group in enumerate(groups):
         name = f"{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', group.data).strip('-').lower() or 'data'}"
         summary, part, drawn = _group(group, cost, large, figures, name, planned if len(groups) == 1 else 0)
@@ -102,17 +94,17 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
 
 
 def _group(
-    group: Group, cost: pd.DataFrame, large: speed.LargeTable | None, figures: Path, name: str, planned: int
+    group: Group, cost: pd.DataFrame, large: time_tables.LargeTable | None, figures: Path, name: str, planned: int
 ) -> tuple[GroupSummary, list[Block], set[str]]:
     every = {probe: Scores(group, probe) for probe in group.probes}
     usable = {probe: scores for probe, scores in every.items() if scores.fractions}
     main = next(iter(usable.values()), None)
     claims = all_claims(group, main, cost, large.elsewhere(group) if large else None)
-    sentences = finding.finding(group, main, claims, planned)
+    sentences = findings.finding(group, main, claims, planned)
     drawn: set[str] = set()
     blocks: list[Block] = [Heading(2, group.title), Heading(3, "Finding"), *_lead(sentences)]
     blocks.append(Heading(3, "Accuracy"))
-    table = tables.accuracy(main) if main else None
+    table = accuracy_tables.accuracy(main) if main else None
     if main and table:
         plots.label_efficiency(main, figures, f"{name}-labels")
         drawn.add(f"{name}-labels")
@@ -124,10 +116,14 @@ def _group(
                 f"{group.data}; bars are 95 % intervals; points are set side by side within a fraction.",
             ),
         ]
-        blocks += [tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
-        blocks += _present(tables.differences(main, "dense"), tables.differences(main, "fixed"))
-        blocks += [tables.per_finding(main), tables.precision(main), *_present(tables.subgroups(main))]
-    blocks += [Heading(3, "Cost"), account.macs(group), *_present(speed.times(group, cost))]
+        blocks += [accuracy_tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
+        blocks += _present(accuracy_tables.differences(main, "dense"), accuracy_tables.differences(main, "fixed"))
+        blocks += [
+            accuracy_tables.per_finding(main),
+            accuracy_tables.precision(main),
+            *_present(accuracy_tables.subgroups(main)),
+        ]
+    blocks += [Heading(3, "Cost"), run_tables.macs(group), *_present(time_tables.times(group, cost))]
     if not any(isinstance(block, Table) and block.title.startswith("Paired time") for block in blocks):
         blocks.append(Paragraph("No paired time was measured at this scale, so nothing is said about speed."))
     if main and plots.trade_off(main, cost, figures, f"{name}-cost"):
@@ -140,11 +136,11 @@ def _group(
                 " the bars of points of (nearly) equal cost are set side by side.",
             )
         )
-    blocks += [Heading(3, "Claims"), *account.claims_tables(claims)]
+    blocks += [Heading(3, "Claims"), *run_tables.claims_tables(claims)]
     if not claims:
         blocks.append(Paragraph("No SparseContrast run is in this group, so there is no claim to judge."))
     blocks += [Heading(3, "Training and selection"), *_trouble(group)]
-    blocks += _present(account.learning(group), account.selection(group))
+    blocks += _present(run_tables.learning(group), run_tables.selection(group))
     if plots.curves(frames.history_frame(group), group, figures, f"{name}-training"):
         drawn.add(f"{name}-training")
         blocks.append(
@@ -158,7 +154,7 @@ def _group(
     if caption:
         drawn.add(f"{name}-selection")
         blocks.append(Figure(f"{name}-selection", caption))
-    blocks += [Heading(3, "Settings"), account.counts(group), account.settings(group, read_tuning(group.preset))]
+    blocks += [Heading(3, "Settings"), run_tables.counts(group), run_tables.settings(group, read_tuning(group.preset))]
     notes = [
         *(record.data.notes if record.data else ()),
         *(note for scores in every.values() for note in scores.notes),
@@ -168,18 +164,18 @@ def _group(
     return GroupSummary(group.title, text, tuple(sentences), tuple(claims)), blocks, drawn
 
 
-def _large_scale(large: speed.LargeTable | None, figures: Path) -> tuple[list[Block], set[str]]:
+def _large_scale(large: time_tables.LargeTable | None, figures: Path) -> tuple[list[Block], set[str]]:
     """Cost at ViT-S/16, whatever the runs were made with."""
-    title = Heading(2, f"Cost at the scale of the literature: ViT-S/16, {speed.SIZE} px")
+    title = Heading(2, f"Cost at the scale of the literature: ViT-S/16, {time_tables.SIZE} px")
     if large is None:
-        how = f"python -m bench.cost --encoder {speed.LARGE} measures it, in a quarter of an hour on two cores."
+        how = f"python -m bench.cost --encoder {time_tables.LARGE} measures it, in a quarter of an hour on two cores."
         return [title, Paragraph(f"Not measured on this machine: {how}")], set()
-    blocks: list[Block] = [title, speed.at_large_scale(large)]
+    blocks: list[Block] = [title, time_tables.at_large_scale(large)]
     if not large.own:
         blocks.insert(1, Paragraph(f"Not measured on this machine; what follows was measured on: {large.machine}."))
-    if not costplots.parts(large.table.rows, figures, LARGE_PARTS):
+    if not cost_plots.parts(large.table.rows, figures, LARGE_PARTS):
         return blocks, set()
-    return [*blocks, Figure(LARGE_PARTS, costplots.PARTS_CAPTION)], {LARGE_PARTS}
+    return [*blocks, Figure(LARGE_PARTS, cost_plots.PARTS_CAPTION)], {LARGE_PARTS}
 
 
 def _lead(sentences: list[str]) -> list[Block]:
@@ -193,7 +189,7 @@ def _present(*found: Table | None) -> list[Block]:
 
 
 def _trouble(group: Group) -> list[Block]:
-    names = finding.unlearned(group)
+    names = findings.unlearned(group)
     if names:
         return [Paragraph("Runs that failed, plateaued or collapsed:"), Bullets(tuple(names))]
     return [Paragraph("No run failed, plateaued or collapsed.")]

@@ -10,7 +10,7 @@ import torch
 
 from bench.evaluation.evaluate import Features, features_of
 from bench.records.record import Learning
-from bench.training.data import Bench
+from bench.training.data import RunData
 from bench.training.pretrain import Trained
 from methods.encoders.encoder import Encoder
 
@@ -41,13 +41,13 @@ def rankme(features: Floats) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def learning(trained: Trained | None, features: Features, bench: Bench, batch: int) -> Learning:
+def learning(trained: Trained | None, features: Features, run_data: RunData, batch: int) -> Learning:
     """Loss against its plateau, spread and rank of the features on test images, and the selection's statistics."""
-    index = bench.images_of("test")[:IMAGES]
+    index = run_data.images_of("test")[:IMAGES]
     encoder = features.encoder
     at_test = features.at(index, encoder.strategy.inference[0])
     std, rank = feature_std(at_test), rankme(at_test)
-    selection = selection_statistics(encoder, bench, index)
+    selection = selection_statistics(encoder, run_data, index)
     if trained is None:
         return Learning(
             final_loss=0.0, plateau_loss=0.0, feature_std=std, rankme=rank, verdict="not trained", selection=selection
@@ -81,13 +81,13 @@ def _over_the_run(history: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def selection_statistics(encoder: Encoder, bench: Bench, index: npt.NDArray[np.int64]) -> dict[str, float]:
+def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray[np.int64]) -> dict[str, float]:
     """Of what inference keeps on `index`: `kept_inference` share of patches; `static_share` of the positions that are
     kept or dropped alike in 95 % of the images (1: it has learnt a crop, not saliency); `lesion_kept` share of the
     lesion area inside kept patches, where masks exist (compare it with `kept_inference`). Empty without a selection."""
     if encoder.strategy.inference[0] == "dense":
         return {}
-    kept = features_of(encoder, bench, index, "pruned").get("kept")
+    kept = features_of(encoder, run_data, index, "pruned").get("kept")
     if kept is None:
         return {}
     share = kept.mean(0)
@@ -95,16 +95,16 @@ def selection_statistics(encoder: Encoder, bench: Bench, index: npt.NDArray[np.i
         "kept_inference": float(kept.mean()),
         "static_share": float(((share >= STATIC) | (share <= 1 - STATIC)).mean()),
     }
-    if bench.data.masks is not None:
+    if run_data.dataset.masks is not None:
         grid = encoder.geometry.grid
-        lesions = torch.from_numpy(bench.data.masks[index] != 0).float()
+        lesions = torch.from_numpy(run_data.dataset.masks[index] != 0).float()
         area = torch.nn.functional.adaptive_avg_pool2d(lesions[:, None], grid).flatten(1).numpy()  # (n, patches)
         if area.sum() > 0:
             found["lesion_kept"] = float((area * kept).sum() / area.sum())
     return found
 
 
-def selection_figure(encoder: Encoder, bench: Bench) -> dict[str, npt.NDArray[Any]] | None:
+def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArray[Any]] | None:
     """A few test images, chosen by rule, with what is kept of them; None without a selection.
 
     The rule: of each finding's positive test images the one whose lesion is of median area (where masks exist; else the
@@ -112,7 +112,7 @@ def selection_figure(encoder: Encoder, bench: Bench) -> dict[str, npt.NDArray[An
     """
     if encoder.strategy.inference[0] == "dense":
         return None
-    data, index = bench.data, bench.images_of("test")
+    data, index = run_data.dataset, run_data.images_of("test")
     chosen: list[int] = []
     for label in range(len(data.label_names)):
         positive = index[data.labels[index, label] == 1]
@@ -124,7 +124,7 @@ def selection_figure(encoder: Encoder, bench: Bench) -> dict[str, npt.NDArray[An
     if not chosen:
         return None
     rows = np.asarray(chosen[:SHOWN])
-    kept = features_of(encoder, bench, rows, "pruned").get("kept")
+    kept = features_of(encoder, run_data, rows, "pruned").get("kept")
     if kept is None:
         return None
     grid = encoder.geometry.grid

@@ -14,9 +14,9 @@ from bench.records.record import Draw, Evaluation, LabelScore
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, Probe
 from bench.statistics.accuracy import auprc, auroc, bootstrap_interval, defined_labels
 from bench.training.batches import Lesions
-from bench.training.data import Bench, Indices
+from bench.training.data import Indices, RunData
 from bench.training.finetune import Classifier, finetune
-from bench.training.history import Report
+from bench.training.history import ProgressCallback
 from datasets.dataset import Dataset
 from methods import Inference
 from methods.encoders.encoder import Encoder
@@ -27,16 +27,16 @@ BATCH = 256
 
 
 @torch.no_grad()
-def features_of(encoder: Encoder, bench: Bench, index: Indices, inference: Inference) -> dict[str, Floats]:
+def features_of(encoder: Encoder, run_data: RunData, index: Indices, inference: Inference) -> dict[str, Floats]:
     """`features` (n, C) and, where the strategy keeps tokens, `kept` (n, patches) bool; batches don't matter."""
-    encoder = encoder.to(bench.fabric.device).eval()
-    lesions = Lesions(bench.data, encoder, bench.seed)
+    encoder = encoder.to(run_data.fabric.device).eval()
+    lesions = Lesions(run_data.dataset, encoder, run_data.seed)
     collected: dict[str, list[Floats]] = {"features": []}
     for start in range(0, len(index), BATCH):
         rows = index[start : start + BATCH]
-        images = bench.views.normalise(torch.from_numpy(bench.data.images[rows]).to(bench.fabric.device))
-        with bench.fabric.autocast():
-            encoding = encoder(images, lesions.call_for(rows, Call(inference=inference), bench.fabric.device))
+        images = run_data.views.normalise(torch.from_numpy(run_data.dataset.images[rows]).to(run_data.fabric.device))
+        with run_data.fabric.autocast():
+            encoding = encoder(images, lesions.call_for(rows, Call(inference=inference), run_data.fabric.device))
         collected["features"].append(encoding.features.float().cpu().numpy())
         if encoding.kept is not None:
             collected.setdefault("kept", []).append(encoding.kept.cpu().numpy())
@@ -46,8 +46,8 @@ def features_of(encoder: Encoder, bench: Bench, index: Indices, inference: Infer
 class Features:
     """Features of a frozen encoder, computed once an image and inference mode."""
 
-    def __init__(self, encoder: Encoder, bench: Bench) -> None:
-        self.encoder, self.bench = encoder, bench
+    def __init__(self, encoder: Encoder, run_data: RunData) -> None:
+        self.encoder, self.run_data = encoder, run_data
         self._known: dict[Inference, tuple[Indices, Floats]] = {}
 
     def at(self, index: Indices, inference: Inference) -> Floats:
@@ -57,7 +57,7 @@ class Features:
         have, features = self._known[inference]
         new = np.setdiff1d(index, have)
         if len(new):
-            more = features_of(self.encoder, self.bench, new, inference)["features"]
+            more = features_of(self.encoder, self.run_data, new, inference)["features"]
             have, features = np.concatenate([have, new]), np.concatenate([features, more])
             order = have.argsort()
             have, features = have[order], features[order]
@@ -68,65 +68,65 @@ class Features:
 def evaluate(
     run_id: str,
     features: Features,
-    bench: Bench,
+    run_data: RunData,
     spec: EvaluationSpec,
     tuning: FinetuneSpec,
     probe: Probe,
     labels: float,
     inference: Inference,
-    report: Report,
+    progress: ProgressCallback,
 ) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
     """One probe at one fraction: every draw trained and scored, then summed up. Also the predictions, to be kept."""
-    test = bench.images_of(spec.split)
-    subsets, scores, chosen = bench.draws(labels, spec.draws), [], []
+    test = run_data.images_of(spec.split)
+    subsets, scores, chosen = run_data.draws(labels, spec.draws), [], []
     for index in subsets:
         if probe == "finetune":
             classifier = finetune(
                 features.encoder,
-                bench.data,
+                run_data.dataset,
                 index,
                 tuning,
-                bench.views,
-                seed=bench.seed,
+                run_data.views,
+                seed=run_data.seed,
                 inference=inference,
-                fabric=bench.fabric,
-                report=report,
+                fabric=run_data.fabric,
+                progress=progress,
             )
-            one, choice = classify(classifier, bench, test), {"lr": tuning.lr}
-            one[:, _single_class(bench.data.labels[index])] = np.nan
+            one, choice = classify(classifier, run_data, test), {"lr": tuning.lr}
+            one[:, _single_class(run_data.dataset.labels[index])] = np.nan
         else:
-            one, choice = _probe(features, bench, spec, probe, index, test, inference)
+            one, choice = _probe(features, run_data, spec, probe, index, test, inference)
         scores.append(one)
         chosen.append(choice)
     stacked = np.stack(scores).astype(np.float32)
-    return summarise(run_id, stacked, bench, spec, tuning, probe, labels, inference, subsets, chosen)
+    return summarise(run_id, stacked, run_data, spec, tuning, probe, labels, inference, subsets, chosen)
 
 
 def _probe(
     features: Features,
-    bench: Bench,
+    run_data: RunData,
     spec: EvaluationSpec,
     probe: Probe,
     index: Indices,
     test: Indices,
     inference: Inference,
 ) -> tuple[Floats, dict[str, float]]:
-    train, y, at_test = features.at(index, inference), bench.data.labels[index], features.at(test, inference)
+    train, y, at_test = features.at(index, inference), run_data.dataset.labels[index], features.at(test, inference)
     if probe == "knn":
         return knn_probe(train, y, at_test, spec.neighbours)
-    return linear_probe(train, y, bench.data.patients[index], at_test, spec.c)
+    return linear_probe(train, y, run_data.dataset.patients[index], at_test, spec.c)
 
 
 @torch.no_grad()
-def classify(classifier: Classifier, bench: Bench, index: Indices) -> Floats:
+def classify(classifier: Classifier, run_data: RunData, index: Indices) -> Floats:
     """Probabilities (n, L) of a fine-tuned network."""
     parts = []
-    lesions = Lesions(bench.data, classifier.encoder, bench.seed)
+    lesions = Lesions(run_data.dataset, classifier.encoder, run_data.seed)
     for start in range(0, len(index), BATCH):
         rows = index[start : start + BATCH]
-        images = bench.views.normalise(torch.from_numpy(bench.data.images[rows]).to(bench.fabric.device))
-        call = lesions.call_for(rows, Call(inference=classifier.inference), bench.fabric.device)
-        with bench.fabric.autocast():
+        images = run_data.views.normalise(torch.from_numpy(run_data.dataset.images[rows]).to(run_data.fabric.device))
+        call = lesions.call_for(rows, Call(inference=classifier.inference), run_data.fabric.device)
+        with run_data.fabric.autocast():
             parts.append(classifier(images, call).float().sigmoid().cpu().numpy())
     return np.concatenate(parts)
 
@@ -134,7 +134,7 @@ def classify(classifier: Classifier, bench: Bench, index: Indices) -> Floats:
 def summarise(
     run_id: str,
     scores: npt.NDArray[np.float32],
-    bench: Bench,
+    run_data: RunData,
     spec: EvaluationSpec,
     tuning: FinetuneSpec,
     probe: Probe,
@@ -144,8 +144,12 @@ def summarise(
     chosen: list[dict[str, float]],
 ) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
     """From scores (draws, images, L) on a split to an Evaluation and its predictions."""
-    index = bench.images_of(spec.split)
-    truth, patients, names = bench.data.labels[index], bench.data.patients[index], bench.data.label_names
+    index = run_data.images_of(spec.split)
+    truth, patients, names = (
+        run_data.dataset.labels[index],
+        run_data.dataset.patients[index],
+        run_data.dataset.label_names,
+    )
     mask = defined_labels(scores, truth)
     undefined = {n: _why_undefined(truth[:, i]) for i, n in enumerate(names) if not mask[i]}
     if not mask.any():
@@ -181,7 +185,7 @@ def summarise(
         draws=tuple(
             Draw(
                 draw=d,
-                subset=bench.subset(subset),
+                subset=run_data.subset(subset),
                 macro_auroc=float(macro[d]),
                 macro_auprc=float(prs[d].mean()),
                 chosen=chosen[d],
@@ -189,7 +193,7 @@ def summarise(
             for d, subset in enumerate(subsets)
         ),
         draw_std=float(macro.std(ddof=1)) if len(macro) > 1 else 0.0,
-        subgroups=_subgroups(scores, bench.data, index, mask),
+        subgroups=_subgroups(scores, run_data.dataset, index, mask),
         n_patients=len(np.unique(patients)),
         n_images=len(index),
         settings=spec.settings_of(probe, tuning),

@@ -13,15 +13,20 @@ from bench.records.seal import sha256
 from bench.records.store import Store, evaluation_name, missing_evaluations
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.build import build
-from bench.training.data import Bench
+from bench.training.data import RunData
 from bench.training.failures import EvaluationFailed, reason_of
 from bench.training.finetune import Classifier
-from bench.training.history import Report
+from bench.training.history import ProgressCallback
 from methods.objectives.objective import Objective
 
 
 def _evaluate(
-    spec: RunSpec, evaluation: EvaluationSpec, tuning: FinetuneSpec, bench: Bench, store: Store, report: Report
+    spec: RunSpec,
+    evaluation: EvaluationSpec,
+    tuning: FinetuneSpec,
+    run_data: RunData,
+    store: Store,
+    progress: ProgressCallback,
 ) -> None:
     """Make what is missing, from the checkpoint on disk: new fractions and probes never train anew."""
     missing = missing_evaluations(store, spec, evaluation, tuning)
@@ -30,16 +35,16 @@ def _evaluate(
     objective = build(spec.parsed, spec.encoder, spec.seed)
     tensors = load_tensors(_weights(store, spec.run_id))
     if spec.labels is not None:
-        _evaluate_supervised(spec, evaluation, bench, store, objective, tensors)
+        _evaluate_supervised(spec, evaluation, run_data, store, objective, tensors)
         return
     objective.encoder.load_state_dict(tensors)
-    features = Features(objective.encoder.eval(), bench)
+    features = Features(objective.encoder.eval(), run_data)
     errors: list[Exception] = []
     for i, (probe, labels, inference) in enumerate(missing):
-        report({"doing": f"{probe} at {labels:g} %", "step": i, "steps": len(missing)})
+        progress({"doing": f"{probe} at {labels:g} %", "step": i, "steps": len(missing)})
         try:
             result, predictions = evaluate(
-                spec.run_id, features, bench, evaluation, tuning, probe, labels, inference, report
+                spec.run_id, features, run_data, evaluation, tuning, probe, labels, inference, progress
             )
             _write(store, result, predictions)
         except Exception as error:  # the others are made all the same
@@ -52,17 +57,17 @@ def _evaluate(
 
 
 def _evaluate_supervised(
-    spec: RunSpec, evaluation: EvaluationSpec, bench: Bench, store: Store, objective: Objective, tensors: Any
+    spec: RunSpec, evaluation: EvaluationSpec, run_data: RunData, store: Store, objective: Objective, tensors: Any
 ) -> None:
     assert spec.labels is not None and spec.finetune is not None
-    classifier = Classifier(objective.encoder, bench.data.labels.shape[1], "dense").eval()
+    classifier = Classifier(objective.encoder, run_data.dataset.labels.shape[1], "dense").eval()
     classifier.load_state_dict(tensors)
-    index = bench.draws(spec.labels, 1)[0]
-    scores = classify(classifier.to(bench.fabric.device), bench, bench.images_of(evaluation.split))
+    index = run_data.draws(spec.labels, 1)[0]
+    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_of(evaluation.split))
     result, predictions = summarise(
         spec.run_id,
         scores[None].astype("float32"),
-        bench,
+        run_data,
         evaluation,
         spec.finetune,
         "finetune",

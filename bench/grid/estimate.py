@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bench.grid.plan import Plan
 from bench.messages import plain
 from bench.records.store import Store
-from bench.specs.grid_spec import Suite
+from bench.specs.grid_spec import GridSpec
 from bench.specs.run_spec import RunSpec
 from datasets.dataset import Dataset
 from datasets.splits import fraction, make_splits
@@ -21,58 +21,64 @@ def describe(planned: Plan, measure: bool, console: Console) -> None:
     """Print what would be done: runs, data, disk, time; `measure` says whether cost is measured too."""
     from rich.table import Table
 
-    suite, job, data = planned.suite, planned.job, planned.data
-    store = Store(job.results)
+    grid, sweep, data = planned.grid, planned.sweep, planned.data
+    store = Store(sweep.results)
     seconds = estimate(planned)
-    table = Table(title=f"{len(job.runs)} runs", title_justify="left")
+    table = Table(title=f"{len(sweep.runs)} runs", title_justify="left")
     for column in ("run", "state", "about"):
         table.add_column(column, overflow="fold")
     left = 0.0
-    for run in job.runs:
+    for run in sweep.runs:
         done = store.done(run.run_id)
-        state = "done" if done and not job.unfinished(run) else "to evaluate" if done else "to do"
+        state = "done" if done and not sweep.unfinished(run) else "to evaluate" if done else "to do"
         left += 0.0 if done else seconds[run.run_id]
         table.add_row(run.run_id, state, "" if done else f"{seconds[run.run_id]:.0f} s")
     console.print(table)
-    console.print(fractions_table(suite, data))
+    console.print(fractions_table(grid, data))
     for note in data.notes:
         console.print(f"Note: {plain(note)}", markup=False, highlight=False)
-    size = sum(_weights_mib(run) for run in job.runs)
-    console.print(f"Disk: about {size + 0.2 * len(job.runs):.0f} MiB in {job.results}", markup=False, highlight=False)
+    size = sum(_weights_mib(run) for run in sweep.runs)
+    console.print(
+        f"Disk: about {size + 0.2 * len(sweep.runs):.0f} MiB in {sweep.results}", markup=False, highlight=False
+    )
     for line in _time(planned, left, seconds, measure):
         console.print(line, markup=False, highlight=False)
 
 
 def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) -> list[str]:
     """How long it takes; on SLURM, what it takes and what sbatch is told."""
-    job, fan = planned.job, planned.fan
-    if fan.launcher != "slurm":
-        minutes = left / 60 / fan.workers + 1.5
-        shared = "" if job.ranks == 1 else f", {job.ranks} ranks a run,"
-        return [f"Time: about {minutes:.0f} minutes with {fan.workers} worker(s){shared} of {job.threads} thread(s)"]
+    sweep, launch = planned.sweep, planned.launch
+    if launch.launcher != "slurm":
+        minutes = left / 60 / launch.workers + 1.5
+        shared = "" if sweep.ranks == 1 else f", {sweep.ranks} ranks a run,"
+        return [
+            f"Time: about {minutes:.0f} minutes with {launch.workers} worker(s){shared} of {sweep.threads} thread(s)"
+        ]
     from bench.launch.slurm_jobs import parameters, shapes
-    from bench.measure.grid_cost import contenders, grid_table
+    from bench.measure.grid_cost import grid_table, timed_methods
 
     lines = []
-    for ranks, runs in shapes(job, [run for run in job.runs if job.unfinished(run)]).items():
-        values = parameters(fan.slurm, ranks)
+    for ranks, runs in shapes(sweep, [run for run in sweep.runs if sweep.unfinished(run)]).items():
+        values = parameters(launch.slurm, ranks)
         hours = sum(seconds[run.run_id] for run in runs) * values["nodes"] / 3600 / ranks
         many = "1 job" if len(runs) == 1 else f"an array of {len(runs)} jobs"
-        told = ", ".join(f"{key}={value}" for key, value in values.items())
-        lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {told}")
-    if measure and contenders(planned.suite) and not grid_table(planned.suite, job.results, job.threads).exists():
+        error_line = ", ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {error_line}")
+    if measure and timed_methods(planned.grid) and not grid_table(planned.grid, sweep.results, sweep.threads).exists():
         lines.append("SLURM: 1 job more, which measures cost")
-    return [*lines, f"A job is requeued at most {fan.slurm.requeues} times."] if lines else ["SLURM: no job is needed."]
+    return (
+        [*lines, f"A job is requeued at most {launch.slurm.requeues} times."] if lines else ["SLURM: no job is needed."]
+    )
 
 
-def fractions_table(suite: Suite, data: Dataset) -> Any:
+def fractions_table(grid: GridSpec, data: Dataset) -> Any:
     """Patients, images and positives of each finding in every label fraction and in the test split."""
     import numpy as np
     from rich.table import Table
     from rich.text import Text
 
-    splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
-    parts = {f"{p:g} % (draw 0)": fraction(data, splits, p, 0) for p in suite.evaluation.labels}
+    splits = make_splits(data, grid.data.split_seed, grid.data.val, grid.data.test)
+    parts = {f"{p:g} % (draw 0)": fraction(data, splits, p, 0) for p in grid.evaluation.labels}
     parts = {"pre-training": splits.train, **parts, "validation": splits.val, "test": splits.test}
     table = Table(title=f"{data.name}: patients, images, positives by finding", title_justify="left")
     for column in ("part", "patients", "images", *data.label_names):
@@ -92,18 +98,18 @@ def estimate(planned: Plan) -> dict[str, float]:
     from bench.measure.macs import count
     from bench.training.build import build, steps_of
 
-    suite, job = planned.suite, planned.job
-    torch.set_num_threads(job.threads)
-    splits = make_splits(planned.data, suite.data.split_seed, suite.data.val, suite.data.test)
-    steps = steps_of(len(splits.train), suite.train)
+    grid, sweep = planned.grid, planned.sweep
+    torch.set_num_threads(sweep.threads)
+    splits = make_splits(planned.data, grid.data.split_seed, grid.data.val, grid.data.test)
+    steps = steps_of(len(splits.train), grid.train)
     macs = {
-        m: count(build(m, suite.encoder, 0), suite.encoder, suite.train, steps)
-        for m in dict.fromkeys(run.parsed for run in job.runs)
+        m: count(build(m, grid.encoder, 0), grid.encoder, grid.train, steps)
+        for m in dict.fromkeys(run.parsed for run in sweep.runs)
     }
-    rate = _macs_per_second(suite)
+    rate = _macs_per_second(grid)
     labelled = len(splits.test) + len(splits.train)
     seconds = {}
-    for run in job.runs:
+    for run in sweep.runs:
         of = macs[run.parsed]
         train = of.whole_run if run.parsed.objective != "none" else 0.0
         if run.finetune is not None:
@@ -112,7 +118,7 @@ def estimate(planned: Plan) -> dict[str, float]:
     return seconds
 
 
-def _macs_per_second(suite: Suite) -> float:
+def _macs_per_second(grid: GridSpec) -> float:
     """How fast this machine trains the dense encoder, in MACs of its own step."""
 
     from bench.measure.inputs import random_views
@@ -122,15 +128,15 @@ def _macs_per_second(suite: Suite) -> float:
     from methods.noise import Noise
     from methods.strategies.strategy import Call
 
-    batch = min(16, suite.train.batch)
-    objective = build(parse_methods("simclr/dense")[0], suite.encoder, 0)
-    views = random_views(suite.encoder, batch)
+    batch = min(16, grid.train.batch)
+    objective = build(parse_methods("simclr/dense")[0], grid.encoder, 0)
+    views = random_views(grid.encoder, batch)
     took = []
     for step in range(3):
         began = time.perf_counter()
         objective(views, Call(noise=Noise(0, step, batch))).total.backward()
         took.append(time.perf_counter() - began)
-    step_macs = count(objective, suite.encoder, suite.train, 1).train_step
+    step_macs = count(objective, grid.encoder, grid.train, 1).train_step
     return batch * step_macs / min(took)
 
 

@@ -15,19 +15,19 @@ from bench.grid.plan import Plan
 from bench.grid.watch import Watch
 from bench.launch.handle import Handle
 from bench.launch.launch import workers
-from bench.launch.leases import Claims
+from bench.launch.leases import Leases
 from bench.launch.slurm_jobs import submit_cost
-from bench.launch.worker import Work, died
-from bench.measure.grid_cost import contenders, grid_table, measure_grid
+from bench.launch.worker import Sweep, crash_reason
+from bench.measure.grid_cost import grid_table, measure_grid, timed_methods
 from bench.messages import plain
 from bench.records.store import Store
 
 
 def run_grid(planned: Plan, left: int, reports: Path, measure: bool, console: Console) -> int:
     """Measure, train and evaluate, report; returns the exit code."""
-    suite, job = planned.suite, planned.job
+    grid, sweep = planned.grid, planned.sweep
     measuring = _measure(planned, console) if measure else []
-    console.print(f"{len(job.runs)} runs, {len(job.runs) - left} of them done before.", highlight=False)
+    console.print(f"{len(sweep.runs)} runs, {len(sweep.runs) - left} of them done before.", highlight=False)
     trouble: list[tuple[str, str]] = []
     if left:
 
@@ -40,15 +40,15 @@ def run_grid(planned: Plan, left: int, reports: Path, measure: bool, console: Co
             if summary is not None:
                 console.print(f"The first seed is done: a provisional report is in {summary.path}", highlight=False)
 
-        fan = replace(planned.fan, workers=min(planned.fan.workers, left))
-        with workers(job, fan) as handles:
+        launch = replace(planned.launch, workers=min(planned.launch.workers, left))
+        with workers(sweep, launch) as handles:
             _say_found([*measuring, *handles], console)
-            with Watch(job, console, provisional, handles):
+            with Watch(sweep, console, provisional, handles):
                 for handle in handles:
                     trouble += handle.wait()
     for cost in measuring:
         trouble += cost.wait()
-    failures = _failures(job, dict(trouble))
+    failures = _failures(sweep, dict(trouble))
     summary = _report(planned, reports, trouble)
     if summary is not None:
         for group in summary.groups:
@@ -56,7 +56,7 @@ def run_grid(planned: Plan, left: int, reports: Path, measure: bool, console: Co
             for sentence in group.finding:
                 console.print(f"- {plain(sentence)}", markup=False, highlight=False)
         console.print(f"\nReport: {summary.path}", markup=False, highlight=False)
-    if not suite.evidence:
+    if not grid.evidence:
         console.print("This preset only tests the machinery: its numbers are no evidence of anything.", highlight=False)
     others = [text for run_id, text in trouble if not run_id]
     for problem in [*failures, *others]:
@@ -67,24 +67,24 @@ def run_grid(planned: Plan, left: int, reports: Path, measure: bool, console: Co
 def _measure(planned: Plan, console: Console) -> list[Handle]:
     """The paired measurement at the trained scale, unless it has been made, before anything else loads the machine. On
     SLURM it is a job, whose handle is returned."""
-    suite, results, threads = planned.suite, planned.job.results, planned.job.threads
-    path = grid_table(suite, results, threads)
-    if not contenders(suite) or path.exists():
+    grid, results, threads = planned.grid, planned.sweep.results, planned.sweep.threads
+    path = grid_table(grid, results, threads)
+    if not timed_methods(grid) or path.exists():
         return []
-    if planned.fan.launcher == "slurm":
-        call = functools.partial(measure_grid, suite, results.resolve(), threads)
-        return [submit_cost(call, path, results, planned.fan.slurm)]
+    if planned.launch.launcher == "slurm":
+        call = functools.partial(measure_grid, grid, results.resolve(), threads)
+        return [submit_cost(call, path, results, planned.launch.slurm)]
     console.print(
-        f"Measuring the cost of {len(contenders(suite))} methods, paired and interleaved ...", highlight=False
+        f"Measuring the cost of {len(timed_methods(grid))} methods, paired and interleaved ...", highlight=False
     )
-    measure_grid(suite, results, threads)
+    measure_grid(grid, results, threads)
     return []
 
 
 def detach(planned: Plan, measure: bool, console: Console) -> None:
     """Submit what is missing and say how to go on."""
     measuring = _measure(planned, console) if measure else []
-    with workers(planned.job, planned.fan) as jobs:
+    with workers(planned.sweep, planned.launch) as jobs:
         handles = [*measuring, *jobs]
     ids = sorted({handle.job_id.partition("_")[0] for handle in handles}, key=int)
     if not handles:
@@ -110,13 +110,13 @@ def _say_found(handles: Sequence[Handle], console: Console) -> None:
         )
 
 
-def _failures(job: Work, known: dict[str, str]) -> list[str]:
+def _failures(sweep: Sweep, known: dict[str, str]) -> list[str]:
     """Runs of the grid that failed or were never finished, each with its reason; `known` holds those that no record
     tells, by run."""
-    store, claims, failures = Store(job.results), Claims(job.results), []
+    store, leases, failures = Store(sweep.results), Leases(sweep.results), []
     full = functools.cache(store.full)
-    for run in job.runs:
-        if not job.unfinished(run):
+    for run in sweep.runs:
+        if not sweep.unfinished(run):
             continue
         record, log = store.record(run.run_id), store.log(run.run_id)
         see = f" (see {log})" if log.exists() else ""
@@ -126,21 +126,21 @@ def _failures(job: Work, known: dict[str, str]) -> list[str]:
             reason = f"{record.reason}{see}"
         elif record is not None:
             reason = f"trained, but not evaluated{see}"
-        elif claims.held(run.run_id):
+        elif leases.held(run.run_id):
             reason = "another command is at work on it"
         else:
-            reason = died(job, run) or full() or "not finished"
+            reason = crash_reason(sweep, run) or full() or "not finished"
         failures.append(f"{run.run_id}: {reason}")
     return failures
 
 
 def _report(planned: Plan, reports: Path, trouble: list[tuple[str, str]]) -> Any:
     """The report on all records, or None where it is refused (which is trouble)."""
+    from bench.analysis.page import write_report
     from bench.analysis.read.groups import ReportRefused  # pandas with it: after the training
-    from bench.report import write_report
 
     try:
-        return write_report(planned.job.results, reports, planned=len(planned.job.runs))
+        return write_report(planned.sweep.results, reports, planned=len(planned.sweep.runs))
     except (ReportRefused, FileNotFoundError) as refused:
         trouble.append(("", f"the report is refused: {refused}"))
         return None

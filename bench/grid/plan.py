@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from bench.analysis.outputs import check_reports
-from bench.launch.launch import Fan, Launcher
-from bench.launch.leases import Claims
+from bench.launch.launch import Launcher, LaunchOptions
+from bench.launch.leases import Leases
 from bench.launch.slurm import read_options
 from bench.launch.slurm_jobs import parameters
-from bench.launch.worker import Work
+from bench.launch.worker import Sweep
 from bench.records.environment import cores
 from bench.records.store import check_folder, clock_of
-from bench.specs.grid_spec import SEEDS, Suite, load_suite, read_change
+from bench.specs.grid_spec import SEEDS, GridSpec, load_grid, read_change
 from bench.specs.plugins import load_plugins
 from bench.training.ranks import check_ranks
 from datasets import load
@@ -65,14 +65,14 @@ class Options:
 class Plan:
     """A grid that can run: its data are there and its options hold."""
 
-    suite: Suite
-    job: Work
+    grid: GridSpec
+    sweep: Sweep
     data: Dataset
-    fan: Fan
+    launch: LaunchOptions
 
     def data_sentence(self) -> str:
         """What was loaded, and what the cache of data sets holds on disk now."""
-        data, cache = self.data, self.job.cache
+        data, cache = self.data, self.sweep.cache
         loaded = f"Data: {data.name}, {len(data)} images of {len(set(data.patients))} patients."
         if cache is None:
             return loaded
@@ -82,15 +82,15 @@ class Plan:
     def put_aside(self) -> None:
         """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost; nobody can
         begin one meanwhile. Raises ValueError, with all left as it is, where somebody is at work on one."""
-        claims = Claims(self.job.results)
+        leases = Leases(self.sweep.results)
         with ExitStack() as held:
-            for run in self.job.runs:
-                if not held.enter_context(claims.hold(run.run_id, self.job.grid)):
+            for run in self.sweep.runs:
+                if not held.enter_context(leases.hold(run.run_id, self.sweep.command_id)):
                     raise ValueError(f"--fresh: another command is at work on {run.run_id}: wait for it, or end it.")
-            for run in self.job.runs:
-                folder = self.job.results / run.run_id
+            for run in self.sweep.runs:
+                folder = self.sweep.results / run.run_id
                 if folder.exists():
-                    target = self.job.results / ".old" / f"{run.run_id}-{time.strftime('%Y%m%d-%H%M%S')}"
+                    target = self.sweep.results / ".old" / f"{run.run_id}-{time.strftime('%Y%m%d-%H%M%S')}"
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(folder, target)
 
@@ -104,43 +104,45 @@ def plan(options: Options) -> Plan:
         raise ValueError(
             f"unknown launcher '{options.launcher}': {suggest(options.launcher, list(get_args(Launcher)))}"
         )
-    fan = _fan(options)
+    launch = _launch_options(options)
     load_plugins(options.plugins)
-    suite = load_suite(options.preset, options.spec, changes_of(options))
-    if not suite.runs():
+    grid = load_grid(options.preset, options.spec, changes_of(options))
+    if not grid.runs():
         raise ValueError("the grid is empty: name at least one method and one seed.")
-    if not suite.evaluation.labels or not suite.evaluation.probes:
+    if not grid.evaluation.labels or not grid.evaluation.probes:
         raise ValueError("nothing is evaluated: name at least one of --labels and one of --probes.")
-    lesions = _check_methods(suite)
-    check_ranks(options.ranks, suite.train.batch)
+    lesions = _check_methods(grid)
+    check_ranks(options.ranks, grid.train.batch)
     check_reports(options.reports)
     cache = options.cache or default_cache()
     check_folder(cache, "--cache (or BENCH_CACHE)")
-    root = Path(suite.data.root) if suite.data.root else None
-    data = load(suite.data.name, suite.encoder.image_size, root, cache, **suite.data.options)
+    root = Path(grid.data.root) if grid.data.root else None
+    data = load(grid.data.name, grid.encoder.image_size, root, cache, **grid.data.options)
     if lesions and data.masks is None:
         raise ValueError(f"{', '.join(lesions)} needs lesion masks, and data set '{data.name}' has none: leave it out.")
-    _check_data(suite, data)
+    _check_data(grid, data)
     check_folder(options.results, "--results")
     check_folder(options.reports, "--reports")
-    job = Work(
-        runs=tuple(suite.runs(data.fingerprint)),
-        evaluation=suite.evaluation,
-        finetune=suite.finetune,
+    sweep = Sweep(
+        runs=tuple(grid.runs(data.fingerprint)),
+        evaluation=grid.evaluation,
+        finetune=grid.finetune,
         results=options.results,
         cache=cache,
-        threads=fan.slurm.threads if fan.launcher == "slurm" else max(1, cores() // (fan.workers * options.ranks)),
+        threads=launch.slurm.threads
+        if launch.launcher == "slurm"
+        else max(1, cores() // (launch.workers * options.ranks)),
         plugins=options.plugins,
         checkpoint_minutes=options.checkpoint_minutes,
         ranks=options.ranks,
-        requeues=fan.slurm.requeues,
-        grid=uuid.uuid4().hex,
-        begun=clock_of(options.results),
+        requeues=launch.slurm.requeues,
+        command_id=uuid.uuid4().hex,
+        command_started=clock_of(options.results),
     )
-    return Plan(suite, job, data, fan)
+    return Plan(grid, sweep, data, launch)
 
 
-def _fan(options: Options) -> Fan:
+def _launch_options(options: Options) -> LaunchOptions:
     """How the grid is executed. Raises ValueError for options that contradict each other."""
     launcher, ranks = cast(Launcher, options.launcher), options.ranks
     if options.slurm and launcher != "slurm":
@@ -152,12 +154,12 @@ def _fan(options: Options) -> Fan:
     slurm = read_options(options.slurm)
     if launcher == "slurm":
         parameters(slurm, ranks)
-        return Fan(launcher, 1, 0, slurm)
+        return LaunchOptions(launcher, 1, 0, slurm)
     gpus = 0 if launcher == "inline" else _gpus()
     if 0 < gpus < ranks:
         raise ValueError(f"--ranks {ranks} needs as many GPUs, and there are {gpus} here.")
     count = 1 if launcher == "inline" else options.workers or max(1, (gpus or cores()) // ranks)
-    return Fan(launcher, count, gpus)
+    return LaunchOptions(launcher, count, gpus)
 
 
 def changes_of(options: Options) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _check_methods(suite: Suite) -> list[str]:
+def _check_methods(grid: GridSpec) -> list[str]:
     """What needs no data: do encoder, methods, views and shares hold? Returns the methods that need lesion masks."""
     import torch
 
@@ -233,10 +235,10 @@ def _check_methods(suite: Suite) -> list[str]:
     from methods.attention import backend_core
 
     with torch.random.fork_rng(devices=[]):
-        built = {method.name: _build(method, suite.encoder) for method in suite.parsed_methods()}
-    backend_core(suite.train.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    views_of(suite.runs()[0])
-    check_shares(suite.data.val, suite.data.test)
+        built = {method.name: _build(method, grid.encoder) for method in grid.parsed_methods()}
+    backend_core(grid.train.attention, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    views_of(grid.runs()[0])
+    check_shares(grid.data.val, grid.data.test)
     return [name for name, objective in built.items() if objective.encoder.strategy.needs_lesions]
 
 
@@ -255,26 +257,26 @@ def _build(method: Method, encoder: EncoderSpec) -> Objective:
         ) from error
 
 
-def _check_data(suite: Suite, data: Dataset) -> None:
+def _check_data(grid: GridSpec, data: Dataset) -> None:
     """Is there a batch to train on, can the fractions be drawn, can anything be scored?"""
     from bench.training.build import steps_of
 
-    splits = make_splits(data, suite.data.split_seed, suite.data.val, suite.data.test)
+    splits = make_splits(data, grid.data.split_seed, grid.data.val, grid.data.test)
     if len(splits.train) < 2:
         raise ValueError(f"{len(splits.train)} of {len(data.images)} images are left to train on: two are the fewest.")
-    if steps_of(len(splits.train), suite.train) == 0:
+    if steps_of(len(splits.train), grid.train) == 0:
         raise ValueError(
-            f"{len(splits.train)} training images do not fill a batch of {suite.train.batch}: use --set train.batch=N."
+            f"{len(splits.train)} training images do not fill a batch of {grid.train.batch}: use --set train.batch=N."
         )
-    _check_scores(suite, data, splits)
+    _check_scores(grid, data, splits)
 
 
-def _check_scores(suite: Suite, data: Dataset, splits: Splits) -> None:
+def _check_scores(grid: GridSpec, data: Dataset, splits: Splits) -> None:
     """Raises ValueError where no finding has both classes, among the images that are scored or in a fraction."""
-    asked = suite.evaluation.split
+    asked = grid.evaluation.split
     rows = splits.val if asked == "val" else splits.test
     parts = {f"the {asked} images": rows}
-    parts |= {f"{percent:g} % of the labels": fraction(data, splits, percent, 0) for percent in suite.evaluation.labels}
+    parts |= {f"{percent:g} % of the labels": fraction(data, splits, percent, 0) for percent in grid.evaluation.labels}
     scored = None
     for name, index in parts.items():
         both = (data.labels[index] == 1).any(0) & (data.labels[index] == 0).any(0)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench.launch.handle import Handle
 from bench.launch.progress_file import ProgressFile
-from bench.launch.worker import Work
+from bench.launch.worker import Sweep
 from bench.records.record import Record
 from bench.records.store import Store
 from bench.specs.run_spec import RunSpec
@@ -31,15 +31,15 @@ class Watch:
 
     def __init__(
         self,
-        job: Work,
+        sweep: Sweep,
         console: Console,
         first_seed: Callable[[], None] | None = None,
         handles: Sequence[Handle] = (),
     ) -> None:
-        self.job, self.console, self.first_seed, self.handles = job, console, first_seed, handles
-        self.store = Store(job.results)
-        self.left = {run.run_id: run for run in job.runs if job.unfinished(run)}
-        self.before = len(job.runs) - len(self.left)
+        self.sweep, self.console, self.first_seed, self.handles = sweep, console, first_seed, handles
+        self.store = Store(sweep.results)
+        self.left = {run.run_id: run for run in sweep.runs if sweep.unfinished(run)}
+        self.before = len(sweep.runs) - len(self.left)
         self.failed: dict[str, str] = {}
         self.ended = 0
         self.started = time.monotonic()
@@ -80,12 +80,12 @@ class Watch:
 
     def _look(self) -> None:
         """Find the runs that have ended since the last look and say so."""
-        at_work = ProgressFile.read_all(self.job.results)
+        at_work = ProgressFile.read_all(self.sweep.results)
         for run_id, run in list(self.left.items()):
-            if run_id in at_work or self._stamp(run_id) == self._past[run_id] and self.job.unfinished(run):
+            if run_id in at_work or self._stamp(run_id) == self._past[run_id] and self.sweep.unfinished(run):
                 continue
             record = self.store.record(run_id)
-            if record is None or (record.status == "done" and self.job.unfinished(run)):
+            if record is None or (record.status == "done" and self.sweep.unfinished(run)):
                 continue
             del self.left[run_id]
             self.ended += 1
@@ -97,13 +97,13 @@ class Watch:
             call()
 
     def _first_seed_is_over(self) -> bool:
-        """Are all its pre-trainings evaluated? The floors from labels alone may still be missing."""
-        first = self.job.runs[0].seed
+        """Are all its pre-trainings evaluated? The baselines from labels alone may still be missing."""
+        first = self.sweep.runs[0].seed
         return bool(self.left) and not any(run.seed == first and run.labels is None for run in self.left.values())
 
     def _say(self, run: RunSpec, record: Record) -> None:
         done = self.before + self.ended
-        head = f"[{done}/{len(self.job.runs)}] {_title(run)}"
+        head = f"[{done}/{len(self.sweep.runs)}] {_title(run)}"
         if record.status == "failed":
             self.console.print(f"{head}: FAILED: {record.reason}", markup=False, highlight=False)
             return
@@ -126,19 +126,19 @@ class Watch:
         if now - self._plain_at < PLAIN_EVERY:
             return
         self._plain_at = now
-        at_work = ProgressFile.read_all(self.job.results)
+        at_work = ProgressFile.read_all(self.sweep.results)
         for run_id, state in at_work.items():
             if run_id in self.left:
                 text = f"    {_title(self.left[run_id])}: {_state(state)}"
                 self.console.print(text, markup=False, highlight=False)
         jobs = self._jobs(at_work).values()
-        waiting = Counter(f"{state} {''.join(job.partition('(')[1:])}".strip() for state, job in jobs)
+        waiting = Counter(f"{state} {''.join(sweep.partition('(')[1:])}".strip() for state, sweep in jobs)
         if waiting:
             text = ", ".join(f"{count} {state}" for state, count in waiting.items())
             self.console.print(f"    jobs: {text}", markup=False, highlight=False)
 
     def _table(self) -> Table:
-        at_work = {k: v for k, v in ProgressFile.read_all(self.job.results).items() if k in self.left}
+        at_work = {k: v for k, v in ProgressFile.read_all(self.sweep.results).items() if k in self.left}
         done = self.before + self.ended
         table = Table(
             title=f"{done} done ({len(self.failed)} failed), {len(at_work)} running, {self._eta()}",
@@ -157,8 +157,8 @@ class Watch:
                 _number(state, "images_per_second", ".0f"),
                 *([_where(state)] if self._on_slurm() else []),
             )
-        for run_id, (state_of_job, job) in list(jobs.items())[:SHOWN]:
-            table.add_row(_title(self.left[run_id]), state_of_job, "", "", "", job)
+        for run_id, (state_of_job, sweep) in list(jobs.items())[:SHOWN]:
+            table.add_row(_title(self.left[run_id]), state_of_job, "", "", "", sweep)
         if len(jobs) > SHOWN:
             table.add_row(f"and {len(jobs) - SHOWN} more")
         return table
@@ -172,7 +172,7 @@ class Watch:
         for handle in self.handles:
             run_id, state, node = handle.state()
             if run_id in self.left and run_id not in at_work:
-                again = state == "queued" and self.job.begun_before(self.left[run_id])
+                again = state == "queued" and self.sweep.begun_before(self.left[run_id])
                 states[run_id] = ("requeued" if again else state, f"{handle.job_id} {node}".strip())
         return states
 

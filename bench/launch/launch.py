@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.launch.handle import Handle, Trouble, private_folder
-from bench.launch.leases import Claims
+from bench.launch.leases import Leases
 from bench.launch.slurm import SlurmOptions
 from bench.launch.slurm_jobs import submit
-from bench.launch.worker import Work, died, fail, work
+from bench.launch.worker import Sweep, crash_reason, fail, work
 from bench.messages import FULL, disk_full
 
 Launcher = Literal["inline", "local", "slurm"]
@@ -26,7 +26,7 @@ LOOK_EVERY = 0.2  # seconds between questions to local workers
 
 
 @dataclass(frozen=True)
-class Fan:
+class LaunchOptions:
     """How a grid is executed. `gpus` are those of this machine, for local workers."""
 
     launcher: Launcher = "inline"
@@ -36,22 +36,22 @@ class Fan:
 
 
 @contextmanager
-def workers(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
+def workers(sweep: Sweep, options: LaunchOptions) -> Iterator[Sequence[Handle]]:
     """The grid being done, by handles. Leaving early ends local workers and leaves SLURM's jobs."""
-    if fan.launcher == "inline":
-        yield [_Inline(job)]
-    elif fan.launcher == "slurm":
-        yield submit(job, fan.slurm)
+    if options.launcher == "inline":
+        yield [_Inline(sweep)]
+    elif options.launcher == "slurm":
+        yield submit(sweep, options.slurm)
     else:
-        with _local(job, fan) as handles:
+        with _local(sweep, options) as handles:
             yield handles
 
 
 @contextmanager
-def _local(job: Work, fan: Fan) -> Iterator[Sequence[Handle]]:
-    pool = _Local(replace(job, parent=os.getpid()), fan)
+def _local(sweep: Sweep, options: LaunchOptions) -> Iterator[Sequence[Handle]]:
+    pool = _Local(replace(sweep, parent=os.getpid()), options)
     try:
-        for place in range(fan.workers):
+        for place in range(options.workers):
             pool.start(place)
         yield [pool]
     finally:
@@ -80,22 +80,22 @@ class _Local:
     job_id = ""
     found = False
 
-    def __init__(self, job: Work, fan: Fan) -> None:
-        self._job, self._fan, self._folder = job, fan, private_folder(job.results)
+    def __init__(self, sweep: Sweep, options: LaunchOptions) -> None:
+        self._sweep, self._options, self._folder = sweep, options, private_folder(sweep.results)
         self._workers: dict[int, Any] = {}
-        self._open, self._in_vain = len(job.runs), 0
+        self._open, self._in_vain = len(sweep.runs), 0
 
     def start(self, place: int) -> None:
         import submitit
 
-        ranks, gpus = self._job.ranks, self._fan.gpus
+        ranks, gpus = self._sweep.ranks, self._options.gpus
         mine = [(place * ranks + rank) % gpus for rank in range(ranks)] if gpus else []
         executor = submitit.LocalExecutor(folder=self._folder)
         executor.update_parameters(
             timeout_min=60 * 24 * 365, tasks_per_node=ranks, gpus_per_node=len(mine), visible_gpus=mine
         )
         with _errors_to(self._folder / "controllers.log"):
-            self._workers[place] = executor.submit(work, self._job)
+            self._workers[place] = executor.submit(work, self._sweep)
 
     def end(self) -> None:
         for worker in self._workers.values():
@@ -120,11 +120,11 @@ class _Local:
         end none of its runs have one successor: who begins nothing must not be started for ever."""
         if not trouble:
             return []
-        trouble += _trouble(lambda: fail(self._job, lambda run: died(self._job, run)))
-        left = [run for run in self._job.runs if self._job.unfinished(run) and not self._job.gave_up(run)]
+        trouble += _trouble(lambda: fail(self._sweep, lambda run: crash_reason(self._sweep, run)))
+        left = [run for run in self._sweep.runs if self._sweep.unfinished(run) and not self._sweep.already_failed(run)]
         self._in_vain = 0 if len(left) < self._open else self._in_vain + 1
-        self._open, claims = len(left), Claims(self._job.results)
-        if all(claims.held(run.run_id) for run in left):
+        self._open, leases = len(left), Leases(self._sweep.results)
+        if all(leases.held(run.run_id) for run in left):
             return []
         if self._in_vain > 1:
             return trouble
@@ -138,11 +138,11 @@ class _Inline:
     job_id = ""
     found = False
 
-    def __init__(self, job: Work) -> None:
-        self._job = job
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
 
     def wait(self) -> list[Trouble]:
-        return _trouble(lambda: work(self._job))
+        return _trouble(lambda: work(self._sweep))
 
     def state(self) -> tuple[str, str, str]:
         return "", "", ""

@@ -1,6 +1,6 @@
 """Who is at work on which run: claims, files made exclusively, so that workers share a grid without a master.
 
-The claims on a run are `results/.claims/<run id>/<number>`, each holding its owner; the highest counts. A claim is made
+The claims on a run are `results/.leases/<run id>/<number>`, each holding its owner; the highest counts. A claim is made
 by linking a finished file to the next number, which can succeed for one process only. A dead owner's claim is never
 removed to take its place (two who see it dead would remove each other's): the next number is.
 
@@ -38,7 +38,7 @@ DEAD = 300.0  # seconds without one after which an owner elsewhere counts as dea
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that holds a claim. `job` is its SLURM job, `restart` how often that was requeued; `grid` the command
+    """A process that holds a claim. `job` is its SLURM job, `restart` how often that was requeued; `command_id` the command
     on whose behalf it works."""
 
     host: str
@@ -47,25 +47,25 @@ class Owner:
     born: str
     job: str
     restart: int
-    grid: str
+    command_id: str
 
     @classmethod
-    def me(cls, grid: str = "") -> Owner:
+    def me(cls, command_id: str = "") -> Owner:
         job, restart = slurm_job()
         pid = os.getpid()
-        return cls(socket.gethostname(), _boot(), pid, born(pid), job, restart, grid)
+        return cls(socket.gethostname(), _boot(), pid, born(pid), job, restart, command_id)
 
 
-class Claims:
+class Leases:
     """The claims in a results folder."""
 
     def __init__(self, results: Path) -> None:
-        self.root = results / ".claims"
+        self.root = results / ".leases"
 
     @contextmanager
-    def hold(self, run_id: str, grid: str = "") -> Iterator[bool]:
+    def hold(self, run_id: str, command_id: str = "") -> Iterator[bool]:
         """True inside if the run is this process's to do; given back at the end."""
-        me = Owner.me(grid)
+        me = Owner.me(command_id)
         path = self._make(run_id, me)
         if path is None:
             yield False

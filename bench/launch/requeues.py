@@ -16,7 +16,7 @@ class Requeues:
         self.store, self.run_id = store, run_id
         self.path = store.jobs / f"{run_id}.progress.json"
 
-    def hopeless(self, steps: int, most: int) -> str:
+    def reason_to_stop(self, steps: int, most: int) -> str:
         """Note that the job starts (again) with `steps` steps done; why it shall not go on, "" if it may.
 
         It may not after more than `most` requeues, nor when it stands at its start where it stood at the start before,

@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from bench.launch.handle import Trouble, private_folder
-from bench.launch.leases import Claims
+from bench.launch.leases import Leases
 from bench.launch.slurm import Job, Queue, SlurmOptions, ended_as, explain
-from bench.launch.worker import Work, work
+from bench.launch.worker import Sweep, work
 from bench.records.environment import now
 from bench.records.store import Store, write_atomically
 from bench.specs.run_spec import RunSpec
-from methods import FLOORS
+from methods import BASELINES
 
 GRACE = 20.0  # seconds that a record may take to be seen here, and sacct to know of an end
-DEAF = """sh -c 'trap "" USR2 TERM; exec "$0" "$@"'"""
+IGNORE_SIGNALS_WHILE_STARTING = """sh -c 'trap "" USR2 TERM; exec "$0" "$@"'"""
 """How Python is started: a signal before submitit listens would end it, and the job would not be requeued."""
+NOTE_VERSION = 2
+"""Of what a job was given: a pickled call names modules, and one of another version finds them elsewhere."""
 WORDS = {"PENDING": "queued", "CONFIGURING": "starting", "COMPLETING": "ending", "SUSPENDED": "suspended"}
 
 
@@ -39,10 +41,10 @@ class JobsUnknown(Exception):
 class Task:
     """What submitit calls in a job. It may be requeued: the training's own checkpoints say where to go on."""
 
-    job: Work
+    sweep: Sweep
 
     def __call__(self) -> int:
-        return work(self.job)
+        return work(self.sweep)
 
     def checkpoint(self) -> Any:
         """Called by submitit before it requeues the job, when all that matters is on disk."""
@@ -51,24 +53,25 @@ class Task:
         return DelayedSubmission(self)
 
 
-def submit(job: Work, options: SlurmOptions) -> list[RunJob]:
+def submit(sweep: Sweep, options: SlurmOptions) -> list[RunJob]:
     """Submit what of the grid is neither done nor in the queue; handles of all its jobs. Raises JobsUnknown."""
-    queue, store = Queue(), Store(job.results)
+    queue, store = Queue(), Store(sweep.results)
     with _one_at_a_time(store):
-        known = {run.run_id: submitted(store, run.run_id) for run in job.runs if job.unfinished(run)}
+        known = {run.run_id: submitted(store, run.run_id) for run in sweep.runs if sweep.unfinished(run)}
         alive = _alive(queue, known.values())
-        left = [run for run in job.runs if run.run_id in known and known[run.run_id] not in alive]
-        for ranks, runs in shapes(job, left).items():  # an array each
-            known |= _submit(replace(job, ranks=ranks), runs, options)
-    runs_of = {run.run_id: run for run in job.runs}
-    return [RunJob(job, runs_of[run_id], job_id, queue, found=job_id in alive) for run_id, job_id in known.items()]
+        _refuse_older(store, {name: job_id for name, job_id in known.items() if job_id in alive})
+        left = [run for run in sweep.runs if run.run_id in known and known[run.run_id] not in alive]
+        for ranks, runs in shapes(sweep, left).items():  # an array each
+            known |= _submit(replace(sweep, ranks=ranks), runs, options)
+    runs_of = {run.run_id: run for run in sweep.runs}
+    return [RunJob(sweep, runs_of[run_id], job_id, queue, found=job_id in alive) for run_id, job_id in known.items()]
 
 
-def shapes(job: Work, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
-    """Runs by the number of processes that they need: those that pre-train have `job.ranks`, floors one."""
+def shapes(sweep: Sweep, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
+    """Runs by the number of processes that they need: those that pre-train have `sweep.ranks`, baselines one."""
     found: dict[int, list[RunSpec]] = {}
     for run in runs:
-        found.setdefault(1 if run.parsed.strategy in FLOORS else job.ranks, []).append(run)
+        found.setdefault(1 if run.parsed.strategy in BASELINES else sweep.ranks, []).append(run)
     return found
 
 
@@ -87,10 +90,28 @@ def parameters(options: SlurmOptions, ranks: int) -> dict[str, Any]:
 
 def submitted(store: Store, run_id: str) -> str:
     """The run's last SLURM job; "" for none."""
+    return str(_note(store, run_id).get("job", ""))
+
+
+def _note(store: Store, name: str) -> dict[str, Any]:
+    """What was written down when the job of a run, or of a measurement, was submitted; empty where nothing was."""
     try:
-        return str(json.loads((store.jobs / f"{run_id}.json").read_bytes())["job"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        note = json.loads((store.jobs / f"{name}.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _refuse_older(store: Store, waiting: dict[str, str]) -> None:
+    """Raises JobsUnknown where jobs in the queue were submitted by another version of this code: they would fail when
+    they start, or do what this version does not expect."""
+    older = [job_id for name, job_id in waiting.items() if _note(store, name).get("version") != NOTE_VERSION]
+    if older:
+        which = "SLURM job" if len(older) == 1 else "SLURM jobs"
+        raise JobsUnknown(
+            f"{which} {', '.join(older)} in the queue: submitted by another version of this code, which this one can't "
+            f"read. Cancel and give the command again: scancel {' '.join(older)}"
+        )
 
 
 def submit_cost(call: Callable[[], None], table: Path, results: Path, options: SlurmOptions) -> CostJob:
@@ -100,6 +121,8 @@ def submit_cost(call: Callable[[], None], table: Path, results: Path, options: S
     with _one_at_a_time(store):
         job_id = submitted(store, name)
         waiting = job_id in _alive(queue, [job_id])
+        if waiting:
+            _refuse_older(store, {name: job_id})
         if not waiting:
             (job_id,) = _submit_calls([name], [call], store, parameters(options, 1), 0)
     return CostJob(table, job_id, queue, results, waiting)
@@ -113,15 +136,15 @@ def _alive(queue: Queue, job_ids: Iterable[str]) -> set[str]:
         raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
 
 
-def _submit(job: Work, runs: list[RunSpec], options: SlurmOptions) -> dict[str, str]:
+def _submit(sweep: Sweep, runs: list[RunSpec], options: SlurmOptions) -> dict[str, str]:
     """One array; the job of each run, written down at once."""
-    plugins = tuple(plugin.resolve() for plugin in job.plugins)
-    cache = None if job.cache is None else job.cache.resolve()
-    job = replace(job, results=job.results.resolve(), cache=cache, plugins=plugins)  # wherever the job starts
+    plugins = tuple(plugin.resolve() for plugin in sweep.plugins)
+    cache = None if sweep.cache is None else sweep.cache.resolve()
+    sweep = replace(sweep, results=sweep.results.resolve(), cache=cache, plugins=plugins)  # wherever the job starts
     names = [run.run_id for run in runs]
-    calls = [Task(replace(job, runs=(run,))) for run in runs]
-    values = parameters(options, job.ranks)
-    ids = _submit_calls(names, calls, Store(job.results), values, options.requeues)
+    calls = [Task(replace(sweep, runs=(run,))) for run in runs]
+    values = parameters(options, sweep.ranks)
+    ids = _submit_calls(names, calls, Store(sweep.results), values, options.requeues)
     return dict(zip(names, ids, strict=True))
 
 
@@ -133,7 +156,7 @@ def _submit_calls(
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        python = f"{DEAF} {shlex.quote(sys.executable)}"
+        python = f"{IGNORE_SIGNALS_WHILE_STARTING} {shlex.quote(sys.executable)}"
         folder = private_folder(store.root).resolve()
         executor = submitit.SlurmExecutor(folder, max_num_timeout=requeues, python=python)
         executor.update_parameters(**values)
@@ -145,16 +168,17 @@ def _submit_calls(
         raise JobsUnknown(f"SLURM does not take the jobs: {said[-1] if said else type(error).__name__}") from None
     at = now()
     for name, job_id in zip(names, ids, strict=True):
-        write_atomically(store.jobs / f"{name}.json", json.dumps({"job": job_id, "submitted": at}).encode())
+        note = {"version": NOTE_VERSION, "job": job_id, "submitted": at}
+        write_atomically(store.jobs / f"{name}.json", json.dumps(note).encode())
     return ids
 
 
 @contextmanager
 def _one_at_a_time(store: Store) -> Iterator[None]:
     """Two commands that start together shall not both submit."""
-    claims = Claims(store.root)
+    leases = Leases(store.root)
     while True:
-        with claims.hold("submission") as mine:
+        with leases.hold("submission") as mine:
             if mine:
                 yield
                 return
@@ -165,7 +189,7 @@ def _one_at_a_time(store: Store) -> Iterator[None]:
 class RunJob:
     """A run's job in the queue."""
 
-    job: Work
+    sweep: Sweep
     run: RunSpec
     job_id: str
     queue: Queue
@@ -181,24 +205,24 @@ class RunJob:
         The time of grace is that since job and owner were gone, not since this was asked: jobs that end together are
         waited for together, however many.
         """
-        claims, held_at = Claims(self.job.results), float("-inf")
+        leases, held_at = Leases(self.sweep.results), float("-inf")
         while True:
             gone = self.queue.gone_for(self.job_id)
-            if claims.held(self.run.run_id):
+            if leases.held(self.run.run_id):
                 held_at = time.monotonic()
-            elif gone > 0 and (not self.job.unfinished(self.run) or self._failed()):
+            elif gone > 0 and (not self.sweep.unfinished(self.run) or self._failed()):
                 return []
             elif min(gone, time.monotonic() - held_at) > GRACE:
                 break
             self.sleep(1.0)
-        return [(self.run.run_id, _ended(self.job.results, self.job_id))]
+        return [(self.run.run_id, _ended(self.sweep.results, self.job_id))]
 
     def _failed(self) -> bool:
         """Did the run fail in this job, perhaps before this command began?"""
-        store = Store(self.job.results)
+        store = Store(self.sweep.results)
         log, submitted = store.log(self.run.run_id), store.jobs / f"{self.run.run_id}.json"
         try:
-            return self.job.gave_up(self.run) or log.stat().st_mtime >= submitted.stat().st_mtime
+            return self.sweep.already_failed(self.run) or log.stat().st_mtime >= submitted.stat().st_mtime
         except FileNotFoundError:
             return False
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.launch.leases import DEAD, RENEWED, Claims, process_lives
+from bench.launch.leases import DEAD, RENEWED, Leases, process_lives
 from bench.launch.progress_file import ProgressFile
 from bench.launch.requeues import Requeues
 from bench.records.environment import on_slurm, slurm_job
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Work:
+class Sweep:
     """What every worker is given: the runs in their order, and how to do them."""
 
     runs: tuple[RunSpec, ...]
@@ -42,9 +42,11 @@ class Work:
     checkpoint_minutes: float = 5.0
     ranks: int = 1  # processes that train a run together
     requeues: int = 20  # of a SLURM job, before it is given up
-    grid: str = ""  # the command that asked, and
-    begun: float = float("inf")  # when it did, by the clock of `results`: what failed since is not tried again for it
-    reborn: float = float("-inf")  # when its SLURM job started again after a requeue, by the same clock
+    command_id: str = ""  # the command that asked, and
+    command_started: float = float(
+        "inf"
+    )  # when it did, by the clock of `results`: what failed since is not tried again for it
+    restarted_at: float = float("-inf")  # when its SLURM job started again after a requeue, by the same clock
     parent: int | None = None  # its process, where it waits for local workers; they do not outlive it
 
     def orphaned(self) -> bool:
@@ -60,7 +62,7 @@ class Work:
         """Has a training of the run left checkpoints?"""
         return Store(self.results).training(run.run_id).is_dir()
 
-    def gave_up(self, run: RunSpec) -> bool:
+    def already_failed(self, run: RunSpec) -> bool:
         """Has the run failed since the command began? Ranks that were lost in an earlier life of a SLURM job count for
         nothing: it was requeued to go on, for they went with their node."""
         store = Store(self.results)
@@ -68,10 +70,12 @@ class Work:
             failed_at = store.log(run.run_id).stat().st_mtime
         except FileNotFoundError:
             return False
-        return failed_at >= self.begun and not (failed_at < self.reborn and lost_ranks(store.record(run.run_id)))
+        return failed_at >= self.command_started and not (
+            failed_at < self.restarted_at and lost_ranks(store.record(run.run_id))
+        )
 
 
-def work(job: Work) -> int:
+def work(sweep: Sweep) -> int:
     """Do what of the grid nobody else has done or begun; returns how many runs failed here.
 
     With several ranks each is a process of the same job that calls this: rank 0 works, the others train along.
@@ -79,120 +83,122 @@ def work(job: Work) -> int:
     from bench.records.environment import raise_allocator_thresholds
 
     raise_allocator_thresholds()
-    load_plugins(job.plugins)
+    load_plugins(sweep.plugins)
     import torch
 
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(sweep.threads)
     if slurm_job()[1]:
-        job = replace(job, reborn=clock_of(job.results))
-    stopping = Stopping(job.orphaned)
+        sweep = replace(sweep, restarted_at=clock_of(sweep.results))
+    stopping = Stopping(sweep.orphaned)
     with stopping.listening():
-        if job.ranks == 1:
-            return _work_through(job, stopping)
+        if sweep.ranks == 1:
+            return _work_through(sweep, stopping)
         from bench.training.failures import RanksLost
-        from bench.training.ranks import dismiss, meet, name_rank
+        from bench.training.ranks import connect, name_rank, release_followers
 
         rank = name_rank()
         try:
-            fabric = meet(job.ranks)
+            fabric = connect(sweep.ranks)
         except RanksLost as lost:
             if rank == 0 and on_slurm():  # where a job is one run
                 reason = str(lost)
-                fail(job, lambda run: reason)
+                fail(sweep, lambda run: reason)
             raise
         if rank > 0:
-            return _train_along(job, fabric, stopping)
-        failed = _work_through(job, stopping)
-        dismiss(fabric)
+            return _train_along(sweep, fabric, stopping)
+        failed = _work_through(sweep, stopping)
+        release_followers(fabric)
         return failed
 
 
-def _work_through(job: Work, stopping: Stopping) -> int:
+def _work_through(sweep: Sweep, stopping: Stopping) -> int:
     """The runs in their order, then again those that others had begun.
 
     A SLURM job, whose one run that is, waits until a claim on it that is not renewed counts as dead: it may be that of
     a job which died on another node just before this one was submitted.
     """
-    claims, failed = Claims(job.results), 0
+    leases, failed = Leases(sweep.results), 0
     patient_until = time.monotonic() + DEAD + RENEWED if on_slurm() else float("-inf")
     tried: set[str] = set()
-    left = list(job.runs)
+    left = list(sweep.runs)
     while left:
         others: list[RunSpec] = []
         for run in left:
-            if job.orphaned():
+            if sweep.orphaned():
                 return failed
-            with claims.hold(run.run_id, job.grid) as mine:
+            with leases.hold(run.run_id, sweep.command_id) as mine:
                 if not mine:
                     others.append(run)
-                elif job.unfinished(run) and not job.gave_up(run) and run.run_id not in tried:
+                elif sweep.unfinished(run) and not sweep.already_failed(run) and run.run_id not in tried:
                     tried.add(run.run_id)
-                    failed += _do(job, run, stopping).status == "failed"
+                    failed += _do(sweep, run, stopping).status == "failed"
             stopping.answer()
-        # what others had begun and left: they may have died, or have trained a run that lacks evaluations of ours
+        # what others had command_started and left: they may have died, or have trained a run that lacks evaluations of ours
         while True:
-            open_still = [run for run in others if job.unfinished(run) and not job.gave_up(run)]
-            left = [run for run in open_still if not claims.held(run.run_id)]
+            open_still = [run for run in others if sweep.unfinished(run) and not sweep.already_failed(run)]
+            left = [run for run in open_still if not leases.held(run.run_id)]
             if left or not open_still or time.monotonic() > patient_until:
                 break
             time.sleep(1.0)
     return failed
 
 
-def _train_along(job: Work, fabric: Fabric, stopping: Stopping) -> int:
+def _train_along(sweep: Sweep, fabric: Fabric, stopping: Stopping) -> int:
     """What a rank other than 0 does: its share of what rank 0 trains. It has no failures of its own to count."""
     from bench.experiment import train_along
     from bench.training.checkpoint import Checkpoints
-    from bench.training.ranks import told
+    from bench.training.ranks import runs_from_leader
 
-    for run in told(fabric):
-        folder = Store(job.results).training(run.run_id)
-        train_along(run, job.cache, Checkpoints(folder, None, stopping, writes=False))
+    for run in runs_from_leader(fabric):
+        folder = Store(sweep.results).training(run.run_id)
+        train_along(run, sweep.cache, Checkpoints(folder, None, stopping, writes=False))
         stopping.answer()
     return 0
 
 
-def _do(job: Work, run: RunSpec, stopping: Stopping) -> Record:
+def _do(sweep: Sweep, run: RunSpec, stopping: Stopping) -> Record:
     """One run that is ours to do, up to its record."""
     from bench.experiment import run_experiment
     from bench.records.outcome import failure, write_failure
     from bench.training.checkpoint import Checkpoints
 
-    store = Store(job.results)
+    store = Store(sweep.results)
     store.tidy(run.run_id)
-    checkpoints = Checkpoints(store.training(run.run_id), job.checkpoint_minutes, stopping)
-    hopeless = died(job, run) or Requeues(store, run.run_id).hopeless(checkpoints.reached(), job.requeues)
-    if hopeless:
-        failed = failure(run, job.threads, hopeless)
-        write_failure(store, failed, hopeless)
+    checkpoints = Checkpoints(store.training(run.run_id), sweep.checkpoint_minutes, stopping)
+    reason_to_stop = crash_reason(sweep, run) or Requeues(store, run.run_id).reason_to_stop(
+        checkpoints.reached(), sweep.requeues
+    )
+    if reason_to_stop:
+        failed = failure(run, sweep.threads, reason_to_stop)
+        write_failure(store, failed, reason_to_stop)
         return failed
-    progress = ProgressFile(job.results, run.run_id, job.orphaned)
+    progress = ProgressFile(sweep.results, run.run_id, sweep.orphaned)
     try:
         return run_experiment(
-            run, job.evaluation, job.finetune, store, job.cache, job.threads, progress, checkpoints=checkpoints
+            run, sweep.evaluation, sweep.finetune, store, sweep.cache, sweep.threads, progress, checkpoints=checkpoints
         )
     finally:
         progress.remove()
 
 
-def fail(job: Work, why: Callable[[RunSpec], str]) -> None:
+def fail(sweep: Sweep, why: Callable[[RunSpec], str]) -> None:
     """Write down that runs failed which nobody is at work on, where there is a reason. No others are touched: a claim
     would turn those away who are about to do them."""
     from bench.records.outcome import failure, write_failure
 
-    for run in job.runs:
+    for run in sweep.runs:
         if not why(run):
             continue
-        with Claims(job.results).hold(run.run_id, job.grid) as mine:
-            if mine and job.unfinished(run) and not job.gave_up(run) and (reason := why(run)):
-                write_failure(Store(job.results), failure(run, job.threads, reason, ranks=job.ranks), reason)
-                ProgressFile(job.results, run.run_id).remove()
+        with Leases(sweep.results).hold(run.run_id, sweep.command_id) as mine:
+            if mine and sweep.unfinished(run) and not sweep.already_failed(run) and (reason := why(run)):
+                write_failure(Store(sweep.results), failure(run, sweep.threads, reason, ranks=sweep.ranks), reason)
+                ProgressFile(sweep.results, run.run_id).remove()
 
 
-def died(job: Work, run: RunSpec) -> str:
+def crash_reason(sweep: Sweep, run: RunSpec) -> str:
     """Why the run is not tried again for this command: a worker of the same command died on it. Else ""."""
-    for owner in Claims(job.results).dead(run.run_id):
-        if job.grid and owner.grid == job.grid and not owner.job:
+    for owner in Leases(sweep.results).dead(run.run_id):
+        if sweep.command_id and owner.command_id == sweep.command_id and not owner.job:
             return (
                 f"the process at work on it (number {owner.pid} on {owner.host}) ended without a word: it was killed, "
                 f"perhaps for want of memory at batch {run.train.batch}"

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from bench.measure.inputs import random_views
-from bench.measure.table import DENSE, contestants
-from bench.measure.timed_method import Arm
+from bench.measure.table import DENSE, timed_names
+from bench.measure.timed_method import TimedMethod
 from bench.specs.run_spec import EncoderSpec, TrainSpec
 from bench.training.device import one_device
 from methods.names import Method
@@ -43,8 +43,11 @@ def too_large(
     if free is None:
         return {}
     models, steps = 0.0, {}
-    for name, method in contestants(methods)[:-1]:
-        arms = [Arm(name, method, spec, train, random_views(spec, 1), fabric) for spec in _stand_ins(encoder, geometry)]
+    for name, method in timed_names(methods)[:-1]:
+        arms = [
+            TimedMethod(name, method, spec, train, random_views(spec, 1), fabric)
+            for spec in _stand_ins(encoder, geometry)
+        ]
         points = [(arm.objective.encoder.geometry.patches, arm.most_saved()) for arm in arms]
         steps[name] = batch * grown(points, geometry.patches)
         models += (2 if method == DENSE else 1) * _model_bytes(arms[0].objective)  # dense is there twice

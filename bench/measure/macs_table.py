@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bench.measure.inputs import IMAGES, random_views
 from bench.measure.macs import CountersDisagree, count
-from bench.measure.table import contestants
+from bench.measure.table import timed_names
 from bench.measure.timed_method import GRID, execution
 from bench.records.record import Macs
 from bench.records.store import write_atomically
@@ -29,7 +29,7 @@ def count_methods(methods: Sequence[Method], encoder: EncoderSpec, train: TrainS
     which names the method."""
     rows: list[dict[str, Any]] = []
     dense: Macs | None = None
-    for name, method in contestants(methods)[:-1]:
+    for name, method in timed_names(methods)[:-1]:
         objective = build(method, encoder, seed=0)
         views = random_views(encoder, VIEWS if objective.encoder.strategy.adaptive else IMAGES)
         if not objective.encoder.strategy.meet_target(views[0]):

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from bench.records.environment import cores
-from bench.statistics.ratios import Array, Estimate, estimate
+from bench.statistics.ratios import Array, RatioEstimate, estimate
 
 GOT_ITS_CORES = 0.9  # of the CPU time a second of wall time that it should get
 WAITED = 0.1  # seconds that threads may wait for a core, in all, a second of wall time
@@ -47,7 +47,7 @@ class PairedTimes:
     def median(self, name: str) -> float:
         return float(np.median(self.seconds[name]))
 
-    def speedup(self, contender: str, baseline: str) -> Estimate:
+    def speedup(self, contender: str, baseline: str) -> RatioEstimate:
         """Baseline's time / contender's time: above 1 the contender is faster."""
         return estimate(self.seconds[baseline] / self.seconds[contender])
 
@@ -148,7 +148,7 @@ class _Cores:
 
 
 def paired_times(
-    contenders: Mapping[str, Callable[[], None]],
+    timed_methods: Mapping[str, Callable[[], None]],
     rounds: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -165,21 +165,21 @@ def paired_times(
     shorter than `shortest` seconds are repeated inside a measurement. At most as many rounds as asked for are repeated;
     which ones is judged again at the end, when it is known what CPU time is usual.
     """
-    if not contenders or rounds < 1:
+    if not timed_methods or rounds < 1:
         raise ValueError("a paired measurement needs at least one contender and one round.")
     watch = stopwatch or (CudaEvents() if torch.device(device).type == "cuda" else WallClock())
-    names, random = list(contenders), np.random.default_rng(seed)
+    names, random = list(timed_methods), np.random.default_rng(seed)
     judge = _Cores(busy, crowded=torch.get_num_threads() > cores())
     bound = math.ceil(REPEATED_BOUND * rounds)
     seen: list[Round] = []  # every round, thrown away or not, for what is usual
     kept: list[Round] = []
     repeated = 0
     with _collector_off():
-        plan = _warm_up(contenders, watch, shortest, seen)
+        plan = _warm_up(timed_methods, watch, shortest, seen)
         while True:
             while len(kept) < rounds:
                 order = [names[i] for i in random.permutation(len(names))]
-                one = _round(contenders, order, plan, watch)
+                one = _round(timed_methods, order, plan, watch)
                 seen.append(one)
                 if repeated < bound and not judge.fine(one, seen):
                     repeated += 1
@@ -205,13 +205,13 @@ class _Plan:
 
 
 def _warm_up(
-    contenders: Mapping[str, Callable[[], None]], watch: Stopwatch, shortest: float, seen: list[Round]
+    timed_methods: Mapping[str, Callable[[], None]], watch: Stopwatch, shortest: float, seen: list[Round]
 ) -> dict[str, _Plan]:
     """Passes until one takes as long as the one before, added to `seen`; how to measure each contender."""
     least, most = PASSES
     before = math.inf
     for done in range(1, most + 1):
-        one = _round(contenders, list(contenders), dict.fromkeys(contenders, _Plan()), watch)
+        one = _round(timed_methods, list(timed_methods), dict.fromkeys(timed_methods, _Plan()), watch)
         seen.append(one)
         now = sum(timed.seconds for timed in one.values())
         if done >= least and abs(now - before) <= STABLE * before:
@@ -227,15 +227,15 @@ def _plan(seconds: float, shortest: float) -> _Plan:
 
 
 def _round(
-    contenders: Mapping[str, Callable[[], None]], order: list[str], plan: Mapping[str, _Plan], watch: Stopwatch
+    timed_methods: Mapping[str, Callable[[], None]], order: list[str], plan: Mapping[str, _Plan], watch: Stopwatch
 ) -> Round:
     """Every contender once, in this order."""
     gc.collect()
     timed: dict[str, Timed] = {}
     for name in order:
         if plan[name].lead:
-            contenders[name]()
-        timed[name] = watch.time(contenders[name], plan[name].times)
+            timed_methods[name]()
+        timed[name] = watch.time(timed_methods[name], plan[name].times)
     return timed
 
 

@@ -68,7 +68,7 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
 
     from bench.measure.inputs import random_views
     from bench.measure.memory import peak_mib, resident_mib
-    from bench.measure.timed_method import Arm
+    from bench.measure.timed_method import TimedMethod
     from bench.records.environment import raise_allocator_thresholds
     from bench.training.device import one_device
     from methods.names import parse_methods
@@ -81,7 +81,7 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
     _warm_libraries()
     before = resident_mib()
     views = random_views(encoder, job["batch"])
-    arm = Arm(method.name, method, encoder, train, views, fabric)
+    arm = TimedMethod(method.name, method, encoder, train, views, fabric)
     step = arm.train_steps()[arm.points[0]]
     for _ in range(STEPS):
         step()

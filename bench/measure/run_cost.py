@@ -10,7 +10,7 @@ from bench.measure.memory import peak_mib, saved_bytes
 from bench.records.record import Macs, Memory
 from bench.specs.run_spec import RunSpec
 from bench.training.build import keep_now
-from bench.training.data import Bench
+from bench.training.data import RunData
 from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call
@@ -18,29 +18,31 @@ from methods.strategies.strategy import Call
 STEP, PLAIN = 16, 256  # images of a step that is weighed; over which inference is averaged, at most
 
 
-def macs_of(objective: Objective, spec: RunSpec, bench: Bench, steps: int) -> Macs:
+def macs_of(objective: Objective, spec: RunSpec, run_data: RunData, steps: int) -> Macs:
     """Of a pre-training of `steps` steps. Raises CountersDisagree."""
     if not objective.encoder.strategy.adaptive:
         return count(objective, spec.encoder, spec.train, steps)
-    index = bench.splits.test[:PLAIN]
-    plain = bench.views.normalise(torch.from_numpy(bench.data.images[index]).to(bench.fabric.device))
-    return count(objective, spec.encoder, spec.train, steps, _views(bench), plain)
+    index = run_data.splits.test[:PLAIN]
+    plain = run_data.views.normalise(torch.from_numpy(run_data.dataset.images[index]).to(run_data.fabric.device))
+    return count(objective, spec.encoder, spec.train, steps, _views(run_data), plain)
 
 
-def memory_of(objective: Objective, spec: RunSpec, bench: Bench) -> Memory:
+def memory_of(objective: Objective, spec: RunSpec, run_data: RunData) -> Memory:
     """What a step at the target keep ratio keeps for backward, and the peak so far."""
-    views = _views(bench)
+    views = _views(run_data)
     lesions = None
     if objective.encoder.strategy.needs_lesions:
-        lesions = torch.zeros(2 * views.shape[1], objective.encoder.geometry.patches, device=bench.fabric.device)
+        lesions = torch.zeros(2 * views.shape[1], objective.encoder.geometry.patches, device=run_data.fabric.device)
     call = Call(keep=keep_now(objective, 1.0, 0.0), noise=Noise(0, 0, views.shape[1]), lesions=lesions)
     peak, of = peak_mib()
     return Memory(saved_bytes_per_image=saved_bytes(objective, views, call), peak_mib=peak, peak_of=of)
 
 
-def _views(bench: Bench) -> Tensor:
+def _views(run_data: RunData) -> Tensor:
     """Two views of the first training images, (2, B, channels, H, W)."""
-    index = bench.splits.train[: min(STEP, len(bench.splits.train))]
-    parameters = bench.views.draw(torch.Generator().manual_seed(0), len(index))
-    views, _ = bench.views.apply(torch.from_numpy(bench.data.images[index]).to(bench.fabric.device), parameters)
+    index = run_data.splits.train[: min(STEP, len(run_data.splits.train))]
+    parameters = run_data.views.draw(torch.Generator().manual_seed(0), len(index))
+    views, _ = run_data.views.apply(
+        torch.from_numpy(run_data.dataset.images[index]).to(run_data.fabric.device), parameters
+    )
     return views

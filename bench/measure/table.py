@@ -21,18 +21,18 @@ from bench.measure.inputs import random_views
 from bench.measure.paired import PairedTimes, paired_times
 from bench.measure.parts import views_seconds
 from bench.measure.peak import NotMeasured, peak_of_training
-from bench.measure.timed_method import Arm, execution
+from bench.measure.timed_method import TimedMethod, execution
 from bench.records.environment import environment, machine, now, raise_allocator_thresholds
-from bench.records.record import TWICE, CostRow, CostTable
+from bench.records.record import AA_SUFFIX, CostRow, CostTable
 from bench.records.seal import seal
 from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
-from bench.statistics.ratios import Estimate
+from bench.statistics.ratios import RatioEstimate
 from bench.training.device import one_device, threads_of
-from methods import FLOORS
+from methods import BASELINES
 from methods.names import Method
 
 DENSE = Method("simclr", "dense")
-AGAIN = f"{DENSE.name}{TWICE}"
+AGAIN = f"{DENSE.name}{AA_SUFFIX}"
 LOOKS = 3  # steps watched, and calls of inference, for where the time goes
 
 Progress = Callable[[int, int], Any]
@@ -51,7 +51,7 @@ def measure(
     detail: bool = False,
     progress: Progress = lambda done, rounds: None,
 ) -> CostTable:
-    """The paired measurement of `methods` (floors are left out, and strategies of which only training can say how many
+    """The paired measurement of `methods` (baselines are left out, and strategies of which only training can say how many
     tokens they keep), dense SimCLR first and once more as `simclr/dense#2`.
 
     `images` (2, batch, channels, H, W): the views that all methods get; random ones by default. torch runs with
@@ -67,26 +67,28 @@ def measure(
     with threads_of(threads):
         views = random_views(encoder, measure.batch) if images is None else images[:, : measure.batch]
         arms = [
-            Arm(name, method, encoder, train, views, fabric, training and name not in left_out)
-            for name, method in contestants(methods)
+            TimedMethod(name, method, encoder, train, views, fabric, training and name not in left_out)
+            for name, method in timed_names(methods)
         ]
         unknown = [arm.name for arm in arms if not arm.known]
         arms = [arm for arm in arms if arm.known]
         for arm in arms:
             arm.weigh()
-        contenders = {key: call for arm in arms for key, call in arm.contenders().items()}
-        times = paired_times(contenders, measure.rounds, device=fabric.device, progress=progress)
+        timed_methods = {key: call for arm in arms for key, call in arm.timed_methods().items()}
+        times = paired_times(timed_methods, measure.rounds, device=fabric.device, progress=progress)
         if detail:
             for arm in arms:
                 arm.look_inside(LOOKS)
             seconds = views_seconds(encoder.image_size, encoder.channels, views.shape[1], fabric.device)
             details["views_ms"] = 1e3 * seconds / views.shape[1]
     rows = [_row(arm, times, threads) for arm in arms]
-    del arms, contenders  # the memory is the next processes'
+    del arms, timed_methods  # the memory is the next processes'
     lost = []
     for row in [row for row in rows if detail and row.train_ms is not None]:
         try:
-            peaks[row.method] = peak_of_training(row.method.removesuffix(TWICE), encoder, train, measure.batch, threads)
+            peaks[row.method] = peak_of_training(
+                row.method.removesuffix(AA_SUFFIX), encoder, train, measure.batch, threads
+            )
         except NotMeasured as why:
             lost.append(str(why))
     rows = [_detailed(row, details, peaks.get(row.method)) for row in rows]
@@ -106,9 +108,9 @@ def measure(
     )
 
 
-def contestants(methods: Sequence[Method]) -> list[tuple[str, Method]]:
+def timed_names(methods: Sequence[Method]) -> list[tuple[str, Method]]:
     """Names and methods of the rows, in order: the baseline, then what was asked for, then the baseline again."""
-    others = [method for method in dict.fromkeys(methods) if method != DENSE and method.strategy not in FLOORS]
+    others = [method for method in dict.fromkeys(methods) if method != DENSE and method.strategy not in BASELINES]
     return [(DENSE.name, DENSE), *((method.name, method) for method in others), (AGAIN, DENSE)]
 
 
@@ -123,7 +125,7 @@ def table_path(
 ) -> Path:
     """Where the measurement of this goes: `results/cost/<hash>.json`, one name for what is measured on this machine."""
     what = {
-        "methods": [name for name, _ in contestants(methods)],
+        "methods": [name for name, _ in timed_names(methods)],
         "encoder": encoder.model_dump(mode="json"),
         "train": train.model_dump(mode="json", include={"ramp", "precision", "attention", "batch"}),
         "measure": measure.model_dump(mode="json"),
@@ -134,7 +136,7 @@ def table_path(
     return results / "cost" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}.json"
 
 
-def _row(arm: Arm, times: PairedTimes, threads: int) -> CostRow:
+def _row(arm: TimedMethod, times: PairedTimes, threads: int) -> CostRow:
     strategy, batch, train = arm.objective.encoder.strategy, arm.views.shape[1], arm.train
     dense_step = next((name for name in times.seconds if name.startswith(f"{DENSE.name} train ")), None)
     steps = runs = step_ms = None
@@ -173,7 +175,7 @@ def _row(arm: Arm, times: PairedTimes, threads: int) -> CostRow:
     )
 
 
-def _parts(arm: Arm, step_ms: float | None) -> dict[str, Any]:
+def _parts(arm: TimedMethod, step_ms: float | None) -> dict[str, Any]:
     """The measured step, shared out as the watched ones were spent."""
     return {} if step_ms is None else {f"{part}_ms": step_ms * share for part, share in arm.parts.items()}
 
@@ -184,6 +186,6 @@ def _detailed(row: CostRow, details: dict[str, Any], peak: tuple[float, str] | N
     return row.model_copy(update={**details, **found})
 
 
-def _columns(kind: str, speedup: Estimate | None) -> dict[str, Any]:
+def _columns(kind: str, speedup: RatioEstimate | None) -> dict[str, Any]:
     values = (None,) * 3 if speedup is None else (speedup.median, speedup.low, speedup.high)
     return dict(zip((f"{kind}_speedup{end}" for end in ("", "_low", "_high")), values, strict=True))

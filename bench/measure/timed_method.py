@@ -26,7 +26,7 @@ from bench.measure.paired import PairedTimes
 from bench.measure.parts import Stepwatch, attention_share, shares
 from bench.records.record import Macs
 from bench.specs.run_spec import EncoderSpec, TrainSpec
-from bench.statistics.ratios import Array, Estimate, estimate
+from bench.statistics.ratios import Array, RatioEstimate, estimate
 from bench.training.build import build, optimizer_of, train_step
 from methods.names import Method
 from methods.noise import Noise
@@ -39,7 +39,7 @@ Call0 = Callable[[], None]
 
 
 @dataclass
-class Arm:
+class TimedMethod:
     """A method, on `views` (2, B, channels, H, W); `training` False leaves its steps out."""
 
     name: str
@@ -96,7 +96,7 @@ class Arm:
         """Name of the step that keeps `kept` patches, the target by default."""
         return f"{self.name} train {self.points[0] if kept is None else kept}"
 
-    def contenders(self) -> dict[str, Call0]:
+    def timed_methods(self) -> dict[str, Call0]:
         """What is timed: inference, and a train step at every point."""
         steps = self.train_steps() if self.training else {}
         return {self.infer_key: self.inference(), **{self.train_key(k): step for k, step in steps.items()}}
@@ -153,7 +153,7 @@ class Arm:
     def _lesions(self, batch: int) -> Tensor:
         return random_lesions(batch, self.objective.encoder.geometry.patches).to(self.views.device)
 
-    def run_speedup(self, times: PairedTimes, dense_step: str) -> Estimate:
+    def run_speedup(self, times: PairedTimes, dense_step: str) -> RatioEstimate:
         """Dense's whole run over this method's, the ramp integrated, round by round."""
         own = np.stack([times.seconds[self.train_key(k)] for k in self.points], axis=-1)  # (rounds, points)
         return estimate(times.seconds[dense_step] / self._mean_step(own))

@@ -9,7 +9,7 @@ from bench.records.environment import conditions, environment, now
 from bench.records.record import DataRecord, Record, SplitRecord, Timing
 from bench.records.store import Store, write_atomically
 from bench.specs.run_spec import SCIENCE_VERSION, RunSpec
-from methods import FLOORS
+from methods import BASELINES
 from methods.objectives.objective import Objective
 
 
@@ -33,7 +33,7 @@ def record_of(
     `ranks` are those that were asked for, where they are not those of this process.
     """
     method = spec.parsed
-    here = environment(threads, ranks=1 if method.strategy in FLOORS else ranks)
+    here = environment(threads, ranks=1 if method.strategy in BASELINES else ranks)
     others = [one for one in under if one != conditions(here)]
     strategy = None if objective is None else objective.encoder.strategy
     return Record(

@@ -15,7 +15,7 @@ from bench.specs.frozen import Frozen
 from datasets.limits import THREADS
 
 SCHEMA_VERSION = 1
-BESIDE = ("history.jsonl", "selection.npz")  # made with a record, written before it
+SIDE_FILES = ("history.jsonl", "selection.npz")  # made with a record, written before it
 
 
 def _readable(environment: dict[str, Any]) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def _readable(environment: dict[str, Any]) -> dict[str, Any]:
 
 def _beside(files: dict[str, str]) -> dict[str, str]:
     """Names of ours alone: they are joined to the run's folder, and must not lead out of it."""
-    if strangers := files.keys() - set(BESIDE):
-        raise ValueError(f"no file of a run's is {min(strangers)!r}: they are {' and '.join(BESIDE)}")
+    if strangers := files.keys() - set(SIDE_FILES):
+        raise ValueError(f"no file of a run's is {min(strangers)!r}: they are {' and '.join(SIDE_FILES)}")
     return files
 
 
@@ -120,7 +120,7 @@ class Record(Frozen):
     status: Literal["done", "failed"]
     reason: str = ""
     method: str  # canonical, e.g. "simclr/sparsecontrast" or "simclr/sparsecontrast[gate=key_bias]"
-    objective: str  # "simclr", "moco", or "none" for the floors
+    objective: str  # "simclr", "moco", or "none" for the baselines
     strategy: str  # "dense", "sparsecontrast", ..., or "untrained", "supervised"
     spec: dict[str, Any]  # the full RunSpec
     settings: str = ""  # hash of what all runs of one comparison share; runs that differ in it are never averaged
@@ -135,7 +135,7 @@ class Record(Frozen):
     memory: Memory | None = None
     learning: Learning | None = None
     weights_sha256: str = ""
-    files: Annotated[dict[str, str], AfterValidator(_beside)] = {}  # SHA-256 of those BESIDE it
+    files: Annotated[dict[str, str], AfterValidator(_beside)] = {}  # SHA-256 of those SIDE_FILES it
     environment: Environment
     started: str  # ISO 8601, UTC
     finished: str
@@ -202,7 +202,7 @@ PARTS = {
 }
 
 
-TWICE = "#2"  # ends the name of the row in which dense is measured against itself
+AA_SUFFIX = "#2"  # ends the name of the row in which dense is measured against itself
 
 
 class CostRow(Frozen):

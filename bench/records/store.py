@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from bench.messages import FULL, disk_full
-from bench.records.record import BESIDE, SCHEMA_VERSION, Evaluation, Record
+from bench.records.record import SCHEMA_VERSION, SIDE_FILES, Evaluation, Record
 from bench.records.seal import seal, sha256
 from bench.specs.frozen import file_sha256
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
@@ -157,7 +157,7 @@ class Store:
         """Sealed, and with the hashes of the files that a finished run left before its record."""
         folder = self.folder(record.run_id)
         if record.status == "done":
-            files = {name: file_sha256(folder / name) for name in BESIDE if (folder / name).is_file()}
+            files = {name: file_sha256(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
             record = record.model_copy(update={"files": files})
         write_atomically(folder / "record.json", as_json(seal(record)))
 

@@ -37,13 +37,13 @@ MISTAKES = 5  # told at once
 KINDS = ("bool", "int", "float", "str")  # of an option of a data set
 
 
-class Suite(Frozen):
+class GridSpec(Frozen):
     """A whole comparison: methods x keep ratios x seeds on one data set with one encoder."""
 
     preset: str = ""
     evidence: bool = True  # False: a test of the machinery, whose numbers say nothing
     methods: str = "all"
-    floors: tuple[Literal["untrained", "supervised"], ...] = ("untrained", "supervised")
+    baselines: tuple[Literal["untrained", "supervised"], ...] = ("untrained", "supervised")
     seeds: Annotated[tuple[Seed, ...], Field(max_length=SEEDS), AfterValidator(once)] = (0, 1, 2)
     keep: Annotated[tuple[Share, ...], AfterValidator(once)] = ()
     data: DataSpec = DataSpec()
@@ -56,7 +56,7 @@ class Suite(Frozen):
     tuned: dict[str, Positive] = {}  # learning rate by `objective/strategy`, from `make tune`
 
     @model_validator(mode="after")
-    def _tuned_rates_are_of_methods(self) -> Suite:
+    def _tuned_rates_are_of_methods(self) -> GridSpec:
         for name in self.tuned:
             try:
                 parse_methods(name)
@@ -74,8 +74,8 @@ class Suite(Frozen):
             for keep in self.keep:
                 inside = ",".join(f"{k}={v}" for k, v in {"keep": keep, **dict(method.options)}.items())
                 methods += parse_methods(f"{method.objective}/{method.strategy}[{inside}]")
-        floors = [Method("none", floor) for floor in self.floors]
-        return list(dict.fromkeys([*methods, *floors]))
+        baselines = [Method("none", baseline) for baseline in self.baselines]
+        return list(dict.fromkeys([*methods, *baselines]))
 
     def _asked(self) -> list[tuple[Method, bool]]:
         """The methods as named, each with whether a keep ratio asked for goes to it: it has one and names none."""
@@ -136,7 +136,7 @@ class Suite(Frozen):
         ]
 
 
-def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | None = None) -> Suite:
+def load_grid(preset: str, spec: Path | None = None, changes: dict[str, Any] | None = None) -> GridSpec:
     """A preset by name, overridden by a TOML file of the same form, then by dotted keys (`train.epochs`: 5).
 
     Options of a data set go with it: who names another one does not inherit them. Raises ValueError, which says where
@@ -153,7 +153,7 @@ def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | 
     given: dict[str, Any] = {}
     for key, value in (changes or {}).items():
         if key.count(".") > DEPTH:
-            raise ValueError(f"options: unknown key '{key}': known are {', '.join(Suite.model_fields)}.")
+            raise ValueError(f"options: unknown key '{key}': known are {', '.join(GridSpec.model_fields)}.")
         nested: Any = value
         for part in reversed(key.split(".")):
             nested = {part: nested}
@@ -161,10 +161,10 @@ def load_suite(preset: str, spec: Path | None = None, changes: dict[str, Any] | 
     if "preset" in file or "preset" in given:
         raise ValueError(f"{spec or 'options'}: a preset can't be set in a spec: choose it with --preset.")
     values = _override(values, given)
-    suite: Suite = validated(Suite, values, where=str(spec) if spec else "options")
+    grid: GridSpec = validated(GridSpec, values, where=str(spec) if spec else "options")
     if "keep" in file or "keep" in given:
-        suite.check_keep()
-    return suite
+        grid.check_keep()
+    return grid
 
 
 def read_tuning(preset: str) -> dict[str, Any] | None:

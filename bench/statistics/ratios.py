@@ -30,7 +30,7 @@ ENOUGH = 6  # rounds, the fewest whose range holds the median with 95 %
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RatioEstimate:
     """A median over rounds with its 95 % interval."""
 
     median: float
@@ -38,18 +38,18 @@ class Estimate:
     high: float
 
 
-def estimate(values: Array) -> Estimate:
+def estimate(values: Array) -> RatioEstimate:
     """Median of `values`, one a round, with the interpolated interval of the sign test."""
     ordered, n = np.sort(np.asarray(values, dtype=float)), len(values)
     rank = _rank(n)
     if rank == 0:
-        return Estimate(float(np.median(ordered)), float(ordered[0]), float(ordered[-1]))
+        return RatioEstimate(float(np.median(ordered)), float(ordered[0]), float(ordered[-1]))
     wider, narrower = _coverage(n, rank), _coverage(n, rank + 1)
     share = (wider - CONFIDENCE) / (wider - narrower)
     inward = (n - rank) * share / (rank + (n - 2 * rank) * share)
     low = (1 - inward) * ordered[rank - 1] + inward * ordered[rank]
     high = (1 - inward) * ordered[n - rank] + inward * ordered[n - rank - 1]
-    return Estimate(float(np.median(ordered)), float(low), float(high))
+    return RatioEstimate(float(np.median(ordered)), float(low), float(high))
 
 
 def interval_name(rounds: int) -> str:

@@ -32,11 +32,11 @@ deaf to SLURM's signal, so these are fewer than it leaves before it ends a job."
 
 
 @dataclass(frozen=True)
-class Point:
-    """Where a training stands: `step` steps are done; `position` is what else its loop must know, as plain JSON."""
+class Position:
+    """Where a training stands: `step` steps are done; `state` is what else its loop must know, as plain JSON."""
 
     step: int
-    position: dict[str, Any]
+    state: dict[str, Any]
 
 
 class Checkpoints:
@@ -51,10 +51,10 @@ class Checkpoints:
     ) -> None:
         self.folder, self.minutes, self.writes = folder, minutes, writes
         self.stopping = stopping or Stopping()
-        self.restored: Point | None = None  # where the training went on from
+        self.restored: Position | None = None  # where the training went on from
         self._saved_at = time.monotonic()
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, at: int | None = None) -> Point | None:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, at: int | None = None) -> Position | None:
         """Put the newest whole checkpoint's state into both; None, with both untouched, where there is none.
 
         With `at` that of this step alone, which another process has read: it is waited for.
@@ -73,17 +73,17 @@ class Checkpoints:
         by_time = self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
         return by_time or self.stopping.wanted()
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, point: Point) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
         """Write the state after `point.step` steps; then stop, if that was asked (see `Stopping.answer`)."""
         if self.folder is not None and self.writes:
             content = save_tensors(_taken(model, optimizer))
-            inside = {"step": point.step, "tensors": sha256(content), "position": point.position}
-            write_atomically(self.folder / f"{point.step}.safetensors", content)
+            inside = {"step": position.step, "tensors": sha256(content), "position": position.state}
+            write_atomically(self.folder / f"{position.step}.safetensors", content)
             sealed = {**inside, "digest": digest_of(inside)}
-            write_atomically(self.folder / f"{point.step}.json", json.dumps(sealed, allow_nan=False).encode())
+            write_atomically(self.folder / f"{position.step}.json", json.dumps(sealed, allow_nan=False).encode())
             steps = self._steps()
-            later = [step for step in steps if step > point.step]  # not whole, or this would have gone on from there
-            for other in [*later, *[step for step in steps if step <= point.step][:-KEPT]]:
+            later = [step for step in steps if step > position.step]  # not whole, or this would have gone on from there
+            for other in [*later, *[step for step in steps if step <= position.step][:-KEPT]]:
                 self._remove(other)
         self._saved_at = time.monotonic()
         self.stopping.answer()
@@ -120,7 +120,7 @@ class Checkpoints:
         for suffix in ("json", "safetensors"):  # without its JSON a checkpoint does not count
             (self.folder / f"{step}.{suffix}").unlink(missing_ok=True)
 
-    def _read(self, step: int) -> tuple[dict[str, Tensor], Point] | None:
+    def _read(self, step: int) -> tuple[dict[str, Tensor], Position] | None:
         """A checkpoint's tensors and point, None where it is not whole."""
         assert self.folder is not None
         try:
@@ -128,7 +128,7 @@ class Checkpoints:
             content = (self.folder / f"{step}.safetensors").read_bytes()
             if state_of(sealed) != "whole" or sealed["tensors"] != sha256(content) or sealed["step"] != step:
                 return None
-            return load_tensors(content), Point(step, sealed["position"])
+            return load_tensors(content), Position(step, sealed["position"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
             return None
 

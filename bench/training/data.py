@@ -24,10 +24,10 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass
-class Bench:
+class RunData:
     """The data with its splits, and the device: what every evaluation of a run shares."""
 
-    data: Dataset
+    dataset: Dataset
     splits: Splits
     views: Views
     fabric: Fabric
@@ -36,24 +36,24 @@ class Bench:
     def images_of(self, split: Literal["test", "val"]) -> Indices:
         """Images of a split that carry a label."""
         index = cast(Indices, getattr(self.splits, split))
-        return index[~np.isnan(self.data.labels[index]).all(1)]
+        return index[~np.isnan(self.dataset.labels[index]).all(1)]
 
     def draws(self, percent: float, draws: int) -> list[Indices]:
         """The subsets of a fraction; the whole is one."""
-        return [fraction(self.data, self.splits, percent, d) for d in range(1 if percent >= 100 else draws)]
+        return [fraction(self.dataset, self.splits, percent, d) for d in range(1 if percent >= 100 else draws)]
 
     def subset(self, index: Indices) -> Subset:
         """What a set of images holds."""
-        positives = np.nansum(self.data.labels[index] == 1, axis=0)
+        positives = np.nansum(self.dataset.labels[index] == 1, axis=0)
         return Subset(
-            hash=index_hash(self.data, index),
-            patients=len(np.unique(self.data.patients[index])),
+            hash=index_hash(self.dataset, index),
+            patients=len(np.unique(self.dataset.patients[index])),
             images=len(index),
-            positives={name: int(n) for name, n in zip(self.data.label_names, positives, strict=True)},
+            positives={name: int(n) for name, n in zip(self.dataset.label_names, positives, strict=True)},
         )
 
 
-def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
+def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> RunData:
     """The run's data, splits and views. Raises ValueError where what its id stands for is not what is here: a job may
     wait for days in a queue, and files change meanwhile."""
     if code_of(spec.parsed.objective, spec.parsed.strategy) != spec.code:
@@ -67,7 +67,7 @@ def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> Bench:
     if spec.fingerprint not in ("", data.fingerprint):
         raise ValueError(f"data set '{data.name}' has changed since the grid was planned: give the command again")
     splits = make_splits(data, spec.data.split_seed, spec.data.val, spec.data.test)
-    return Bench(data, splits, views_of(spec), fabric, spec.seed)
+    return RunData(data, splits, views_of(spec), fabric, spec.seed)
 
 
 @functools.lru_cache(maxsize=2)
@@ -77,9 +77,9 @@ def _load(spec: str, image_size: int, cache: Path | None, fingerprint: str) -> A
     return load(data.name, image_size, Path(data.root) if data.root else None, cache, **data.options)
 
 
-def data_record(bench: Bench) -> DataRecord:
+def data_record(run_data: RunData) -> DataRecord:
     """What a record says of the data."""
-    data = bench.data
+    data = run_data.dataset
     return DataRecord(
         name=data.name,
         fingerprint=data.fingerprint,
@@ -89,12 +89,12 @@ def data_record(bench: Bench) -> DataRecord:
     )
 
 
-def split_record(bench: Bench) -> SplitRecord:
+def split_record(run_data: RunData) -> SplitRecord:
     """What a record says of the splits."""
-    splits = bench.splits
+    splits = run_data.splits
     return SplitRecord(
         hash=splits.hash,
-        train=bench.subset(splits.train),
-        val=bench.subset(splits.val),
-        test=bench.subset(splits.test),
+        train=run_data.subset(splits.train),
+        val=run_data.subset(splits.val),
+        test=run_data.subset(splits.test),
     )

@@ -1,4 +1,4 @@
-"""End-to-end training on labels: the `finetune` probe of a pre-trained encoder, the `supervised` floor from scratch."""
+"""End-to-end training on labels: the `finetune` probe of a pre-trained encoder, the `supervised` baseline from scratch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from bench.specs.run_spec import FinetuneSpec
 from bench.training.batches import Lesions, epoch_order
 from bench.training.build import optimizer_of, schedule_of
-from bench.training.checkpoint import Checkpoints, Point
+from bench.training.checkpoint import Checkpoints, Position
 from bench.training.failures import TrainingFailed
-from bench.training.history import Report, with_todays
+from bench.training.history import ProgressCallback, with_current_conditions
 from datasets.dataset import Dataset
 from datasets.views import Views
 from methods import Inference
@@ -61,7 +61,7 @@ def finetune(
     seed: int,
     inference: Inference,
     fabric: Fabric,
-    report: Report,
+    progress: ProgressCallback,
     checkpoints: Checkpoints | None = None,
 ) -> Classifier:
     """A classifier trained on `images` with binary cross-entropy on the labels that are known; the encoder given is
@@ -80,10 +80,10 @@ def finetune(
     scheduler = schedule_of(optimizer, total, WARMUP)
     lesions = Lesions(data, encoder, seed)
     checkpoints = checkpoints or Checkpoints(None)
-    point = checkpoints.restore(classifier, optimizer)
-    step, per_epoch = 0 if point is None else point.step, len(images) // batch
-    before, resumed = spent(point)
-    under = with_todays({} if point is None else point.position)
+    position = checkpoints.restore(classifier, optimizer)
+    step, per_epoch = 0 if position is None else position.step, len(images) // batch
+    before, resumed = spent(position)
+    under = with_current_conditions({} if position is None else position.state)
     began = time.perf_counter()
     model.train()
     with checkpoints.stopping.between_steps():
@@ -102,17 +102,17 @@ def finetune(
                 fabric.backward(loss)
                 optimizer.step()
                 step += 1
-                report({"step": step, "steps": total, "loss": float(loss.detach())})
+                progress({"step": step, "steps": total, "loss": float(loss.detach())})
                 if checkpoints.due():
                     seconds = before + time.perf_counter() - began
-                    position = {"seconds": seconds, "resumed": resumed, "conditions": under}
-                    checkpoints.save(classifier, optimizer, Point(step, position))
+                    state = {"seconds": seconds, "resumed": resumed, "conditions": under}
+                    checkpoints.save(classifier, optimizer, Position(step, state))
     return classifier.eval()
 
 
-def spent(point: Point | None) -> tuple[float, int]:
+def spent(position: Position | None) -> tuple[float, int]:
     """Seconds of training that a checkpoint holds, and how often it goes on from one when it goes on from this."""
-    return (0.0, 0) if point is None else (float(point.position["seconds"]), int(point.position["resumed"]) + 1)
+    return (0.0, 0) if position is None else (float(position.state["seconds"]), int(position.state["resumed"]) + 1)
 
 
 def _first_view(call: Call, batch: int) -> Call:

@@ -10,29 +10,29 @@ import numpy as np
 import torch
 
 from bench.records.environment import conditions, environment
-from bench.training.checkpoint import Point
+from bench.training.checkpoint import Position
 from methods.objectives.objective import Loss
 from methods.ranks import world
 
 
-class Course:
+class History:
     """Steps done, a line of history an epoch, time spent."""
 
-    def __init__(self, step: int = 0, position: dict[str, Any] | None = None) -> None:
+    def __init__(self, step: int = 0, state: dict[str, Any] | None = None) -> None:
         self.step = self._first = step
-        before = position or {"history": [], "seen": {}, "seconds": 0.0, "resumed": -1}
-        self.history: list[dict[str, Any]] = before["history"]
+        before = state or {"history": [], "seen": {}, "seconds": 0.0, "resumed": -1}
+        self.lines: list[dict[str, Any]] = before["history"]
         self._seen: dict[str, list[float]] = before["seen"]  # of the epoch at work
         self._seconds = before["seconds"]
         self.resumed: int = before["resumed"] + 1  # how often it went on from a checkpoint
-        self.conditions: list[dict[str, Any]] = with_todays(before)
+        self.conditions: list[dict[str, Any]] = with_current_conditions(before)
         self._began = self._epoch_began = time.perf_counter()
         self._images = 0  # of the epoch, since it began or went on
 
     @classmethod
-    def at(cls, point: Point | None) -> Course:
+    def at(cls, position: Position | None) -> History:
         """From a checkpoint; from the start where there is none."""
-        return cls() if point is None else cls(point.step, point.position)
+        return cls() if position is None else cls(position.step, position.state)
 
     @property
     def new_steps(self) -> int:
@@ -58,7 +58,7 @@ class Course:
             "images_per_second": self.images_per_second(),
             "selection": {name: float(np.mean(values)) for name, values in self._seen.items()},
         }
-        self.history.append(line)
+        self.lines.append(line)
         self._seen, self._images, self._epoch_began = {}, 0, time.perf_counter()
 
     def images_per_second(self) -> float:
@@ -68,22 +68,22 @@ class Course:
         """Of training, without what lies between a stop and going on."""
         return float(self._seconds) + time.perf_counter() - self._began
 
-    def point(self) -> Point:
-        position = {
-            "history": self.history,
+    def position(self) -> Position:
+        state = {
+            "history": self.lines,
             "seen": self._seen,
             "seconds": self.seconds(),
             "resumed": self.resumed,
             "conditions": self.conditions,
         }
-        return Point(self.step, position)
+        return Position(self.step, state)
 
 
-def with_todays(position: dict[str, Any]) -> list[dict[str, Any]]:
+def with_current_conditions(state: dict[str, Any]) -> list[dict[str, Any]]:
     """The conditions that a training was under until this position, each once, and those of this process."""
-    before: list[dict[str, Any]] = position.get("conditions", [])
-    todays = conditions(environment(torch.get_num_threads(), ranks=world()))
-    return before if todays in before else [*before, todays]
+    before: list[dict[str, Any]] = state.get("conditions", [])
+    current = conditions(environment(torch.get_num_threads(), ranks=world()))
+    return before if current in before else [*before, current]
 
 
-Report = Callable[[dict[str, Any]], None]  # progress of the run, for whoever watches
+ProgressCallback = Callable[[dict[str, Any]], None]  # progress of the run, for whoever watches

@@ -18,9 +18,9 @@ from lightning_fabric import Fabric
 from bench.specs.run_spec import RunSpec
 from bench.training.batches import Lesions, draw_views, epoch_order, views_of
 from bench.training.build import build, keep_now, optimizer_of, schedule_of, steps_of, train_step
-from bench.training.checkpoint import Checkpoints, Point
+from bench.training.checkpoint import Checkpoints, Position
 from bench.training.failures import TrainingFailed
-from bench.training.history import Course, Report
+from bench.training.history import History, ProgressCallback
 from bench.training.ranks import any_rank
 from datasets.dataset import Dataset
 from methods.encoders.batchnorm import globalise
@@ -52,7 +52,7 @@ def pretrain(
     data: Dataset,
     images: np.ndarray,
     fabric: Fabric,
-    report: Report,
+    progress: ProgressCallback,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Pre-train on `images` (indices into `data`), from the newest of its `checkpoints` if there is one.
@@ -79,19 +79,19 @@ def pretrain(
     views = views_of(spec)
     lesions = Lesions(data, objective.encoder, spec.seed)
     checkpoints = checkpoints or Checkpoints(None)
-    course = Course.at(restored(checkpoints, objective, optimizer, fabric))
+    history = History.at(restored(checkpoints, objective, optimizer, fabric))
     per_epoch = total // train.epochs
     model.train()
     with checkpoints.stopping.between_steps():
-        for epoch in range(course.step // per_epoch, train.epochs):
+        for epoch in range(history.step // per_epoch, train.epochs):
             order = epoch_order(images, spec.seed, epoch, train.batch)
-            for index in itertools.islice(order, course.step % per_epoch, None):
-                step = course.step
-                progress = step / total
+            for index in itertools.islice(order, history.step % per_epoch, None):
+                step = history.step
+                done = step / total
                 scheduler.step_update(step)
                 call = Call(
-                    keep=keep_now(objective, progress, train.ramp),
-                    progress=progress,
+                    keep=keep_now(objective, done, train.ramp),
+                    progress=done,
                     noise=Noise(spec.seed, step, train.batch, rows=rows),
                 )
                 parameters = draw_views(spec, objective.blur_probabilities, step, len(index)).rows(rows)
@@ -103,30 +103,30 @@ def pretrain(
                     raise TrainingFailed(
                         f"the loss became {became} at step {step} of {total} (learning rate {train.lr:g})"
                     )
-                course.note(loss, value, len(index))
-                if fabric.is_global_zero and (course.step % 10 == 0 or course.step == total):
-                    speed = course.images_per_second()
-                    report(
+                history.note(loss, value, len(index))
+                if fabric.is_global_zero and (history.step % 10 == 0 or history.step == total):
+                    speed = history.images_per_second()
+                    progress(
                         {"step": step + 1, "steps": total, "loss": value, "keep": call.keep, "images_per_second": speed}
                     )
-                if course.step % per_epoch == 0:
-                    course.end_epoch(epoch + 1, call.keep, optimizer.param_groups[0]["lr"])
-                if course.step < total and any_rank(fabric, checkpoints.due()):
-                    checkpoints.save(objective, optimizer, course.point())
-        if course.new_steps:
-            checkpoints.save(objective, optimizer, course.point())
-    return Trained(objective, course.history, total, course.seconds(), course.resumed, course.conditions)
+                if history.step % per_epoch == 0:
+                    history.end_epoch(epoch + 1, call.keep, optimizer.param_groups[0]["lr"])
+                if history.step < total and any_rank(fabric, checkpoints.due()):
+                    checkpoints.save(objective, optimizer, history.position())
+        if history.new_steps:
+            checkpoints.save(objective, optimizer, history.position())
+    return Trained(objective, history.lines, total, history.seconds(), history.resumed, history.conditions)
 
 
 def restored(
     checkpoints: Checkpoints, objective: Objective, optimizer: torch.optim.Optimizer, fabric: Fabric
-) -> Point | None:
+) -> Position | None:
     """Put into both where all ranks go on from: rank 0 reads the newest checkpoint, the others the same. Raises
     TrainingFailed on all of them where one can't."""
-    point = checkpoints.restore(objective, optimizer) if fabric.is_global_zero else None
-    step = fabric.broadcast(0 if point is None else point.step)
+    position = checkpoints.restore(objective, optimizer) if fabric.is_global_zero else None
+    step = fabric.broadcast(0 if position is None else position.step)
     if step and not fabric.is_global_zero:
-        point = checkpoints.restore(objective, optimizer, at=step)
-    if any_rank(fabric, step != (0 if point is None else point.step)):
+        position = checkpoints.restore(objective, optimizer, at=step)
+    if any_rank(fabric, step != (0 if position is None else position.step)):
         raise TrainingFailed(f"a rank can't read the checkpoint of step {step}: does each see the results folder?")
-    return point
+    return position

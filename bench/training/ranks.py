@@ -50,7 +50,7 @@ def name_rank() -> int:
     return int(tasks.rank)
 
 
-def meet(ranks: int) -> Fabric:
+def connect(ranks: int) -> Fabric:
     """Connect with the others, by torch's variables: NCCL on GPUs, gloo on CPUs. Raises RanksLost where one does not
     come."""
     import torch.distributed as dist
@@ -131,12 +131,12 @@ def leading(fabric: Fabric, spec: RunSpec) -> Iterator[None]:
         raise RanksLost(f"the ranks that trained {spec.run_id} can't go on together after its failure") from error
 
 
-def dismiss(fabric: Fabric) -> None:
+def release_followers(fabric: Fabric) -> None:
     """For rank 0: the others have no more to do."""
     fabric.broadcast("")
 
 
-def told(fabric: Fabric) -> Iterator[RunSpec]:
+def runs_from_leader(fabric: Fabric) -> Iterator[RunSpec]:
     """For the other ranks: what rank 0 has them train along."""
     from bench.specs.run_spec import RunSpec
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from bench.records.record import BESIDE, SCHEMA_VERSION, Evaluation, Record
+from bench.records.record import SCHEMA_VERSION, SIDE_FILES, Evaluation, Record
 from bench.records.seal import state_of
 from bench.records.store import evaluation_name
 from bench.specs.frozen import file_sha256
@@ -117,7 +117,7 @@ def _beside(source: Source) -> Check:
     """Are the other files those that were written?"""
     what, amiss, named = "files beside them", _changed(source), _named(source)
     unnamed = [path.name for path, said in named.items() if not said]
-    unnamed += [name for name in BESIDE if source.folder / name not in named and (source.folder / name).is_file()]
+    unnamed += [name for name in SIDE_FILES if source.folder / name not in named and (source.folder / name).is_file()]
     if not amiss and (unnamed or not named):
         why = f"nobody recorded the SHA-256 of {unnamed[0]}" if unnamed else "there are none"
         return Check(what, OPEN, f"{why}{f', and {len(unnamed) - 1} more' if len(unnamed) > 1 else ''}")

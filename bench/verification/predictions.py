@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bench.evaluation.evaluate import summarise
 from bench.records.record import Evaluation
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
-from bench.training.data import Bench
+from bench.training.data import RunData
 from bench.verification.check import FAILS, OPEN, Check, differences, judged
 from bench.verification.files import Source
 from bench.verification.reconstruct import how
@@ -22,10 +22,10 @@ NAMES = ("scores", "labels", "patients", "index")
 APART = {"digest", "predictions_sha256", "conditions"}  # of an evaluation: about files and places, not about the run
 
 
-def evaluations(source: Source, spec: RunSpec, bench: Bench) -> list[Check]:
+def evaluations(source: Source, spec: RunSpec, run_data: RunData) -> list[Check]:
     """Predictions -> accuracy: of each evaluation all that is in it, computed again from its predictions, and the
     images, labels and subsets that it is about, drawn again from the data."""
-    return [_evaluation(source, name, one, spec, bench) for name, one in source.evaluations.items()]
+    return [_evaluation(source, name, one, spec, run_data) for name, one in source.evaluations.items()]
 
 
 def read(path: Path) -> Arrays:
@@ -33,7 +33,7 @@ def read(path: Path) -> Arrays:
     return read_npz(path, NAMES)
 
 
-def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, bench: Bench) -> Check:
+def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, run_data: RunData) -> Check:
     what, path = f"{name} from its predictions", source.predictions(name)
     if not one.spec:
         return Check(what, OPEN, "it does not say how it was made: written by an earlier version of the code")
@@ -42,22 +42,22 @@ def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, bench
     try:
         evaluation, tuning = how(one)
         arrays = read(path)
-        amiss = _about(arrays, bench, evaluation)
+        amiss = _about(arrays, run_data, evaluation)
         if not amiss:
-            amiss = list(differences(plain(one), plain(_computed(one, arrays, evaluation, tuning, spec, bench))))
+            amiss = list(differences(plain(one), plain(_computed(one, arrays, evaluation, tuning, spec, run_data))))
     except ValueError as error:
         return Check(what, FAILS, str(error).splitlines()[0])
     low, high = one.interval
     return judged(what, amiss, f"macro AUROC {one.macro_auroc:.4f} [{low:.4f}, {high:.4f}] follows from them")
 
 
-def _about(arrays: Arrays, bench: Bench, evaluation: EvaluationSpec) -> list[str]:
+def _about(arrays: Arrays, run_data: RunData, evaluation: EvaluationSpec) -> list[str]:
     """What is wrong with the shapes of predictions, and with the images, labels and patients that they are about."""
-    index = bench.images_of(evaluation.split)
+    index = run_data.images_of(evaluation.split)
     wanted = {
         "index": index,
-        "labels": bench.data.labels[index],
-        "patients": bench.data.patients[index].astype(str),
+        "labels": run_data.dataset.labels[index],
+        "patients": run_data.dataset.patients[index].astype(str),
     }
     found = [f"{key} of the predictions are others" for key, value in wanted.items() if not _equal(arrays[key], value)]
     scores, shape = arrays["scores"], wanted["labels"].shape
@@ -71,11 +71,11 @@ def _equal(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
 
 
 def _computed(
-    one: Evaluation, arrays: Arrays, evaluation: EvaluationSpec, tuning: FinetuneSpec, spec: RunSpec, bench: Bench
+    one: Evaluation, arrays: Arrays, evaluation: EvaluationSpec, tuning: FinetuneSpec, spec: RunSpec, run_data: RunData
 ) -> Evaluation:
     """The evaluation that follows from predictions; what cross-validation chose can't be seen in them. Raises
     ValueError where the draws are not as many as were asked for, or nothing can be scored."""
-    subsets = bench.draws(one.labels, 1 if spec.labels is not None else evaluation.draws)
+    subsets = run_data.draws(one.labels, 1 if spec.labels is not None else evaluation.draws)
     if not len(arrays["scores"]) == len(one.draws) == len(subsets):
         raise ValueError(
             f"{len(subsets)} draws were asked for, {len(one.draws)} are recorded, {len(arrays['scores'])} are predicted"
@@ -84,7 +84,7 @@ def _computed(
     computed, _ = summarise(
         one.run_id,
         arrays["scores"],
-        bench,
+        run_data,
         evaluation,
         tuning,
         one.probe,

@@ -13,16 +13,16 @@ from bench.records.record import Evaluation, Record
 from bench.records.store import Store
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.build import build
-from bench.training.data import Bench, prepare
+from bench.training.data import RunData, prepare
 from bench.training.device import one_device, threads_of
-from bench.training.history import Report
+from bench.training.history import ProgressCallback
 from bench.verification.files import Source
 from methods.objectives.objective import Objective
 
 _NOTHING = (EvaluationSpec(labels=(), probes=()), FinetuneSpec())
 
 
-def bench_of(spec: RunSpec, cache: Path | None) -> Bench:
+def run_data_of(spec: RunSpec, cache: Path | None) -> RunData:
     """The data that the spec names, whatever their fingerprint, and their splits. Raises what loading raises."""
     fabric = one_device(spec.train.precision)
     return prepare(spec.model_copy(update={"fingerprint": ""}), fabric, cache)
@@ -43,13 +43,13 @@ def how(one: Evaluation) -> tuple[EvaluationSpec, FinetuneSpec]:
     return EvaluationSpec.model_validate(one.spec), FinetuneSpec.model_validate(one.finetune)
 
 
-def run_anew(source: Source, spec: RunSpec, results: Path, cache: Path | None, report: Report) -> Record:
+def rerun(source: Source, spec: RunSpec, results: Path, cache: Path | None, progress: ProgressCallback) -> Record:
     """The run and its evaluations once more, into a results folder of their own, with as many threads as then."""
     store, threads = Store(results), _threads_of(source.record)
     raise_allocator_thresholds()
     with threads_of(threads):
         for evaluation, tuning in _ways(source):
-            record = run_experiment(spec, evaluation, tuning, store, cache, threads, report)
+            record = run_experiment(spec, evaluation, tuning, store, cache, threads, progress)
             if record.status == "failed":
                 break
     return record

@@ -13,7 +13,7 @@ from bench.records.record import Macs, Record
 from bench.specs.frozen import file_sha256
 from bench.specs.run_spec import RunSpec
 from bench.training.build import steps_of
-from bench.training.data import Bench, data_record, split_record
+from bench.training.data import RunData, data_record, split_record
 from bench.training.finetune import finetune_steps
 from bench.verification.check import FAILS, OPEN, Check, compare, differences, judged
 from bench.verification.files import Source
@@ -23,19 +23,19 @@ from datasets.limits import RECORD_BYTES, read_within
 _LINE = TypeAdapter(dict[str, StrictInt | StrictFloat | dict[str, StrictFloat]])
 
 
-def data(record: Record, bench: Bench) -> Check:
+def data(record: Record, run_data: RunData) -> Check:
     """The data that were found, against those of the record."""
-    return compare("data", record.data, data_record(bench), f"fingerprint {bench.data.fingerprint[:12]}")
+    return compare("data", record.data, data_record(run_data), f"fingerprint {run_data.dataset.fingerprint[:12]}")
 
 
-def splits(source: Source, bench: Bench) -> Check:
+def splits(source: Source, run_data: RunData) -> Check:
     """Hashes and counts of the splits."""
-    made = split_record(bench)
+    made = split_record(run_data)
     counts = ", ".join(f"{getattr(made, part).patients:,} {part}" for part in ("train", "val", "test"))
     return compare("splits", source.record.splits, made, f"hashes and counts; patients: {counts}")
 
 
-def macs(source: Source, spec: RunSpec, bench: Bench) -> Check:
+def macs(source: Source, spec: RunSpec, run_data: RunData) -> Check:
     """MACs counted anew, and what the built network says of itself."""
     what, record = "MACs", source.record
     checkpoint = source.folder / "checkpoint.safetensors"
@@ -47,7 +47,7 @@ def macs(source: Source, spec: RunSpec, bench: Bench) -> Check:
     strategy = objective.encoder.strategy
     execution = "none" if record.objective == "none" else strategy.train_execution
     try:
-        counted = macs_of(objective, spec, bench, _pretraining_steps(spec, bench))
+        counted = macs_of(objective, spec, run_data, _pretraining_steps(spec, run_data))
     except CountersDisagree as error:
         return Check(what, FAILS, str(error))
     said = {"keep_effective": record.keep_effective, "train_execution": record.train_execution}
@@ -60,12 +60,12 @@ def macs(source: Source, spec: RunSpec, bench: Bench) -> Check:
     )
 
 
-def history(source: Source, spec: RunSpec, bench: Bench) -> Check:
+def history(source: Source, spec: RunSpec, run_data: RunData) -> Check:
     """Epochs and steps that were asked for, and the last loss."""
     what, record = "history", source.record
     said: dict[str, Any] = {"steps": record.time.steps if record.time else 0}
     if spec.labels is not None:
-        return compare(what, said, {"steps": _steps(spec, bench)}, f"{said['steps']} steps")
+        return compare(what, said, {"steps": _steps(spec, run_data)}, f"{said['steps']} steps")
     try:
         lines = lines_of(source)
     except (OSError, ValueError) as error:
@@ -73,7 +73,7 @@ def history(source: Source, spec: RunSpec, bench: Bench) -> Check:
     trained = record.objective != "none"
     said["final_loss"] = record.learning.final_loss if record.learning else None
     said["lines"] = [(line.get("epoch"), line.get("step")) for line in lines]
-    steps = _steps(spec, bench)
+    steps = _steps(spec, run_data)
     epochs = range(1, spec.train.epochs + 1) if trained else ()
     found = {
         "steps": steps,
@@ -103,15 +103,15 @@ def macs_differences(recorded: Macs | None, found: Macs | None) -> list[str]:
     return list(differences({"macs": said}, {"macs": seen}))
 
 
-def _steps(spec: RunSpec, bench: Bench) -> int:
-    """Of training, on labels for the supervised floor."""
+def _steps(spec: RunSpec, run_data: RunData) -> int:
+    """Of training, on labels for the supervised baseline."""
     if spec.labels is not None and spec.finetune is not None:
-        return finetune_steps(len(bench.draws(spec.labels, 1)[0]), spec.finetune)
-    return _pretraining_steps(spec, bench)
+        return finetune_steps(len(run_data.draws(spec.labels, 1)[0]), spec.finetune)
+    return _pretraining_steps(spec, run_data)
 
 
-def _pretraining_steps(spec: RunSpec, bench: Bench) -> int:
-    return 0 if spec.parsed.objective == "none" else steps_of(len(bench.splits.train), spec.train)
+def _pretraining_steps(spec: RunSpec, run_data: RunData) -> int:
+    return 0 if spec.parsed.objective == "none" else steps_of(len(run_data.splits.train), spec.train)
 
 
 def _by_content(spec: RunSpec) -> bool:

@@ -1,6 +1,6 @@
 """A recorded speed-up, measured anew: this method against dense, paired.
 
-Two measurements agree where their intervals overlap. Where they don't, but are no further apart than the noise floors
+Two measurements agree where their intervals overlap. Where they don't, but are no further apart than the noise baselines
 of the two tables, nothing can be told: no ratio is known better than that of dense to itself.
 """
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from bench.measure.counters import CountersDisagree
 from bench.measure.table import measure
 from bench.records.environment import machine
-from bench.records.record import TWICE, CostRow, CostTable, Record
+from bench.records.record import AA_SUFFIX, CostRow, CostTable, Record
 from bench.records.seal import state_of
 from bench.specs.run_spec import MeasureSpec, RunSpec
 from bench.statistics.ratios import noise_floor
@@ -30,7 +30,7 @@ def cost(source: Source, spec: RunSpec) -> list[Check]:
     """One check a ratio that the newest fitting table holds, or one that says why there is none."""
     method = spec.parsed
     if method.objective == "none":
-        return [Check(WHAT, OPEN, "floors are not measured")]
+        return [Check(WHAT, OPEN, "baselines are not measured")]
     if method.name == "simclr/dense":
         return [Check(WHAT, OPEN, "it is what all others are measured against")]
     tables, checks = _tables(source.folder.resolve().parent / "cost")
@@ -53,12 +53,12 @@ def cost(source: Source, spec: RunSpec) -> list[Check]:
     training = row.train_ms is not None
     try:
         spent = MeasureSpec(rounds=row.rounds, batch=row.batch)
-        anew = measure([method], spec.encoder, spec.train, spent, row.threads, training=training)
+        rerun_stage = measure([method], spec.encoder, spec.train, spent, row.threads, training=training)
     except (ValueError, CountersDisagree) as error:
         return [*checks, Check(WHAT, OPEN, f"they can't be measured here: {error}")]
-    now = next(one for one in anew.rows if one.method == method.name)
+    now = next(one for one in rerun_stage.rows if one.method == method.name)
     kinds = [kind for kind in KINDS if getattr(row, f"{kind}_speedup") is not None]
-    return [*checks, *(_compared(kind, (table, row), (anew, now)) for kind in kinds)]
+    return [*checks, *(_compared(kind, (table, row), (rerun_stage, now)) for kind in kinds)]
 
 
 def _tables(folder: Path) -> tuple[list[CostTable], list[Check]]:
@@ -114,8 +114,10 @@ def _compared(kind: str, then: tuple[CostTable, CostRow], now: tuple[CostTable, 
 
 
 def _floor(kind: str, table: CostTable) -> float:
-    """The noise floor of a table: what dense against itself shows."""
-    twins = [row for row in table.rows if row.method.endswith(TWICE) and getattr(row, f"{kind}_speedup") is not None]
+    """The noise baseline of a table: what dense against itself shows."""
+    twins = [
+        row for row in table.rows if row.method.endswith(AA_SUFFIX) and getattr(row, f"{kind}_speedup") is not None
+    ]
     return noise_floor(*_ends(kind, twins[0])) if twins else 1.0
 
 

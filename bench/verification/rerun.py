@@ -21,26 +21,24 @@ import torch
 from bench.records.environment import conditions
 from bench.records.record import Evaluation, Record
 from bench.specs.run_spec import RunSpec
-from bench.training.history import Report
-from bench.verification import files as source
-from bench.verification import predictions
-from bench.verification import recount as stored
+from bench.training.history import ProgressCallback
+from bench.verification import files, predictions, recount
 from bench.verification.check import FAILS, HOLDS, OPEN, TOLERANCE, Check, differences, judged
 from bench.verification.files import Source
-from bench.verification.reconstruct import run_anew
-from bench.verification.rescore import close, rescored
+from bench.verification.reconstruct import rerun
+from bench.verification.rescore import close, rescore
 
 UNLIKE = "the weights are others, so only accuracy is compared"
 
 
-def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -> list[Check]:
+def compare_rerun(recorded: Source, spec: RunSpec, cache: Path | None, progress: ProgressCallback) -> list[Check]:
     """Make the run and its evaluations anew in a temporary folder, and compare."""
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
-        record = run_anew(recorded, spec, Path(folder), cache, report)
+        record = rerun(recorded, spec, Path(folder), cache, progress)
         if record.status == "failed":
             failed = Check("run made anew", FAILS, f"it failed this time: {record.reason}")
-            return [failed, *rescored(recorded, spec, cache, report)]
-        made, _ = source.read(Path(folder) / spec.run_id)
+            return [failed, *rescore(recorded, spec, cache, progress)]
+        made, _ = files.read(Path(folder) / spec.run_id)
         assert made is not None
         changed = changes(recorded.record.environment, record.environment)
         checks = [_weights(recorded.record, made.record, changed)]
@@ -55,7 +53,7 @@ def again(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -
                 checks.append(Check(what, FAILS, "a run of this spec has no such evaluation"))
             else:
                 checks.append(_evaluation(what, name, recorded, made) if alike else within(what, one, other))
-    return checks if alike else [*checks, *rescored(recorded, spec, cache, report)]
+    return checks if alike else [*checks, *rescore(recorded, spec, cache, progress)]
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -84,7 +82,7 @@ def _course(recorded: Source, made: Source, alike: bool) -> Check:
         return Check(what, OPEN, UNLIKE)
     one, other = recorded.record, made.record
     amiss = list(differences({"learning": one.learning}, {"learning": other.learning}))
-    amiss += stored.macs_differences(one.macs, other.macs)
+    amiss += recount.macs_differences(one.macs, other.macs)
     amiss += differences(_saved(one), _saved(other), "saved_bytes_per_image")
     amiss += differences(_losses(recorded), _losses(made), "history")
     return judged(what, amiss, "equal, history and diagnostics included")
@@ -98,7 +96,7 @@ def _losses(one: Source) -> list[dict[str, Any]] | None:
     """The history without its speed; None where there is none, which is looked at elsewhere."""
     try:
         return [
-            {key: value for key, value in line.items() if key != "images_per_second"} for line in stored.lines_of(one)
+            {key: value for key, value in line.items() if key != "images_per_second"} for line in recount.lines_of(one)
         ]
     except (OSError, ValueError):
         return None

@@ -15,16 +15,16 @@ from pathlib import Path
 
 from bench.records.record import Evaluation
 from bench.specs.run_spec import RunSpec
-from bench.training.history import Report
-from bench.verification import files as source
+from bench.training.history import ProgressCallback
+from bench.verification import files
 from bench.verification.check import FAILS, OPEN, TOLERANCE, Check, judged
 from bench.verification.files import Source
-from bench.verification.reconstruct import run_anew
+from bench.verification.reconstruct import rerun
 
 ROUNDING = 0.05  # of the width of an interval
 
 
-def rescored(recorded: Source, spec: RunSpec, cache: Path | None, report: Report) -> list[Check]:
+def rescore(recorded: Source, spec: RunSpec, cache: Path | None, progress: ProgressCallback) -> list[Check]:
     """Make the evaluations that train no encoder again, from the checkpoint, in a temporary folder, and compare."""
     named = {
         name: one
@@ -39,10 +39,10 @@ def rescored(recorded: Source, spec: RunSpec, cache: Path | None, report: Report
         place.mkdir()
         for file in (checkpoint, recorded.folder / "record.json"):
             shutil.copyfile(file, place / file.name)
-        record = run_anew(replace(recorded, evaluations=named), spec, Path(folder), cache, report)
+        record = rerun(replace(recorded, evaluations=named), spec, Path(folder), cache, progress)
         if record.status == "failed":
             return [Check(what, FAILS, f"it can't be evaluated: {record.reason}")]
-        made, _ = source.read(place)
+        made, _ = files.read(place)
         assert made is not None
         return [
             close(f"{name} from the checkpoint", one, made.evaluations[name])

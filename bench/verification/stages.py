@@ -7,17 +7,15 @@ from pathlib import Path
 
 from bench.records.record import Record
 from bench.specs.run_spec import RunSpec
-from bench.training.data import Bench
-from bench.training.history import Report
-from bench.verification import files as source
-from bench.verification import predictions
-from bench.verification import recount as stored
+from bench.training.data import RunData
+from bench.training.history import ProgressCallback
+from bench.verification import files, predictions, recount
 from bench.verification.check import FAILS, OPEN, Check
 from bench.verification.files import Source
 from bench.verification.identity import identity
-from bench.verification.reconstruct import bench_of
+from bench.verification.reconstruct import run_data_of
 from bench.verification.remeasure import cost
-from bench.verification.rerun import again
+from bench.verification.rerun import compare_rerun
 from datasets import REGISTRY
 
 
@@ -34,14 +32,14 @@ class Looked:
 def look(folder: Path, data_root: Path | None, cache: Path | None) -> Looked:
     """All that can be told without training. Raises ValueError or FileNotFoundError for what the user has to mend:
     data that are not where they should be, a plug-in that is not given."""
-    found, checks = source.read(folder)
+    found, checks = files.read(folder)
     if found is None:
         return Looked(folder, tuple(checks))
     record = found.record
     if record.status == "failed":
         checks.append(Check("run", OPEN, f"it failed, and left nothing to compare: {record.reason}"))
         return Looked(folder, tuple(checks))
-    checks.append(source.weights(found))
+    checks.append(files.weights(found))
     spec, told = identity(found)
     checks += told
     if spec is None:
@@ -49,26 +47,30 @@ def look(folder: Path, data_root: Path | None, cache: Path | None) -> Looked:
         return Looked(folder, tuple(checks))
     if data_root is not None and REGISTRY[spec.data.name].root != "none":
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={"root": str(data_root.resolve())})})
-    bench = bench_of(spec, cache)
-    checks.append(_data(record, spec, bench))
+    run_data = run_data_of(spec, cache)
+    checks.append(_data(record, spec, run_data))
     if checks[-1].verdict == FAILS:
         checks.append(Check("splits, MACs, accuracy", OPEN, "the data are not those of the record"))
         return Looked(folder, tuple(checks))
-    checks += [stored.splits(found, bench), stored.macs(found, spec, bench), stored.history(found, spec, bench)]
-    checks += predictions.evaluations(found, spec, bench)
+    checks += [
+        recount.splits(found, run_data),
+        recount.macs(found, spec, run_data),
+        recount.history(found, spec, run_data),
+    ]
+    checks += predictions.evaluations(found, spec, run_data)
     return Looked(folder, tuple(checks), found, spec)
 
 
-def anew(looked: Looked, cache: Path | None, measure: bool, report: Report) -> list[Check]:
+def rerun_stage(looked: Looked, cache: Path | None, measure: bool, progress: ProgressCallback) -> list[Check]:
     """The run made anew, and its speed-ups measured anew if it is to be; nothing where it can't be."""
     if looked.source is None or looked.spec is None:
         return []
-    checks = again(looked.source, looked.spec, cache, report)
+    checks = compare_rerun(looked.source, looked.spec, cache, progress)
     return [*checks, *(cost(looked.source, looked.spec) if measure else [])]
 
 
-def _data(record: Record, spec: RunSpec, bench: Bench) -> Check:
-    if spec.fingerprint != bench.data.fingerprint:
-        said = f"fingerprint: {spec.fingerprint[:12]} recorded, {bench.data.fingerprint[:12]} found"
+def _data(record: Record, spec: RunSpec, run_data: RunData) -> Check:
+    if spec.fingerprint != run_data.dataset.fingerprint:
+        said = f"fingerprint: {spec.fingerprint[:12]} recorded, {run_data.dataset.fingerprint[:12]} found"
         return Check("data", FAILS, f"{said} (if they lie elsewhere, say where with --data-root)")
-    return stored.data(record, bench)
+    return recount.data(record, run_data)

@@ -47,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     world = small.World(tmp_path_factory.mktemp("verify"), cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
-        patch.setattr("bench.report.write_report", small.light_report)
+        patch.setattr("bench.analysis.page.write_report", small.light_report)
         result = world.run("--methods", "sparsecontrast")
     assert result.exit_code == 0, result.output
     return world.results

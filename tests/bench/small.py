@@ -14,12 +14,12 @@ from typer.testing import CliRunner, Result
 
 from bench.analysis.outputs import TITLE
 from bench.records.record import Draw, Evaluation, Macs, Record, Subset
-from bench.specs.grid_spec import Suite, load_suite
+from bench.specs.grid_spec import GridSpec, load_grid
 from bench.specs.run_spec import RunSpec
 
 TOML = """
 seeds = [0]
-floors = []
+baselines = []
 data.options = { patients = 60, images_per_patient = 2.0 }
 encoder = { name = "vit_stem_d64_l4_patch8", image_size = 32 }
 train = { epochs = 1, batch = 16 }
@@ -55,15 +55,15 @@ class World:
         return found
 
 
-def suite(folder: Path, **changes: Any) -> Suite:
+def grid(folder: Path, **changes: Any) -> GridSpec:
     path = folder / "small.toml"
     path.write_text(TOML, encoding="utf-8")
-    return load_suite("smoke", path, {key.replace("__", "."): value for key, value in changes.items()})
+    return load_grid("smoke", path, {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def run_spec(folder: Path, method: str, **changes: Any) -> RunSpec:
     """The spec of one run of the small world."""
-    (run,) = suite(folder, methods=method, **changes).runs()
+    (run,) = grid(folder, methods=method, **changes).runs()
     return run
 
 
@@ -79,7 +79,7 @@ def make_light(patch: pytest.MonkeyPatch) -> None:
     """No MACs counted and no report drawn."""
     macs = Macs(inference=1.0, train_step=3.0, whole_run=6.0, inference_parts={}, counters={})
     patch.setattr("bench.experiment.macs_of", lambda *args, **kwargs: macs)
-    patch.setattr("bench.report.write_report", light_report)
+    patch.setattr("bench.analysis.page.write_report", light_report)
 
 
 def record(run_id: str = "a-run", **changes: Any) -> Record:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench.launch.worker import Work, work
+from bench.launch.worker import Sweep, work
 from bench.records.record import Record
 from bench.records.store import Store
 from tests.bench import small
@@ -48,15 +48,15 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory, cache: Path) -> Work:
+def sweep(tmp_path_factory, cache: Path) -> Sweep:
     """One run of two steps with a checkpoint after each, one evaluation."""
     folder = tmp_path_factory.mktemp("job")
-    suite = small.suite(folder, methods="sparsecontrast", train__batch=32, evaluation__labels=[100])
-    runs = tuple(suite.runs())
-    return Work(runs, suite.evaluation, suite.finetune, folder / "whole", cache, 1, checkpoint_minutes=0.0)
+    grid = small.grid(folder, methods="sparsecontrast", train__batch=32, evaluation__labels=[100])
+    runs = tuple(grid.runs())
+    return Sweep(runs, grid.evaluation, grid.finetune, folder / "whole", cache, 1, checkpoint_minutes=0.0)
 
 
-def in_child(job: Work, at: int) -> tuple[int, int]:
+def in_child(sweep: Sweep, at: int) -> tuple[int, int]:
     """Work in a process that dies at its `at`-th call that puts something on disk under a name; its exit code, and how
     many such calls it came to."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -76,7 +76,7 @@ def in_child(job: Work, at: int) -> tuple[int, int]:
 
         for name in ("fsync", "replace", "link", "unlink"):
             setattr(os, name, counted(getattr(os, name)))
-        work(job)
+        work(sweep)
         sender.send(calls)
 
     process = multiprocessing.get_context("fork").Process(target=body)
@@ -93,22 +93,22 @@ def light_module() -> Any:
 
 
 @pytest.fixture(scope="module")
-def whole(job: Work, light_module: None) -> tuple[dict[str, Any], int]:
+def whole(sweep: Sweep, light_module: None) -> tuple[dict[str, Any], int]:
     """The undisturbed run, and the number of moments at which it could be killed."""
-    work(replace(job, results=job.results.parent / "warm"))  # loads the data, which children inherit
-    code, calls = in_child(job, at=0)
+    work(replace(sweep, results=sweep.results.parent / "warm"))  # loads the data, which children inherit
+    code, calls = in_child(sweep, at=0)
     assert code == 0
-    (run,) = job.runs
-    return outcome(job.results / run.run_id), calls
+    (run,) = sweep.runs
+    return outcome(sweep.results / run.run_id), calls
 
 
-def test_killed_at_every_write_and_rename(job: Work, whole: tuple[dict[str, Any], int], tmp_path: Path) -> None:
+def test_killed_at_every_write_and_rename(sweep: Sweep, whole: tuple[dict[str, Any], int], tmp_path: Path) -> None:
     expected, calls = whole
     assert calls > 30
-    (run,) = job.runs
+    (run,) = sweep.runs
     resumed = 0
     for at in range(1, calls + 1):
-        here = replace(job, results=tmp_path / str(at))
+        here = replace(sweep, results=tmp_path / str(at))
         assert in_child(here, at)[0] == KILLED, at
         folder = here.results / run.run_id
         began = max((int(path.stem) for path in (folder / "training").glob("*.json")), default=0)
@@ -121,15 +121,15 @@ def test_killed_at_every_write_and_rename(job: Work, whole: tuple[dict[str, Any]
         assert record is not None
         if record.time is not None and began:
             resumed += record.time.resumed
-        assert not list((here.results / ".claims").rglob("[0-9]*")), at
+        assert not list((here.results / ".leases").rglob("[0-9]*")), at
     assert resumed > 5, "no crash fell between two checkpoints"
 
 
 def test_a_failing_disk_fails_the_run_by_name_and_the_next_command_goes_on(
-    job: Work, whole: tuple[dict[str, Any], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    sweep: Sweep, whole: tuple[dict[str, Any], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     """The disk is full from the first checkpoint on, then there is room again."""
-    here = replace(job, results=tmp_path)
+    here = replace(sweep, results=tmp_path)
     (run,) = here.runs
 
     def full(*args: Any) -> None:
@@ -145,36 +145,36 @@ def test_a_failing_disk_fails_the_run_by_name_and_the_next_command_goes_on(
     assert outcome(tmp_path / run.run_id)["weights"] == whole[0]["weights"]
 
 
-def _note(job: Work, log: Path, start: float) -> None:
+def _note(sweep: Sweep, log: Path, start: float) -> None:
     def stand_in(run: Any, *args: Any, **options: Any) -> Record:
         with open(log, "ab", buffering=0) as file:
             file.write(f"{run.run_id}\n".encode())
         time.sleep(0.02)
         record = small.record(run.run_id)
-        Store(job.results).write_record(record)
+        Store(sweep.results).write_record(record)
         return record
 
     import bench.experiment
 
     bench.experiment.run_experiment = stand_in
     time.sleep(max(0.0, start - time.time()))
-    work(job)
+    work(sweep)
 
 
 def test_commands_on_the_same_folder_share_the_grid(tmp_path: Path, cache: Path) -> None:
     """Four at once: no run is done twice, none is lost."""
-    suite = small.suite(tmp_path, methods="dense,fixed,centre", seeds=[0, 1, 2, 3, 4, 5], evaluation__probes=[])
-    job = Work(tuple(suite.runs()), suite.evaluation, suite.finetune, tmp_path / "results", cache, 1)
+    grid = small.grid(tmp_path, methods="dense,fixed,centre", seeds=[0, 1, 2, 3, 4, 5], evaluation__probes=[])
+    sweep = Sweep(tuple(grid.runs()), grid.evaluation, grid.finetune, tmp_path / "results", cache, 1)
     log, start = tmp_path / "log", time.time() + 0.5
     context = multiprocessing.get_context("fork")
-    crowd = [context.Process(target=_note, args=(replace(job, grid=str(i)), log, start)) for i in range(4)]
+    crowd = [context.Process(target=_note, args=(replace(sweep, grid=str(i)), log, start)) for i in range(4)]
     for process in crowd:
         process.start()
     for process in crowd:
         process.join(60)
         assert process.exitcode == 0
-    assert Counter(log.read_text().split()) == {run.run_id: 1 for run in job.runs}
-    assert not list((job.results / ".claims").iterdir())
+    assert Counter(log.read_text().split()) == {run.run_id: 1 for run in sweep.runs}
+    assert not list((sweep.results / ".leases").iterdir())
 
 
 def test_five_real_kills(tmp_path: Path) -> None:

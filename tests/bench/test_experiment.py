@@ -36,30 +36,30 @@ from tests.bench import small
 METHODS = ["dense", "moco/sparsecontrast", "untrained", "oracle"]
 
 
-class Bench:
+class Setup:
     """Runs specs of the small world into a folder of their own."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache, self.store = folder, cache, Store(folder / "results")
 
     def run(self, method: str, **changes: Any) -> tuple[Record, Path]:
-        suite = small.suite(self.folder, methods=method, **changes)
-        run = suite.runs()[0]
+        grid = small.grid(self.folder, methods=method, **changes)
+        run = grid.runs()[0]
         record = run_experiment(
-            run, suite.evaluation, suite.finetune, self.store, self.cache, 1, changes.get("report", lambda state: None)
+            run, grid.evaluation, grid.finetune, self.store, self.cache, 1, changes.get("report", lambda state: None)
         )
         return record, self.store.folder(run.run_id)
 
 
 @pytest.fixture
-def bench(tmp_path: Path, cache: Path, light: None) -> Bench:
-    return Bench(tmp_path, cache)
+def setup(tmp_path: Path, cache: Path, light: None) -> Setup:
+    return Setup(tmp_path, cache)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, tuple[Record, Path]]:
     """Runs of several methods, with nothing left out."""
-    made = Bench(tmp_path_factory.mktemp("finished"), cache)
+    made = Setup(tmp_path_factory.mktemp("finished"), cache)
     found = {method: made.run(method) for method in METHODS}
     return {**found, "supervised": made.run("supervised", evaluation__labels=[50])}
 
@@ -150,10 +150,10 @@ def test_controls_say_what_they_keep(finished) -> None:
     assert 0.5 < record.keep_effective < 0.7  # as many more as the predictor costs
 
 
-def test_the_weights_do_not_depend_on_what_ran_before(finished, bench: Bench) -> None:
-    assert bench.run("moco/sparsecontrast")[0].weights_sha256 == finished["moco/sparsecontrast"][0].weights_sha256
+def test_the_weights_do_not_depend_on_what_ran_before(finished, setup: Setup) -> None:
+    assert setup.run("moco/sparsecontrast")[0].weights_sha256 == finished["moco/sparsecontrast"][0].weights_sha256
     assert (
-        bench.run("supervised", evaluation__labels=[50])[0].weights_sha256 == finished["supervised"][0].weights_sha256
+        setup.run("supervised", evaluation__labels=[50])[0].weights_sha256 == finished["supervised"][0].weights_sha256
     )
 
 
@@ -183,9 +183,9 @@ def test_what_is_evaluated_is_what_was_trained(finished, phantom, tmp_path: Path
 
 
 @pytest.mark.parametrize("method", ["moco/sparsecontrast", "supervised"])
-def test_evaluations_are_made_from_the_checkpoint_and_come_out_the_same(bench: Bench, monkeypatch, method: str) -> None:
+def test_evaluations_are_made_from_the_checkpoint_and_come_out_the_same(setup: Setup, monkeypatch, method: str) -> None:
     changes = {"evaluation__labels": [50]}
-    _, folder = bench.run(method, **changes)
+    _, folder = setup.run(method, **changes)
     (path,) = (folder / "evaluations").iterdir()
     before, record = json.loads(path.read_bytes()), (folder / "record.json").read_bytes()
     path.unlink()
@@ -194,35 +194,35 @@ def test_evaluations_are_made_from_the_checkpoint_and_come_out_the_same(bench: B
         raise AssertionError("trained anew")
 
     monkeypatch.setattr("bench.experiment._train", refuse)
-    again, _ = bench.run(method, **changes)
+    again, _ = setup.run(method, **changes)
     assert again.status == "done"
     assert json.loads(path.read_bytes()) == before
     assert (folder / "record.json").read_bytes() == record
 
 
-def test_pixels_stay_away_from_records_when_they_may_not_be_published(bench: Bench) -> None:
-    _, folder = bench.run("fixed", data__publish=False)
+def test_pixels_stay_away_from_records_when_they_may_not_be_published(setup: Setup) -> None:
+    _, folder = setup.run("fixed", data__publish=False)
     assert (folder / "record.json").exists()
     assert not (folder / "selection.npz").exists()
 
 
-def test_a_failed_training_is_recorded_with_its_reason_and_can_be_tried_again(bench: Bench, monkeypatch) -> None:
+def test_a_failed_training_is_recorded_with_its_reason_and_can_be_tried_again(setup: Setup, monkeypatch) -> None:
     def fail(*args: Any) -> None:
         raise TrainingFailed("the loss became nan at step 1 of 4")
 
     with monkeypatch.context() as patch:
         patch.setattr("bench.experiment.pretrain", fail)
-        record, folder = bench.run("dense")
+        record, folder = setup.run("dense")
     assert (record.status, record.reason) == ("failed", "the loss became nan at step 1 of 4")
-    stored = bench.records.store.record(record.run_id)
+    stored = setup.store.record(record.run_id)
     assert stored is not None
     assert small.unsealed(stored) == record
     assert "TrainingFailed" in (folder / "log.txt").read_text()
     assert record.weights_sha256 == ""
     assert not (folder / "checkpoint.safetensors").exists()
-    record, _ = bench.run("dense")
+    record, _ = setup.run("dense")
     assert record.status == "done"
-    assert bench.records.store.done(record.run_id)
+    assert setup.store.done(record.run_id)
 
 
 @pytest.mark.parametrize(
@@ -241,15 +241,15 @@ def test_a_failed_training_is_recorded_with_its_reason_and_can_be_tried_again(be
         ),
     ],
 )
-def test_reasons(bench: Bench, monkeypatch, error: Exception, reason: str) -> None:
+def test_reasons(setup: Setup, monkeypatch, error: Exception, reason: str) -> None:
     def fail(*args: Any) -> None:
         raise error
 
     monkeypatch.setattr("bench.experiment.pretrain", fail)
-    assert bench.run("dense")[0].reason == reason
+    assert setup.run("dense")[0].reason == reason
 
 
-def test_a_failing_evaluation_loses_neither_the_training_nor_the_others(bench: Bench, monkeypatch) -> None:
+def test_a_failing_evaluation_loses_neither_the_training_nor_the_others(setup: Setup, monkeypatch) -> None:
     from bench.evaluation.evaluate import evaluate
 
     def at_half(
@@ -261,14 +261,14 @@ def test_a_failing_evaluation_loses_neither_the_training_nor_the_others(bench: B
 
     with monkeypatch.context() as patch:
         patch.setattr("bench.experiment.evaluate", at_half)
-        record, folder = bench.run("dense")
+        record, folder = setup.run("dense")
     # for whoever counts
     assert (record.status, record.reason) == (
         "failed",
         "RuntimeError: a probe is odd, in the evaluation linear-50-dense",
     )
     assert [path.stem for path in (folder / "evaluations").iterdir()] == ["linear-100-dense"]
-    assert bench.records.store.done(record.run_id)
+    assert setup.store.done(record.run_id)
     assert "a probe is odd" in (folder / "log.txt").read_text()
     weights = (folder / "checkpoint.safetensors").read_bytes()
 
@@ -276,43 +276,43 @@ def test_a_failing_evaluation_loses_neither_the_training_nor_the_others(bench: B
         raise AssertionError("trained again")
 
     monkeypatch.setattr("bench.experiment.pretrain", refuse)
-    record, _ = bench.run("dense")
+    record, _ = setup.run("dense")
     assert record.status == "done"
     assert len(list((folder / "evaluations").iterdir())) == 2
     assert (folder / "checkpoint.safetensors").read_bytes() == weights
     assert not (folder / "log.txt").exists()
 
 
-def test_an_interruption_is_no_failure(bench: Bench, monkeypatch) -> None:
+def test_an_interruption_is_no_failure(setup: Setup, monkeypatch) -> None:
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bench.experiment.pretrain", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        bench.run("dense")
-    assert not list((bench.folder / "results").glob("*/record.json"))
+        setup.run("dense")
+    assert not list((setup.folder / "results").glob("*/record.json"))
 
 
 @pytest.mark.parametrize("method", ["dense", "supervised"])
-def test_a_training_that_went_on_under_other_conditions_says_so(bench: Bench, monkeypatch, method: str) -> None:
+def test_a_training_that_went_on_under_other_conditions_says_so(setup: Setup, monkeypatch, method: str) -> None:
     class Stopped(Checkpoints):
         def due(self) -> bool:
             if self.restored is None:
                 self.stopping._asked = 2
             return super().due()
 
-    suite = small.suite(bench.folder, methods=method, evaluation__labels=[50], evaluation__probes=["linear"])
-    (run,) = suite.runs()
+    grid = small.grid(setup.folder, methods=method, evaluation__labels=[50], evaluation__probes=["linear"])
+    (run,) = grid.runs()
 
     def attempt() -> Record:
-        checkpoints = Stopped(bench.records.store.training(run.run_id))
+        checkpoints = Stopped(setup.store.training(run.run_id))
         threads = torch.get_num_threads()
         return run_experiment(
             run,
-            suite.evaluation,
-            suite.finetune,
-            bench.records.store,
-            bench.cache,
+            grid.evaluation,
+            grid.finetune,
+            setup.store,
+            setup.cache,
             threads,
             lambda state: None,
             checkpoints,
@@ -339,18 +339,16 @@ def test_floors_are_trained_by_one_rank_whatever_the_job_has(finished, monkeypat
         assert failure(spec, 1, "").environment["ranks"] == ranks
 
 
-def test_data_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
-    suite = small.suite(bench.folder, methods="dense")
-    (run,) = suite.runs("a" * 64)
-    record = run_experiment(
-        run, suite.evaluation, suite.finetune, bench.records.store, bench.cache, 1, lambda state: None
-    )
+def test_data_that_changed_since_the_grid_was_planned(setup: Setup) -> None:
+    grid = small.grid(setup.folder, methods="dense")
+    (run,) = grid.runs("a" * 64)
+    record = run_experiment(run, grid.evaluation, grid.finetune, setup.store, setup.cache, 1, lambda state: None)
     assert record.status == "failed"
     assert "has changed since the grid was planned: give the command again" in record.reason
 
 
 @pytest.mark.parametrize("method", ["dense", "supervised"])
-def test_who_comes_second_leaves_what_the_first_has_finished(bench: Bench, monkeypatch, capsys, method: str) -> None:
+def test_who_comes_second_leaves_what_the_first_has_finished(setup: Setup, monkeypatch, capsys, method: str) -> None:
     """A process is frozen while it trains, and thaws when another has taken the run over and finished it."""
     train = "finetune" if method == "supervised" else "pretrain"
     real, written = getattr(module, train), {}
@@ -358,30 +356,30 @@ def test_who_comes_second_leaves_what_the_first_has_finished(bench: Bench, monke
     def frozen(*args: Any, **kwargs: Any) -> Any:
         with monkeypatch.context() as patch:
             patch.setattr(module, train, real)
-            _, folder = bench.run(method, evaluation__labels=[50])
+            _, folder = setup.run(method, evaluation__labels=[50])
         written.update({path: path.read_bytes() for path in folder.rglob("*") if path.is_file()})
         return real(*args, **kwargs)
 
     monkeypatch.setattr(module, train, frozen)
-    record, folder = bench.run(method, evaluation__labels=[50])
+    record, folder = setup.run(method, evaluation__labels=[50])
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == written
     assert len(written) > 3
-    assert record == bench.records.store.record(record.run_id)
+    assert record == setup.store.record(record.run_id)
     assert "another process took it over and finished it; its record stands" in capsys.readouterr().out
 
 
-def test_an_evaluation_that_another_made_meanwhile_is_left(bench: Bench, monkeypatch) -> None:
+def test_an_evaluation_that_another_made_meanwhile_is_left(setup: Setup, monkeypatch) -> None:
     real, made = module.evaluate, []
 
     def frozen(*args: Any) -> Any:
         if not made:
             made.append(True)
-            _, folder = bench.run("dense", evaluation__labels=[50])
+            _, folder = setup.run("dense", evaluation__labels=[50])
             made.append((folder / "evaluations" / "linear-50-dense.json").stat().st_mtime_ns)
         return real(*args)
 
     monkeypatch.setattr(module, "evaluate", frozen)
-    _, folder = bench.run("dense", evaluation__labels=[50])
+    _, folder = setup.run("dense", evaluation__labels=[50])
     assert (folder / "evaluations" / "linear-50-dense.json").stat().st_mtime_ns == made[1]
 
 
@@ -399,64 +397,62 @@ STRATEGIES = {{"mine": Entry(":Mine", "a variant", "a test", inference=("dense",
 """
 
 
-def test_a_plug_in_that_changed_since_the_grid_was_planned(bench: Bench, registries: None) -> None:
+def test_a_plug_in_that_changed_since_the_grid_was_planned(setup: Setup, registries: None) -> None:
     """Its job waited in a queue: the record would name the code of then, and the weights would be those of now."""
-    plugin = bench.folder / "mine.py"
+    plugin = setup.folder / "mine.py"
     plugin.write_text(PLUGIN.format(factor=1.0))
     load_plugin(plugin)
-    suite = small.suite(bench.folder, methods="mine")
-    (run,) = suite.runs()
+    grid = small.grid(setup.folder, methods="mine")
+    (run,) = grid.runs()
     assert run.code
     del STRATEGIES["mine"]  # the job's process, which reads the file anew
     plugin.write_text(PLUGIN.format(factor=0.5))
     load_plugin(plugin)
-    record = run_experiment(
-        run, suite.evaluation, suite.finetune, bench.records.store, bench.cache, 1, lambda state: None
-    )
+    record = run_experiment(run, grid.evaluation, grid.finetune, setup.store, setup.cache, 1, lambda state: None)
     assert record.status == "failed"
     assert "the plug-in of simclr/mine changed since the grid was planned: give the command again" in record.reason
     with pytest.raises(ValueError, match="the plug-in of simclr/mine changed"):  # any other rank's share of it
-        train_along(run, bench.cache, Checkpoints(bench.records.store.training(run.run_id)))
+        train_along(run, setup.cache, Checkpoints(setup.store.training(run.run_id)))
 
 
-def test_encoder_weights_that_changed_since_the_grid_was_planned(bench: Bench) -> None:
-    path = bench.folder / "first.safetensors"
-    network = build(small.run_spec(bench.folder, "dense").parsed, small.run_spec(bench.folder, "dense").encoder, 0)
+def test_encoder_weights_that_changed_since_the_grid_was_planned(setup: Setup) -> None:
+    path = setup.folder / "first.safetensors"
+    network = build(small.run_spec(setup.folder, "dense").parsed, small.run_spec(setup.folder, "dense").encoder, 0)
     state = {name: tensor.contiguous() for name, tensor in network.encoder.network.state_dict().items()}
     save_file(state, path)
-    record, _ = bench.run("dense", encoder__weights=str(path))
+    record, _ = setup.run("dense", encoder__weights=str(path))
     assert record.status == "done", record.reason
     assert record.spec["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    suite = small.suite(bench.folder, methods="dense", encoder__weights=str(path))
-    (run,) = suite.runs()
+    grid = small.grid(setup.folder, methods="dense", encoder__weights=str(path))
+    (run,) = grid.runs()
     assert run.run_id == record.run_id
     save_file({name: 2 * tensor for name, tensor in state.items()}, path)
-    (other,) = small.suite(bench.folder, methods="dense", encoder__weights=str(path)).runs()
+    (other,) = small.grid(setup.folder, methods="dense", encoder__weights=str(path)).runs()
     assert other.run_id != run.run_id
-    store = Store(bench.folder / "elsewhere")
-    failed = run_experiment(run, suite.evaluation, suite.finetune, store, bench.cache, 1, lambda state: None)
+    store = Store(setup.folder / "elsewhere")
+    failed = run_experiment(run, grid.evaluation, grid.finetune, store, setup.cache, 1, lambda state: None)
     assert failed.reason == (
         f"ValueError: the weights in {path} are not those that the run was planned with: put them back, or give the "
         "command again"
     )
 
 
-def test_what_is_evaluated_is_what_the_record_names(bench: Bench) -> None:
-    record, folder = bench.run("dense", evaluation__probes=["linear"])
+def test_what_is_evaluated_is_what_the_record_names(setup: Setup) -> None:
+    record, folder = setup.run("dense", evaluation__probes=["linear"])
     checkpoint = folder / "checkpoint.safetensors"
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     for path in (folder / "evaluations").iterdir():
         path.unlink()
-    failed, _ = bench.run("dense", evaluation__probes=["linear"])
+    failed, _ = setup.run("dense", evaluation__probes=["linear"])
     assert failed.reason == f"{checkpoint} is not what the record names: put it back, or move {folder} away"
     assert not list((folder / "evaluations").iterdir())
-    assert bench.records.store.done(record.run_id)
+    assert setup.store.done(record.run_id)
     checkpoint.write_bytes(whole)
-    assert bench.run("dense", evaluation__probes=["linear"])[0].status == "done"
+    assert setup.run("dense", evaluation__probes=["linear"])[0].status == "done"
 
 
-def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished, monkeypatch) -> None:
+def test_the_time_of_a_floor_that_went_on_is_all_of_it(setup: Setup, finished, monkeypatch) -> None:
     class Slow(Checkpoints):
         """Is stopped after its first step, which takes a second."""
 
@@ -466,20 +462,20 @@ def test_the_time_of_a_floor_that_went_on_is_all_of_it(bench: Bench, finished, m
                 self.stopping._asked = 2
             return super().due()
 
-    monkeypatch.setenv("WORLD_SIZE", "2")  # of the job: a floor is trained by one rank
-    suite = small.suite(bench.folder, methods="supervised", evaluation__labels=[50])
-    (run,) = suite.runs()
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of the job: a baseline is trained by one rank
+    grid = small.grid(setup.folder, methods="supervised", evaluation__labels=[50])
+    (run,) = grid.runs()
     records = []
     for _ in range(2):
-        checkpoints = Slow(bench.records.store.training(run.run_id))
+        checkpoints = Slow(setup.store.training(run.run_id))
         try:
             records.append(
                 run_experiment(
                     run,
-                    suite.evaluation,
-                    suite.finetune,
-                    bench.records.store,
-                    bench.cache,
+                    grid.evaluation,
+                    grid.finetune,
+                    setup.store,
+                    setup.cache,
                     1,
                     lambda state: None,
                     checkpoints,

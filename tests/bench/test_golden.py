@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.specs.grid_spec import Suite
+from bench.specs.grid_spec import GridSpec
 from bench.specs.run_spec import SCIENCE_VERSION, EncoderSpec, TrainSpec
 from datasets.dataset import Dataset
 from methods import OBJECTIVES, STRATEGIES
@@ -75,7 +75,7 @@ def losses(encoder: str, method: str) -> dict[str, list[float]]:
 
     train = TrainSpec(epochs=2, batch=BATCH, lr=1e-3, warmup=0.0, ramp=0.4)
     spec = EncoderSpec(name=encoder, image_size=32)
-    (run,) = Suite(methods=method, floors=(), seeds=(0,), encoder=spec, train=train).runs()
+    (run,) = GridSpec(methods=method, baselines=(), seeds=(0,), encoder=spec, train=train).runs()
     fabric = Fabric(accelerator="cpu", devices=1, precision="64-true")
     history = pretrain(run, noise_images(), np.arange(BATCH), fabric, lambda state: None).history
     names = ["loss", *history[0]["selection"]]

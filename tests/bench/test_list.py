@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from bench.list import app
 from bench.specs.grid_spec import PRESETS
 from datasets import REGISTRY
-from methods import ENCODERS, FLOORS, HEADLINE, OBJECTIVES, STRATEGIES
+from methods import BASELINES, ENCODERS, HEADLINE, OBJECTIVES, STRATEGIES
 
 HEAVY = ("torch", "timm", "pandas", "sklearn", "scipy", "matplotlib", "submitit", "lightning_fabric")
 
@@ -22,7 +22,7 @@ def test_everything_is_listed_with_its_options_and_source(monkeypatch: pytest.Mo
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    for name in [*HEADLINE, *OBJECTIVES, *STRATEGIES, *FLOORS, *ENCODERS, *REGISTRY]:
+    for name in [*HEADLINE, *OBJECTIVES, *STRATEGIES, *BASELINES, *ENCODERS, *REGISTRY]:
         assert any(name in line.replace("│", " ").split() for line in lines), name
     for preset in PRESETS.glob("*.toml"):
         assert any(preset.stem in line.replace("│", " ").split() for line in lines), preset

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.launch.leases import Claims
+from bench.launch.leases import Leases
 from bench.records.record import CostTable, Evaluation, Record
 from bench.training.failures import TrainingFailed
 from tests.bench import small
@@ -23,12 +23,12 @@ METHODS = "dense,sparsecontrast,moco/random"
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> SimpleNamespace:
-    """Three methods and both floors, two seeds for one probe, one fraction of draws, nothing left out but the clock."""
+    """Three methods and both baselines, two seeds for one probe, one fraction of draws, nothing left out but the clock."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
         world = small.World(tmp_path_factory.mktemp("done"), cache)
-        floors = 'floors=["untrained", "supervised"]'
-        result = world.run("--methods", METHODS, "--probes", "linear,knn", "--set", floors)
+        baselines = 'baselines=["untrained", "supervised"]'
+        result = world.run("--methods", METHODS, "--probes", "linear,knn", "--set", baselines)
     return SimpleNamespace(world=world, result=result, runs=world.runs())
 
 
@@ -56,7 +56,7 @@ def test_the_grid_ends_well_and_says_so(done) -> None:
     assert f"Report: {done.world.reports / 'report.md'}" in output
     assert "This preset only tests the machinery: its numbers are no evidence of anything." in output
     assert done.result.stderr == ""
-    for hidden in (".claims", ".progress"):
+    for hidden in (".leases", ".progress"):
         assert not list((done.world.results / hidden).iterdir())
 
 
@@ -129,12 +129,12 @@ def test_the_report_holds_every_run(done) -> None:
 def test_the_same_command_again_does_nothing(done, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)
     monkeypatch.setattr("bench.launch.launch.work", refuse)
-    monkeypatch.setattr("bench.report.write_report", small.light_report)
+    monkeypatch.setattr("bench.analysis.page.write_report", small.light_report)
     before, world = snapshot(done.world.results), done.world
     again = small.World(world.folder, world.cache)
     again.reports = world.folder / "again"
-    floors = 'floors=["untrained", "supervised"]'
-    result = again.run("--methods", METHODS, "--probes", "linear,knn", "--set", floors)
+    baselines = 'baselines=["untrained", "supervised"]'
+    result = again.run("--methods", METHODS, "--probes", "linear,knn", "--set", baselines)
     assert result.exit_code == 0, result.output
     assert "6 runs, 6 of them done before." in result.output
     assert (again.reports / "report.md").exists()
@@ -208,12 +208,12 @@ def test_fresh_runs_again_and_keeps_the_old(world: small.World, light: None) -> 
 
 
 def test_fresh_leaves_alone_what_somebody_is_at_work_on(world: small.World, light: None) -> None:
-    from bench.launch.leases import Claims
+    from bench.launch.leases import Leases
 
     assert world.run("--methods", "dense").exit_code == 0
     (folder,) = world.runs().values()
     before = snapshot(folder)
-    with Claims(world.results).hold(folder.name):
+    with Leases(world.results).hold(folder.name):
         result = world.run("--methods", "dense", "--fresh")
     assert result.exit_code == 2
     assert f"another command is at work on {folder.name}" in result.stderr
@@ -224,17 +224,17 @@ def test_nobody_begins_a_run_that_fresh_moves(world: small.World, light: None, m
     from bench.grid import plan
 
     assert world.run("--methods", "dense").exit_code == 0
-    real, begun = plan.shutil.move, []
+    real, command_started = plan.shutil.move, []
 
     def move(folder: Path, target: Path) -> None:
-        with Claims(world.results).hold(folder.name) as mine:
-            begun.append(mine)
+        with Leases(world.results).hold(folder.name) as mine:
+            command_started.append(mine)
         real(folder, target)
 
     monkeypatch.setattr("bench.grid.plan.shutil.move", move)
     assert world.run("--methods", "dense", "--fresh").exit_code == 0
-    assert begun == [False]
-    assert not list((world.results / ".claims").iterdir())
+    assert command_started == [False]
+    assert not list((world.results / ".leases").iterdir())
 
 
 def test_a_disk_that_takes_nothing_is_said_to_be_full(world: small.World, light: None, monkeypatch) -> None:
@@ -253,11 +253,11 @@ def test_a_disk_that_takes_nothing_is_said_to_be_full(world: small.World, light:
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world: small.World, light: None, monkeypatch) -> None:
     from bench.training.pretrain import pretrain
 
-    begun: list[str] = []
+    command_started: list[str] = []
 
     def interrupted(spec, *args: Any) -> Any:
-        begun.append(spec.method)
-        if len(begun) == 2:
+        command_started.append(spec.method)
+        if len(command_started) == 2:
             raise KeyboardInterrupt
         return pretrain(spec, *args)
 
@@ -269,12 +269,12 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world: small.Wor
     (folder,) = world.runs().values()
     assert Record.model_validate_json((folder / "record.json").read_bytes()).status == "done"
     assert len(list((folder / "evaluations").iterdir())) == 2
-    assert not [*(world.results / ".claims").iterdir(), *world.results.rglob("*.tmp")]
+    assert not [*(world.results / ".leases").iterdir(), *world.results.rglob("*.tmp")]
     before = snapshot(folder)
     result = world.run("--methods", "dense,centre,fixed")
     assert result.exit_code == 0, result.output
     assert "3 runs, 1 of them done before." in result.output
-    assert begun == ["simclr/dense", "simclr/centre", "simclr/centre", "simclr/fixed"]
+    assert command_started == ["simclr/dense", "simclr/centre", "simclr/centre", "simclr/fixed"]
     assert snapshot(folder) == before
     assert len(world.runs()) == 3
 
@@ -299,7 +299,7 @@ def test_a_failing_run_is_named_and_the_others_are_reported(world: small.World, 
         return pretrain(spec, *args)
 
     monkeypatch.setattr("bench.experiment.pretrain", fails)
-    monkeypatch.setattr("bench.report.write_report", write_report)  # the real one
+    monkeypatch.setattr("bench.analysis.page.write_report", write_report)  # the real one
     result = world.run("--methods", "dense,centre,fixed", "--labels", "100")
     assert result.exit_code == 1
     assert "Traceback" not in result.output
@@ -318,7 +318,7 @@ def test_a_failing_run_is_named_and_the_others_are_reported(world: small.World, 
     assert failed in report
     assert "simclr/fixed" in report
     monkeypatch.setattr("bench.experiment.pretrain", pretrain)
-    monkeypatch.setattr("bench.report.write_report", small.light_report)
+    monkeypatch.setattr("bench.analysis.page.write_report", small.light_report)
     result = world.run("--methods", "dense,centre,fixed", "--labels", "100")
     assert result.exit_code == 0, "a failed run is tried again"
     assert "3 runs, 2 of them done before." in result.output
@@ -385,7 +385,7 @@ def test_a_worker_that_dies_is_named(world: small.World, light: None, monkeypatc
     assert "Failed: a worker ended before its time: the process was killed" in result.stderr
     assert ": not finished" in result.stderr
     (folder,) = (line.split(": ")[1] for line in result.stderr.splitlines() if line.endswith(": not finished"))
-    with Claims(world.results).hold(folder):
+    with Leases(world.results).hold(folder):
         assert f"Failed: {folder}: another command is at work on it" in world.run("--methods", "dense").stderr
 
 
@@ -395,7 +395,7 @@ def test_a_refused_report_is_a_failure(world: small.World, light: None, monkeypa
     def refused(*args: Any, **options: Any) -> None:
         raise ReportRefused("Records differ in their splits.")
 
-    monkeypatch.setattr("bench.report.write_report", refused)
+    monkeypatch.setattr("bench.analysis.page.write_report", refused)
     result = world.run("--methods", "dense")
     assert result.exit_code == 1
     assert "Failed: the report is refused: Records differ in their splits." in result.stderr
@@ -421,7 +421,7 @@ def test_a_provisional_report_after_the_first_seed(world: small.World, light: No
                 time.sleep(0.05)
         return pretrain(spec, *args)
 
-    monkeypatch.setattr("bench.report.write_report", report)
+    monkeypatch.setattr("bench.analysis.page.write_report", report)
     monkeypatch.setattr("bench.experiment.pretrain", slowly)
     result = world.run("--methods", "dense,centre", "--seeds", "2", "--labels", "100")
     assert result.exit_code == 0, result.output
@@ -437,9 +437,9 @@ def test_cost_is_measured_once_and_before_anything_runs(world: small.World, ligh
         return CostTable(rows=(), environment={}, started="", finished="")
 
     monkeypatch.setattr("bench.measure.table.measure", measure)
-    floors = 'floors=["untrained"]'
+    baselines = 'baselines=["untrained"]'
     for _ in range(2):
-        result = world.run("--methods", "dense,centre", "--set", floors, measure=True)
+        result = world.run("--methods", "dense,centre", "--set", baselines, measure=True)
         assert result.exit_code == 0, result.output
     assert measured == [(["simclr/dense", "simclr/centre"], 1, 0)]
     assert len(list((world.results / "cost").glob("*.json"))) == 1

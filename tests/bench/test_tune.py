@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from bench.launch import launch
 from bench.records import environment
 from bench.records.record import Evaluation
-from bench.specs import grid_spec as suite
+from bench.specs import grid_spec as grid
 from bench.tune import LABELS, SEED, app
 from tests.bench import small
 
@@ -23,8 +23,8 @@ def tune(world: small.World, light: None, monkeypatch: pytest.MonkeyPatch) -> An
     presets.mkdir()
     (presets / "mine.toml").write_text(small.TOML, encoding="utf-8")
     workers = launch.workers
-    monkeypatch.setattr(suite, "PRESETS", presets)
-    monkeypatch.setattr(launch, "workers", lambda job, fan: workers(job, launch.Fan()))
+    monkeypatch.setattr(grid, "PRESETS", presets)
+    monkeypatch.setattr(launch, "workers", lambda sweep, fan: workers(sweep, launch.LaunchOptions()))
     monkeypatch.setattr(environment, "cores", lambda: 1)
 
     def run(*options: str) -> Any:
@@ -53,7 +53,7 @@ def test_the_best_rate_on_validation_images_is_chosen(tune, world: small.World) 
     }
     assert "the same tuning budget: learning rates 0.001, 0.03" in written["sentence"]
     assert "validation split of 'phantom'" in written["sentence"]
-    runs = suite.load_suite("mine", changes={"methods": "dense,fixed"}).runs()
+    runs = grid.load_grid("mine", changes={"methods": "dense,fixed"}).runs()
     assert {run.method: run.train.lr for run in runs} == written["chosen"]
     assert SEED not in {run.seed for run in runs}
 

@@ -16,7 +16,7 @@ from bench.records.store import Store
 from bench.specs.frozen import file_sha256
 from bench.verification.files import read as read_source
 from bench.verification.predictions import read
-from bench.verification.reconstruct import bench_of, how, objective_of
+from bench.verification.reconstruct import how, objective_of, run_data_of
 from bench.verification.stages import look
 from tests.bench import small
 from tests.bench.verification.tampering import Verified, edit, edit_history
@@ -52,10 +52,10 @@ def test_whoever_forges_all_that_is_on_disk_is_found_by_the_run_made_anew(folder
     assert source is not None
     looked = look(folder, None, cache)
     assert looked.spec is not None
-    bench, one = bench_of(looked.spec, cache), source.evaluations[NAME]
+    run_data, one = run_data_of(looked.spec, cache), source.evaluations[NAME]
     arrays = read(source.predictions(NAME))
     arrays["scores"] = (arrays["scores"] + 0.2 * np.nan_to_num(arrays["labels"])).astype(np.float32)
-    forged(folder, bench, one, arrays)
+    forged(folder, run_data, one, arrays)
     edit(folder / "record.json", lambda r: r["learning"].update(rankme=99.0), forge=True)
     edit_history(folder, lambda lines: lines[0]["selection"].update(overlap=0.5))
     quick = Verified(folder, "--quick", "--cache", cache)
@@ -67,11 +67,11 @@ def test_whoever_forges_all_that_is_on_disk_is_found_by_the_run_made_anew(folder
     assert "learning.rankme: 99 recorded" in whole.said
 
 
-def forged(folder: Path, bench: Any, one: Any, arrays: dict[str, Any]) -> None:
+def forged(folder: Path, run_data: Any, one: Any, arrays: dict[str, Any]) -> None:
     """Write the evaluation that follows from these predictions, as the suite does."""
     chosen = [draw.chosen for draw in one.draws]
-    subsets = bench.draws(one.labels, len(one.draws))
-    way = (bench, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
+    subsets = run_data.draws(one.labels, len(one.draws))
+    way = (run_data, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
     better, predictions = summarise(one.run_id, arrays["scores"], *way)
     assert better.macro_auroc > one.macro_auroc + 0.05
     Store(folder.parent).write_evaluation(NAME, better, predictions)
@@ -127,7 +127,7 @@ def test_an_evaluation_made_elsewhere_is_the_same_but_for_rounding(
     assert spec is not None and one.conditions["machine"]
     arrays = read(source.predictions(NAME))
     scores = arrays["scores"] * np.float32(1 + 1e-4)
-    rounded(folder, bench_of(spec, cache), one, scores, conditions)
+    rounded(folder, run_data_of(spec, cache), one, scores, conditions)
     verified = Verified(folder, "--cache", cache)
     assert verified.verdicts["weights, trained anew"] == verified.verdicts[ACCURACY] == "holds"
     assert verified.verdicts[f"{NAME} made anew"] == verdict
@@ -135,10 +135,10 @@ def test_an_evaluation_made_elsewhere_is_the_same_but_for_rounding(
     assert verified.code == (verdict != "holds")
 
 
-def rounded(folder: Path, bench: Any, one: Any, scores: Any, conditions: dict[str, str]) -> None:
+def rounded(folder: Path, run_data: Any, one: Any, scores: Any, conditions: dict[str, str]) -> None:
     """Write the evaluation that follows from other scores, as another machine makes them."""
-    chosen, subsets = [draw.chosen for draw in one.draws], bench.draws(one.labels, len(one.draws))
-    way = (bench, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
+    chosen, subsets = [draw.chosen for draw in one.draws], run_data.draws(one.labels, len(one.draws))
+    way = (run_data, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
     made, predictions = summarise(one.run_id, scores, *way)
     made = made.model_copy(update={"conditions": {**made.conditions, **conditions}})
     Store(folder.parent).write_evaluation(NAME, made, predictions)
@@ -220,7 +220,7 @@ def test_files_and_plugins_that_a_record_needs(world: small.World, registries: N
     from bench.training.data import _load
     from methods import STRATEGIES
 
-    monkeypatch.setattr("bench.report.write_report", small.light_report)
+    monkeypatch.setattr("bench.analysis.page.write_report", small.light_report)
     plugin, data = world.folder / "every.py", small.make_folder(world.folder / "data")
     plugin.write_text(PLUGIN, encoding="utf-8")
     options = ("--plugin", str(plugin), "--methods", "every", "--labels", "100", "--data", "folder")

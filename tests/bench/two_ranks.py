@@ -18,10 +18,10 @@ import torch
 
 from bench.training import pretrain as module
 from bench.training.build import optimizer_of
-from bench.training.checkpoint import Checkpoints, Point
+from bench.training.checkpoint import Checkpoints, Position
 from bench.training.failures import TrainingFailed
 from bench.training.pretrain import Trained, pretrain, restored
-from bench.training.ranks import PATIENCE, any_rank, fabric_of, meet
+from bench.training.ranks import PATIENCE, any_rank, connect, fabric_of
 from datasets import load
 from methods.ranks import world
 from tests.bench import small
@@ -53,7 +53,7 @@ def main(folder: Path, cache: Path) -> None:
     own = folder / f"rank{rank}"
     own.mkdir()
     data = load("phantom", 32, cache=cache, patients=60, images_per_patient=2.0)
-    fabric = meet(2)
+    fabric = connect(2)
     assert torch.distributed.group.WORLD is not None
     waits = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
     found: dict[str, Any] = {
@@ -86,7 +86,7 @@ def main(folder: Path, cache: Path) -> None:
     objective = module.build(plain.parsed, plain.encoder, plain.seed)
     optimizer = optimizer_of(objective, 1e-3, 0.05)
     checkpoints = Checkpoints(own / "training", writes=rank == 0)  # which rank 1 does not see
-    checkpoints.save(objective, optimizer, Point(3, {}))
+    checkpoints.save(objective, optimizer, Position(3, {}))
     try:
         with patch("bench.training.checkpoint.PATIENCE", 0.0):
             restored(checkpoints, objective, optimizer, fabric)

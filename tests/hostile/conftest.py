@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.harness import PRIVATE, Bench
+from tests.hostile.harness import PRIVATE, Commands
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +22,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Commands that run in a folder of their own, with a home of their own, and can't reach a network."""
     monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)
-    made = Bench(tmp_path, cache)
+    made = Commands(tmp_path, cache)
     monkeypatch.chdir(tmp_path / PRIVATE)
     monkeypatch.setenv("HOME", str(tmp_path / PRIVATE))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

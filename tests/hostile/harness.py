@@ -90,7 +90,7 @@ def nothing_outside(folder: Path, *others: Path) -> Iterator[None]:
 
 
 @dataclass
-class Bench:
+class Commands:
     """The commands, in this process, on a folder of the test's own."""
 
     folder: Path
@@ -145,7 +145,7 @@ class Bench:
 
 
 SMALL = """
-floors = []
+baselines = []
 encoder = { name = "vit_stem_d64_l4_patch8", image_size = 32 }
 train = { epochs = 1, batch = 16 }
 evaluation = { labels = [50, 100], probes = ["linear"], draws = 2, resamples = 50, c = [0.01] }
@@ -172,9 +172,9 @@ def check(result: Result, says: str | tuple[str, ...], code: int = 2) -> None:
         assert re.search(pattern, flat), f"{pattern!r} is not in: {flat}"
 
 
-def told(call: Callable[[], Any]) -> str:
+def error_line(call: Callable[[], Any]) -> str:
     """The one line that a user would read of the mistake that `call` raises."""
-    from bench.messages import told as line
+    from bench.messages import error_line as line
 
     with pytest.raises((ValueError, OSError)) as caught:
         call()

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets.archives import read_npz
-from tests.hostile.harness import Bench, check, told
+from tests.hostile.harness import Commands, check, error_line
 
 COUNTS = {"train": 40, "val": 12, "test": 20}
 
@@ -127,13 +127,13 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize(("make", "says"), BAD.values(), ids=BAD)
-def test_bad(bench: Bench, make: Callable[[], bytes], says: str) -> None:
+def test_bad(bench: Commands, make: Callable[[], bytes], says: str) -> None:
     bench.write("data/pneumoniamnist.npz", make())
     options = ["--data", "pneumoniamnist", "--data-root", str(bench.data), "--cache", str(bench.folder / "cache")]
     check(bench.run(*options), ("pneumoniamnist", says))
 
 
-def test_the_good_one_is_good(bench: Bench) -> None:
+def test_the_good_one_is_good(bench: Commands) -> None:
     bench.write("data/pneumoniamnist.npz", npz())
     options = ["--data", "pneumoniamnist", "--data-root", str(bench.data), "--cache", str(bench.folder / "cache")]
     done = bench.run(*options, "--dry-run")
@@ -161,6 +161,6 @@ def test_any_bytes_are_an_archive_or_a_mistake(
         found = read_npz(path, ["a"], most=10_000)
     except ValueError as error:
         mistake = error
-        assert str(path) in told(lambda: (_ for _ in ()).throw(mistake))
+        assert str(path) in error_line(lambda: (_ for _ in ()).throw(mistake))
     else:
         assert found["a"].nbytes <= 10_000

@@ -23,7 +23,7 @@ from bench.analysis.show.document import Bullets, Paragraph, Table, escape_latex
 from bench.messages import plain
 from tests.bench.analysis.synthetic import Method, World, write_run
 from tests.bench.small import make_folder
-from tests.hostile.harness import Bench
+from tests.hostile.harness import Commands
 
 NASTY = (
     "a|b",
@@ -72,9 +72,9 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Bench, str]:
+def reported(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Commands, str]:
     """A report on data whose every name is nasty, and what the command said."""
-    bench = Bench(tmp_path_factory.mktemp("nasty"), cache)
+    bench = Commands(tmp_path_factory.mktemp("nasty"), cache)
     world = World(
         patients=60, seeds=(0,), draws=1, fractions={10.0: 0.8}, probes=("linear",), labels=NASTY, notes=NASTY
     )
@@ -98,7 +98,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Ben
     return bench, done.output
 
 
-def test_markdown(reported: tuple[Bench, str]) -> None:
+def test_markdown(reported: tuple[Commands, str]) -> None:
     page = (reported[0].folder / "reports" / "report.md").read_text(encoding="utf-8")
     assert all(line.isprintable() for line in page.split("\n"))
     read = Reader(PAGE.render(page))
@@ -108,7 +108,7 @@ def test_markdown(reported: tuple[Bench, str]) -> None:
         assert plain(name) in texts, name
 
 
-def test_latex(reported: tuple[Bench, str]) -> None:
+def test_latex(reported: tuple[Commands, str]) -> None:
     page = (reported[0].folder / "reports" / "report.tex").read_text(encoding="utf-8")
     assert page.isascii() and all(line.isprintable() for line in page.split("\n"))
     assert set(re.findall(r"\\(input|write|include|openin|openout|read|csname|catcode)\b", page)) == set()
@@ -124,7 +124,7 @@ def test_latex(reported: tuple[Bench, str]) -> None:
     assert "/etc/passwd" not in (folder / "main.fls").read_text() and not (folder / "went_off").exists()
 
 
-def test_figures(reported: tuple[Bench, str]) -> None:
+def test_figures(reported: tuple[Commands, str]) -> None:
     figures = sorted((reported[0].folder / "reports" / "figures").glob("*.svg"))
     assert {path.stem.rsplit("-", 1)[-1] for path in figures} >= {"labels", "selection"}
     for path in figures:
@@ -133,17 +133,17 @@ def test_figures(reported: tuple[Bench, str]) -> None:
         assert re.fullmatch(r"[a-z0-9-]+", path.stem)
 
 
-def test_terminal(reported: tuple[Bench, str]) -> None:
+def test_terminal(reported: tuple[Commands, str]) -> None:
     assert all(line.isprintable() for line in reported[1].split("\n"))
 
 
-def test_tidy_data(reported: tuple[Bench, str]) -> None:
+def test_tidy_data(reported: tuple[Commands, str]) -> None:
     text = (reported[0].folder / "reports" / "results.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 3 and {row["data"] for row in rows} == {NASTY[3]}
 
 
-def test_a_plan_and_a_whole_run_on_columns_of_such_names(bench: Bench) -> None:
+def test_a_plan_and_a_whole_run_on_columns_of_such_names(bench: Commands) -> None:
     """What a manifest may have for names goes through the plan, training, figures and report."""
     names = [name for name in NASTY if name.isprintable()]
     root = make_folder(bench.folder / "data" / "all")

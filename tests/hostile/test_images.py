@@ -17,7 +17,7 @@ from datasets import load
 from datasets.images import decode
 from datasets.limits import IMAGE_BYTES
 from tests.bench.small import make_folder
-from tests.hostile.harness import Bench, check, told
+from tests.hostile.harness import Commands, check, error_line
 
 RAMP = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8)  # 0 to 94
 
@@ -79,25 +79,25 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.fixture
-def folder(bench: Bench) -> Bench:
+def folder(bench: Commands) -> Commands:
     make_folder(bench.folder / "data" / "all")
     return bench
 
 
-def use(bench: Bench, content: bytes) -> list[str]:
+def use(bench: Commands, content: bytes) -> list[str]:
     """The options to run on a data set in which one image is this."""
     bench.write("data/all/images/7.png", content)
     return ["--data", "folder", "--data-root", str(bench.data / "all"), "--cache", str(bench.folder / "cache")]
 
 
 @pytest.mark.parametrize(("content", "says"), BAD.values(), ids=BAD)
-def test_bad(folder: Bench, content: bytes, says: str) -> None:
+def test_bad(folder: Commands, content: bytes, says: str) -> None:
     done = folder.run(*use(folder, content))
     check(done, ("images/7.png", says))
     assert not list((folder.folder / "cache").iterdir()), "what failed half-way is no cache"
 
 
-def test_larger_than_a_file_may_be(folder: Bench) -> None:
+def test_larger_than_a_file_may_be(folder: Commands) -> None:
     options = use(folder, b"")
     with (folder.data / "all" / "images" / "7.png").open("r+b") as file:
         file.truncate(IMAGE_BYTES + 1)  # sparse: it takes no room on the disk
@@ -155,6 +155,6 @@ def test_any_bytes_are_an_image_or_a_mistake(
         image, _ = decode(path)
     except ValueError as error:
         mistake = error
-        assert str(path) in told(lambda: (_ for _ in ()).throw(mistake))
+        assert str(path) in error_line(lambda: (_ for _ in ()).throw(mistake))
     else:
         assert image.mode in ("L", "F") and min(image.size) >= 1

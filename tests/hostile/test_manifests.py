@@ -14,7 +14,7 @@ from PIL import Image
 
 from datasets import load
 from datasets.limits import FIELD_CHARACTERS, NAME_CHARACTERS, TABLE_COLUMNS
-from tests.hostile.harness import Bench, check, told
+from tests.hostile.harness import Commands, check, error_line
 
 PATIENTS = 40
 
@@ -161,7 +161,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(bench: Bench, images: Path) -> Bench:
+def folder(bench: Commands, images: Path) -> Commands:
     """A data set that is all right, with traps beside the images."""
     for path in images.iterdir():
         os.link(path, bench.data / path.name)
@@ -179,18 +179,18 @@ def folder(bench: Bench, images: Path) -> Bench:
     return bench
 
 
-def use(bench: Bench) -> list[str]:
+def use(bench: Commands) -> list[str]:
     return ["--data", "folder", "--data-root", str(bench.data), "--cache", str(bench.folder / "cache")]
 
 
 @pytest.mark.parametrize(("content", "says"), MANIFESTS.values(), ids=MANIFESTS)
-def test_manifest(folder: Bench, content: str | bytes, says: str) -> None:
+def test_manifest(folder: Commands, content: str | bytes, says: str) -> None:
     folder.write("data/manifest.csv", content)
     check(folder.run(*use(folder)), says)
 
 
 @pytest.mark.parametrize(("content", "says"), MASKS.values(), ids=MASKS)
-def test_masks(folder: Bench, content: str | bytes, says: str) -> None:
+def test_masks(folder: Commands, content: str | bytes, says: str) -> None:
     folder.write("data/masks.csv", content)
     check(folder.run(*use(folder)), says)
 
@@ -207,17 +207,17 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(("option", "says"), OPTIONS.values(), ids=OPTIONS)
-def test_options_of_a_folder(folder: Bench, option: str, says: str) -> None:
+def test_options_of_a_folder(folder: Commands, option: str, says: str) -> None:
     check(folder.run(*use(folder), "--set", f"data.options.{option}"), says)
 
 
-def test_the_good_one_is_good(folder: Bench) -> None:
+def test_the_good_one_is_good(folder: Commands) -> None:
     """Else every case above could fail for another reason."""
     done = folder.run(*use(folder), "--dry-run")
     assert done.exit_code == 0, done.output
 
 
-def test_columns_that_are_blank_and_have_no_name_are_no_mistake(folder: Bench) -> None:
+def test_columns_that_are_blank_and_have_no_name_are_no_mistake(folder: Commands) -> None:
     """Spreadsheets write them."""
     folder.write("data/manifest.csv", "".join(f"{line},,\n" for line in GOOD.splitlines()))
     assert load("folder", 32, folder.data).label_names == ("opacity",)
@@ -235,7 +235,7 @@ CELL = st.sampled_from(
     ),
     body=st.lists(st.lists(CELL | st.text(max_size=5), max_size=6), max_size=6),
 )
-def test_any_table_is_a_manifest_or_a_mistake(folder: Bench, header: list[str], body: list[list[str]]) -> None:
+def test_any_table_is_a_manifest_or_a_mistake(folder: Commands, header: list[str], body: list[list[str]]) -> None:
     path = folder.data / "manifest.csv"
     path.unlink()
     path.write_text("\n".join(map(",".join, [header, *body])), encoding="utf-8", errors="surrogatepass")
@@ -243,6 +243,6 @@ def test_any_table_is_a_manifest_or_a_mistake(folder: Bench, header: list[str], 
         data = load("folder", 32, folder.data)
     except (ValueError, FileNotFoundError) as error:
         mistake = error
-        assert str(folder.data) in told(lambda: (_ for _ in ()).throw(mistake))
+        assert str(folder.data) in error_line(lambda: (_ for _ in ()).throw(mistake))
     else:
         assert set(np.unique(data.labels[~np.isnan(data.labels)])) <= {0.0, 1.0} and "" not in data.label_names

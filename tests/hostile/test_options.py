@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench.grid.plan import _seeds, numbers
 from bench.specs.grid_spec import read_change
 from methods.names import parse_methods
-from tests.hostile.harness import Bench, check, told
+from tests.hostile.harness import Commands, check, error_line
 
 # id: (options, what the message says)
 RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
@@ -148,7 +148,7 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
 
 
 @pytest.fixture
-def furnished(bench: Bench) -> Bench:
+def furnished(bench: Commands) -> Commands:
     """What some of the options above name."""
     (bench.folder / "circle").symlink_to(bench.folder / "circle")
     bench.write("paper/report.md", "# My paper")
@@ -167,11 +167,11 @@ def make_images(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "says"), RUN.values(), ids=RUN)
-def test_run(furnished: Bench, options: tuple[str, ...], says: str | tuple[str, ...]) -> None:
+def test_run(furnished: Commands, options: tuple[str, ...], says: str | tuple[str, ...]) -> None:
     check(furnished.run(*options), says)
 
 
-def test_what_needs_no_data_is_found_before_they_are_loaded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_no_data_is_found_before_they_are_loaded(bench: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("the data were loaded")
 
@@ -204,7 +204,7 @@ COST: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize(("options", "says"), COST.values(), ids=COST)
-def test_cost(bench: Bench, options: tuple[str, ...], says: str) -> None:
+def test_cost(bench: Commands, options: tuple[str, ...], says: str) -> None:
     from bench.cost import app
 
     bench.write("tables/cost.csv", "month,euros\n")
@@ -222,7 +222,7 @@ TUNE = {
 
 
 @pytest.mark.parametrize(("options", "says"), TUNE.values(), ids=TUNE)
-def test_tune(bench: Bench, options: tuple[str, ...], says: str) -> None:
+def test_tune(bench: Commands, options: tuple[str, ...], says: str) -> None:
     from bench.tune import app
 
     check(bench.invoke(app, ["--results", str(bench.folder / "results"), *options]), says)
@@ -272,7 +272,7 @@ def test_any_text_is_a_list_of_methods_or_a_mistake(text: str) -> None:
         methods = parse_methods(text)
     except ValueError as mistake:
         error = mistake
-        assert told(lambda: (_ for _ in ()).throw(error))
+        assert error_line(lambda: (_ for _ in ()).throw(error))
     else:
         assert methods and [m for one in methods for m in parse_methods(one.name)] == methods
 

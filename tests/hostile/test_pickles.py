@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.hostile.harness import Bench, check
+from tests.hostile.harness import Commands, check
 from tests.hostile.test_archives import npz
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ class Bomb:
 
 
 @pytest.fixture
-def bomb(bench: Bench) -> Bomb:
+def bomb(bench: Commands) -> Bomb:
     """Proved to be one; where it would go off is under the folder that is compared before and after."""
     path = bench.folder / "went_off"
     os.close(pickle.loads(pickle.dumps(Bomb(path))))
@@ -38,19 +38,19 @@ def bomb(bench: Bench) -> Bomb:
     return Bomb(path)
 
 
-def in_npz(bench: Bench, bomb: Bomb) -> None:
+def in_npz(bench: Commands, bomb: Bomb) -> None:
     bench.write("data/pneumoniamnist.npz", npz(test_labels=np.array([[bomb]] * 20, object)))
     options = ["--data", "pneumoniamnist", "--data-root", str(bench.data), "--cache", str(bench.folder / "cache")]
     check(bench.run(*options), "holds pickled Python objects in 'test_labels', which are never loaded")
 
 
-def test_in_npz(bench: Bench, bomb: Bomb) -> None:
+def test_in_npz(bench: Commands, bomb: Bomb) -> None:
     in_npz(bench, bomb)
 
 
 @pytest.mark.parametrize("how", ["a pickle", "torch.save", "torch.save, the old format"])
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
-def test_in_weights(bench: Bench, bomb: Bomb, how: str, name: str) -> None:
+def test_in_weights(bench: Commands, bomb: Bomb, how: str, name: str) -> None:
     path = bench.write(f"home/{name}", pickle.dumps(bomb))
     if how != "a pickle":
         torch.save({"blocks": bomb}, path, _use_new_zipfile_serialization="old" not in how)
@@ -72,7 +72,7 @@ WEIGHTS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("content", "says"), WEIGHTS.values(), ids=WEIGHTS)
-def test_weights(bench: Bench, content: Any, says: str) -> None:
+def test_weights(bench: Commands, content: Any, says: str) -> None:
     path = bench.folder / "home" / "weights.safetensors"
     if isinstance(content, bytes):
         path.write_bytes(content)

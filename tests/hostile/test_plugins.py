@@ -10,7 +10,7 @@ import pytest
 from methods import STRATEGIES
 from methods.names import parse_methods
 from methods.plugins import load_plugin
-from tests.hostile.harness import Bench, check
+from tests.hostile.harness import Commands, check
 
 HEAD = "from methods import Entry, Option\nfrom methods.strategies.selection import Choice, Selection\n"
 CLASS = """
@@ -73,7 +73,10 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         "'dense', which is taken: give",
     ),
     "shadows an objective": (defines("OBJECTIVES = {'simclr': Entry(':Mine', 'a', 'b')}"), "'simclr', which is taken"),
-    "shadows a floor": (defines("STRATEGIES = {'untrained': Entry(':Mine', 'a', 'b')}"), "'untrained', which is taken"),
+    "shadows a baseline": (
+        defines("STRATEGIES = {'untrained': Entry(':Mine', 'a', 'b')}"),
+        "'untrained', which is taken",
+    ),
     "shadows all": (defines("STRATEGIES = {'all': Entry(':Mine', 'a', 'b')}"), "'all', which is taken"),
     "a name with a slash": (
         defines("STRATEGIES = {'a/b': Entry(':Mine', 'a', 'b')}"),
@@ -112,7 +115,7 @@ BUILT: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize(("content", "says"), BAD.values(), ids=BAD)
-def test_bad(bench: Bench, registries: None, content: str | bytes, says: str) -> None:
+def test_bad(bench: Commands, registries: None, content: str | bytes, says: str) -> None:
     before = dict(STRATEGIES)
     path = bench.write("home/mine.py", content)
     check(bench.run("--plugin", str(path)), says)
@@ -120,27 +123,29 @@ def test_bad(bench: Bench, registries: None, content: str | bytes, says: str) ->
 
 
 @pytest.mark.parametrize(("content", "says"), BUILT.values(), ids=BUILT)
-def test_bad_when_built(bench: Bench, registries: None, content: str, says: str) -> None:
+def test_bad_when_built(bench: Commands, registries: None, content: str, says: str) -> None:
     path = bench.write("home/mine.py", content)
     method = "mine[depth=2]" if "depth" in says else "mine"
     check(bench.run("--plugin", str(path), "--methods", method), says)
 
 
-def test_what_is_no_file(bench: Bench) -> None:
+def test_what_is_no_file(bench: Commands) -> None:
     check(
         bench.run("--plugin", str(bench.folder / "nowhere.py")), "no plug-in at .*nowhere.py: --plugin takes a Python"
     )
     check(bench.run("--plugin", str(bench.folder / "home")), "no plug-in at .*home: --plugin takes a Python file")
 
 
-def test_the_good_one_leaves_nothing_beside_it(bench: Bench, registries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_good_one_leaves_nothing_beside_it(
+    bench: Commands, registries: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = bench.write("home/mine.py", GOOD)
     done = bench.run("--plugin", str(path), "--methods", "mine", "--dry-run")
     assert done.exit_code == 0, done.output
 
 
-def test_one_that_fails_in_training_is_a_failed_run(bench: Bench, registries: None) -> None:
+def test_one_that_fails_in_training_is_a_failed_run(bench: Commands, registries: None) -> None:
     content = GOOD.replace("index = torch", "raise RuntimeError('by design')\n        index = torch")
     path = bench.write("home/mine.py", content)
     done = bench.run("--plugin", str(path), "--methods", "mine")

@@ -19,11 +19,10 @@ from bench.analysis.judge.scores import Scores
 from bench.analysis.read import frames
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables as tables
-from bench.analysis.show import run_tables as account
+from bench.analysis.show import accuracy_tables, run_tables
 from datasets.limits import RECORD_BYTES
 from tests.bench.analysis.synthetic import Method, World, write_run
-from tests.hostile.harness import Bench, check
+from tests.hostile.harness import Commands, check
 from tests.hostile.test_archives import header, zipped
 from tests.hostile.test_pickles import Bomb
 
@@ -45,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def damaged(bench: Bench, whole: Path) -> Bench:
+def damaged(bench: Commands, whole: Path) -> Commands:
     shutil.rmtree(bench.folder / "results")
     shutil.copytree(whole, bench.folder / "results")
     return bench
@@ -216,14 +215,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("file", "do", "says"), BAD.values(), ids=BAD)
-def test_report(damaged: Bench, quick: None, file: str, do: Callable[[Path], None], says: str) -> None:
+def test_report(damaged: Commands, quick: None, file: str, do: Callable[[Path], None], says: str) -> None:
     path = damaged.folder / "results" / RUN / file
     path.parent.mkdir(exist_ok=True)
     do(path)
     check(damaged.report(), says, code=1)
 
 
-def test_the_good_one_is_good(damaged: Bench) -> None:
+def test_the_good_one_is_good(damaged: Commands) -> None:
     """Else every case above could fail for another reason. And a report leaves alone what is not its own."""
     mine = damaged.write("reports/figures/my-photo.png", b"mine")
     damaged.write("reports/figures/notes.txt", b"mine")
@@ -231,7 +230,7 @@ def test_the_good_one_is_good(damaged: Bench) -> None:
     assert done.exit_code == 0, done.output + done.stderr
     again = damaged.folder / "reports" / "figures" / "9-old-data-labels.png"
     again.write_bytes(b"of an earlier report")
-    from bench.report import write_report
+    from bench.analysis.page import write_report
 
     write_report(damaged.folder / "results", damaged.folder / "reports")
     assert mine.read_bytes() == b"mine" and not again.exists()
@@ -261,7 +260,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(file=st.sampled_from([RECORD, EVALUATION]), value=JUNK, drop=st.booleans(), choice=st.floats(0, 0.999))
 def test_any_value_anywhere_is_reported_on_or_refused(
-    damaged: Bench, whole: Path, file: str, value: Any, drop: bool, choice: float
+    damaged: Commands, whole: Path, file: str, value: Any, drop: bool, choice: float
 ) -> None:
     """A value of any kind in any place of a record or an evaluation: it is read, or refused by name."""
     for name in (RECORD, EVALUATION):
@@ -283,12 +282,16 @@ def test_any_value_anywhere_is_reported_on_or_refused(
         for group in group_runs(runs):
             assert group.title and group.seeds
             frames.history_frame(group)
-            account.macs(group), account.learning(group), account.selection(group), account.counts(group)
-            account.settings(group, None)
+            run_tables.macs(group), run_tables.learning(group), run_tables.selection(group), run_tables.counts(group)
+            run_tables.settings(group, None)
             for scores in (Scores(group, probe) for probe in group.probes):
                 if scores.fractions:
-                    tables.accuracy(scores), tables.differences(scores, "dense"), tables.precision(scores)
-                    tables.per_finding(scores), tables.subgroups(scores)
+                    (
+                        accuracy_tables.accuracy(scores),
+                        accuracy_tables.differences(scores, "dense"),
+                        accuracy_tables.precision(scores),
+                    )
+                    accuracy_tables.per_finding(scores), accuracy_tables.subgroups(scores)
     except ReportRefused as refused:
         assert RUN in str(refused) or "simclr" in str(refused)
 
@@ -296,7 +299,7 @@ def test_any_value_anywhere_is_reported_on_or_refused(
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """A finished run."""
-    made = Bench(tmp_path_factory.mktemp("trained"), cache)
+    made = Commands(tmp_path_factory.mktemp("trained"), cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
         done = made.run()
@@ -340,7 +343,7 @@ AFTER: dict[str, tuple[str, Callable[[Path], None], str, int]] = {
 
 
 @pytest.mark.parametrize(("file", "do", "says", "code"), AFTER.values(), ids=AFTER)
-def test_run_again(bench: Bench, trained: Path, file: str, do: Callable[[Path], None], says: str, code: int) -> None:
+def test_run_again(bench: Commands, trained: Path, file: str, do: Callable[[Path], None], says: str, code: int) -> None:
     shutil.rmtree(bench.folder / "results")
     shutil.copytree(trained, bench.folder / "results", ignore=shutil.ignore_patterns(".*"))
     (run,) = [path for path in (bench.folder / "results").iterdir() if (path / RECORD).exists()]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.specs.grid_spec import Suite, load_suite, validated
+from bench.specs.grid_spec import GridSpec, load_grid, validated
 from datasets.limits import SPEC_BYTES
-from tests.hostile.harness import Bench, check, told
+from tests.hostile.harness import Commands, check, error_line
 
 SPECS: dict[str, tuple[str | bytes, str]] = {
     "latin-1": ("methods = 'dënse'".encode("latin-1"), "is not TOML: 'utf-8' codec"),
@@ -53,13 +53,13 @@ SPECS: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "says"), SPECS.values(), ids=SPECS)
-def test_spec(bench: Bench, content: str | bytes, says: str) -> None:
+def test_spec(bench: Commands, content: str | bytes, says: str) -> None:
     path = bench.write("home/mine.toml", content)
     options = () if b"methods" in bytes(content) or b"data" in bytes(content) else ("--methods", "dense")
     check(bench.run("--spec", str(path), *options), says) if options else check(plain_run(bench, path), says)
 
 
-def plain_run(bench: Bench, spec: Path) -> Any:
+def plain_run(bench: Commands, spec: Path) -> Any:
     """Without --methods, which would win over the spec's."""
     from bench.run import app
 
@@ -75,7 +75,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return [path]
 
 
-WHOLE = json.loads(load_suite("smoke").model_dump_json())
+WHOLE = json.loads(load_grid("smoke").model_dump_json())
 JUNK: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -94,11 +94,11 @@ def test_any_value_anywhere_is_a_suite_or_a_mistake(path: tuple[str, ...], value
     at.pop(path[-1])
     at[path[-1] + "x" if drop else path[-1]] = value
     try:
-        suite = validated(Suite, changed, where="mine.toml")
+        grid = validated(GridSpec, changed, where="mine.toml")
     except ValueError as error:
         mistake = error
-        text = told(lambda: (_ for _ in ()).throw(mistake))
+        text = error_line(lambda: (_ for _ in ()).throw(mistake))
         assert text.startswith("mine.toml: ") and len(text) < 2000
     else:
         assert not drop or path[:2] == ("data", "options")  # the data set's own
-        assert json.loads(suite.model_dump_json()) is not None  # whatever was taken, JSON can hold
+        assert json.loads(grid.model_dump_json()) is not None  # whatever was taken, JSON can hold

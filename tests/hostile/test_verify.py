@@ -12,7 +12,7 @@ import pytest
 from typer.testing import Result
 
 from datasets.limits import PLUGIN_BYTES, RECORD_BYTES
-from tests.hostile.harness import Bench, check
+from tests.hostile.harness import Commands, check
 from tests.hostile.test_records import cut, folder, other_weights, pickled_weights, pipe, put, zero
 
 GOOD = "z-good"
@@ -24,7 +24,7 @@ Damage = Callable[[Path], None]
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     """The folder of a finished run that cost can be measured of."""
-    made = Bench(tmp_path_factory.mktemp("verified"), cache)
+    made = Commands(tmp_path_factory.mktemp("verified"), cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
         done = made.run("--methods", "sparsecontrast")
@@ -34,14 +34,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 
 @pytest.fixture
-def run(bench: Bench, trained: Path) -> Path:
+def run(bench: Commands, trained: Path) -> Path:
     """A copy of it to be damaged; one that is whole comes after it."""
     for name in (trained.name, GOOD):
         shutil.copytree(trained, bench.folder / "results" / name)
     return bench.folder / "results" / trained.name
 
 
-def verify(bench: Bench, *options: str | Path) -> Result:
+def verify(bench: Commands, *options: str | Path) -> Result:
     from bench.verify import app
 
     return bench.invoke(app, [*map(str, options), "--cache", str(bench.cache)])
@@ -114,7 +114,7 @@ BAD: dict[str, tuple[str, Damage, str, int]] = {
 
 @pytest.mark.parametrize(("file", "do", "says", "code"), BAD.values(), ids=BAD)
 def test_a_bad_record_is_told_and_the_next_is_looked_at(
-    bench: Bench, run: Path, file: str, do: Damage, says: str, code: int
+    bench: Commands, run: Path, file: str, do: Damage, says: str, code: int
 ) -> None:
     do(run / file)
     looked = verify(bench, bench.folder / "results", "--quick")
@@ -125,7 +125,7 @@ def test_a_bad_record_is_told_and_the_next_is_looked_at(
     assert GOOD in flat and "2 record(s): " in flat
 
 
-def test_what_the_user_has_to_mend_of_one_record_hides_no_other(bench: Bench, run: Path) -> None:
+def test_what_the_user_has_to_mend_of_one_record_hides_no_other(bench: Commands, run: Path) -> None:
     from bench.specs.run_spec import RunSpec
 
     plain = json.loads((run / RECORD).read_text())
@@ -138,7 +138,7 @@ def test_what_the_user_has_to_mend_of_one_record_hides_no_other(bench: Bench, ru
     assert GOOD in looked.output and "holds" in looked.output
 
 
-def test_whatever_looking_ends_in_the_next_record_is_looked_at(bench: Bench, run: Path, monkeypatch) -> None:
+def test_whatever_looking_ends_in_the_next_record_is_looked_at(bench: Commands, run: Path, monkeypatch) -> None:
     from bench.verification import stages as module
 
     look = module.look
@@ -155,6 +155,6 @@ def test_whatever_looking_ends_in_the_next_record_is_looked_at(bench: Bench, run
     assert GOOD in looked.output
 
 
-def test_a_plug_in_larger_than_one_can_be(bench: Bench, run: Path) -> None:
+def test_a_plug_in_larger_than_one_can_be(bench: Commands, run: Path) -> None:
     plugin = bench.write("mine.py", b"#" * (PLUGIN_BYTES + 1))
     check(verify(bench, run, "--plugin", plugin), "mine.py has 1,048,577 bytes, and at most 1,048,576 are read")

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from methods import FLOORS, HEADLINE, OBJECTIVES, STRATEGIES, Entry, build_encoder, build_objective, inference_modes
+from methods import BASELINES, HEADLINE, OBJECTIVES, STRATEGIES, Entry, build_encoder, build_objective, inference_modes
 from methods.names import parse_methods
 from methods.noise import Noise
 from methods.objectives.objective import Objective
@@ -57,7 +57,7 @@ def test_the_headline_set_is_known() -> None:
     assert {"simclr/fixed", "simclr/patchdropout", "simclr/sparsecontrast", "moco/dense"} <= set(HEADLINE)
     assert inference_modes("patchdropout") == inference_modes("dense") == ("dense",)
     assert inference_modes("random") == ("pruned", "dense")
-    assert all(inference_modes(floor) == ("dense",) for floor in FLOORS)
+    assert all(inference_modes(baseline) == ("dense",) for baseline in BASELINES)
 
 
 def call(step: int) -> Call:

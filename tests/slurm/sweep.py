@@ -15,7 +15,7 @@ PLUGIN = Path(__file__).with_name("paced.py")
 SLURM = ("--launcher", "slurm", "--slurm", "partition=local", "--slurm", "time=15")
 """A job takes one CPU of four, unless it asks for more."""
 TOML = """
-floors = []
+baselines = []
 data.options = { patients = 60, images_per_patient = 2.0 }
 encoder = { name = "vit_stem_d64_l4_patch8", image_size = 32 }
 train = { epochs = 10, batch = 16 }

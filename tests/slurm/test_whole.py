@@ -67,7 +67,7 @@ WRONGS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: (r / RUN / "evaluations" / "linear-10-dense.json").unlink(),
         "evaluations/linear-10-dense.json is there, or not there",
     ),
-    "claim": (lambda r: write(r / ".claims" / RUN), "left behind: .claims/a-run"),
+    "claim": (lambda r: write(r / ".leases" / RUN), "left behind: .leases/a-run"),
     "half a file": (lambda r: write(r / RUN / ".record.json.7.tmp"), "left behind: a-run/.record.json.7.tmp"),
     "checkpoint": (lambda r: write(r / RUN / "training" / "1"), "left behind: a-run/training"),
 }

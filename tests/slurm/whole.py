@@ -79,6 +79,6 @@ def _content(path: Path) -> Any:
 
 def _leftovers(results: Path) -> list[Path]:
     """What no finished sweep leaves: claims, progress, checkpoints of training, half-written files."""
-    found = [path for name in (".claims", ".progress") for path in (results / name).glob("*")]
+    found = [path for name in (".leases", ".progress") for path in (results / name).glob("*")]
     found += results.glob("*/training")
     return sorted([*found, *results.rglob(".*.tmp")])

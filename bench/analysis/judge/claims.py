@@ -88,8 +88,8 @@ def sensitivity(scores: Scores, fraction: float) -> Estimate | None:
     arms = scores.group.arms
     dense = next((one for one in arms if (one.objective, one.strategy) == ("simclr", "dense")), None)
     dense = dense or next((one for one in arms if one.strategy == "dense"), None)
-    floor = next((one for one in arms if one.strategy == "untrained"), None)
-    return scores.difference(dense, floor, fraction) if dense and floor else None
+    untrained = next((one for one in arms if one.strategy == "untrained"), None)
+    return scores.difference(dense, untrained, fraction) if dense and untrained else None
 
 
 def is_sensitive(scores: Scores, fraction: float) -> bool:

@@ -87,7 +87,7 @@ def _discriminates(scores: Scores, fraction: float) -> list[str]:
 
 def _weak_floor(scores: Scores, fraction: float) -> list[str]:
     """A sentence where training on the labels alone is not seen to be worth anything."""
-    arms = {arm.strategy: arm for arm in scores.group.arms if arm.floor}
+    arms = {arm.strategy: arm for arm in scores.group.arms if arm.baseline}
     if not {"supervised", "untrained"} <= arms.keys():
         return []
     found = scores.difference(arms["supervised"], arms["untrained"], fraction)
@@ -95,7 +95,7 @@ def _weak_floor(scores: Scores, fraction: float) -> list[str]:
         return []
     return [
         f"supervised, trained from scratch on {fraction:g} % of the labels, is not seen to beat a linear probe of the "
-        f"untrained encoder ({span(found)} macro AUROC): in as short a training as this it is a weak floor."
+        f"untrained encoder ({span(found)} macro AUROC): in as short a training as this it is a weak baseline."
     ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.analysis.read.groups import Arm, Group, ReportRefused, Run
 from bench.records.record import Evaluation
-from bench.statistics import accuracy as statistics
+from bench.statistics import accuracy
 from bench.statistics.accuracy import Array, Estimate
 from datasets.archives import read_npz
 
@@ -96,7 +96,7 @@ class Scores:
             if path.is_file():
                 mask = np.array([name in names for name in self.names])
                 scores, labels, patients = _predictions(path, len(self.names))
-                values, who = statistics.pseudo_values(scores[:draws], labels, patients, mask)
+                values, who = accuracy.pseudo_values(scores[:draws], labels, patients, mask)
                 if self._patients is None:
                     self._patients = who
                 if not np.array_equal(self._patients, who):
@@ -153,10 +153,10 @@ class Scores:
         return [float(np.mean([getattr(one.per_label[name], what) for name in names])) for _, (_, one) in found]
 
     def reference(self, arm: Arm, strategy: str) -> Arm | None:
-        """The arm of that strategy to compare with: of the same objective; for floors and for a dense arm,
+        """The arm of that strategy to compare with: of the same objective; for baselines and for a dense arm,
         SimCLR's."""
         same = [one for one in self.group.arms if one.strategy == strategy and one is not arm]
-        if arm.floor or (arm.strategy == "dense" and strategy == "dense"):
+        if arm.baseline or (arm.strategy == "dense" and strategy == "dense"):
             same = [one for one in same if one.objective == "simclr"]
         else:
             same = [one for one in same if one.objective == arm.objective]
@@ -194,5 +194,5 @@ def _interval(found: list[tuple[Array | None, float]]) -> Estimate | None:
         return None
     tables = [values for values, _ in found if values is not None]
     if len(tables) < len(found):
-        return statistics.seeds_interval(np.array([mean for _, mean in found]))
-    return statistics.crossed_interval(np.stack(tables))
+        return accuracy.seeds_interval(np.array([mean for _, mean in found]))
+    return accuracy.crossed_interval(np.stack(tables))

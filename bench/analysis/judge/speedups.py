@@ -56,7 +56,7 @@ def _setting(group: Group, cost: pd.DataFrame) -> tuple[object, ...] | None:
 
 def _fitting(arm: Arm, group: Group, cost: pd.DataFrame) -> list[pd.Series]:
     """Rows about this arm as it was trained, in any setting, the newest last."""
-    if cost.empty or arm.floor:
+    if cost.empty or arm.baseline:
         return []
     rows = cost[(cost["method"] == arm.method) & (cost["encoder"] == group.encoder)]
     rows = rows[rows["image_size"] == group.image_size]

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bench.analysis.read.groups import FLOORS, ReportRefused, Run
+from bench.analysis.read.groups import BASELINES, ReportRefused, Run
 
 Values = Iterable[tuple[str, Any]]  # (where it stands, value)
 SHOWN = 6  # differences that are listed
@@ -52,7 +52,7 @@ def refuse_strangers(runs: Sequence[Run]) -> None:
         for one in run.evaluations:
             for draw in one.draws:
                 subsets[one.labels, draw.draw].append((run.folder.name, draw.subset.hash))
-            if run.record.strategy not in FLOORS:
+            if run.record.strategy not in BASELINES:
                 ways[one.probe, one.labels].append((run.folder.name, one.settings))
     for method, values in code.items():
         found += _difference(f"the code of the plug-in that defines {method}", values)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.analysis.read.groups import Group, ReportRefused, Run
 from bench.analysis.read.results import encoder_of, parse
-from bench.records.record import TWICE, CostRow, CostTable
+from bench.records.record import AA_SUFFIX, CostRow, CostTable
 from datasets.limits import RECORD_BYTES, read_within
 
 
@@ -91,10 +91,10 @@ def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
 
 
 def table_frame(table: CostTable) -> pd.DataFrame:
-    """A row a method, with the noise floor of its table (`aa_...`, the interval of dense against itself; none where
+    """A row a method, with the noise baseline of its table (`aa_...`, the interval of dense against itself; none where
     that was not measured), dense's MACs / its own (`..._macs_ratio`), and the share of that ratio that its speed-up
     reaches (`..._time_over_macs`)."""
-    again = next((row for row in table.rows if row.method.endswith(TWICE)), None)
+    again = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
     dense = next((row for row in table.rows if row.method == "simclr/dense"), None)
     rows = []
     for row in table.rows:
@@ -133,7 +133,7 @@ def history_frame(group: Group) -> pd.DataFrame:
     """A row a run x epoch: arm, objective, seed, epoch, loss, keep, lr."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for arm in sorted((one for one in group.arms if not one.floor), key=lambda one: len(one.label)):
+    for arm in sorted((one for one in group.arms if not one.baseline), key=lambda one: len(one.label)):
         for run in arm.runs:
             path = run.folder / "history.jsonl"
             if not path.is_file() or run.record.run_id in seen:  # one training, two ways of inference

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.records.record import Evaluation, Record
 
-FLOORS = ("untrained", "supervised")
+BASELINES = ("untrained", "supervised")
 
 
 class ReportRefused(ValueError):
@@ -52,11 +52,11 @@ class Arm:
     runs: tuple[Run, ...]
 
     @property
-    def floor(self) -> bool:
-        return self.strategy in FLOORS
+    def baseline(self) -> bool:
+        return self.strategy in BASELINES
 
     def evaluations(self, probe: str, labels: float) -> dict[int, tuple[Run, Evaluation]]:
-        """By seed. A floor that trains its own head has no probe, so there any probe serves."""
+        """By seed. A baseline that trains its own head has no probe, so there any probe serves."""
         found: dict[int, tuple[Run, Evaluation]] = {}
         for run in self.runs:
             for one in run.evaluations:

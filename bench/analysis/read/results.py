@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.analysis.read.compatible import refuse_changed_data, refuse_strangers, refuse_twins
-from bench.analysis.read.groups import FLOORS, Arm, Group, ReportRefused, Run
+from bench.analysis.read.groups import BASELINES, Arm, Group, ReportRefused, Run
 from bench.records.record import SCHEMA_VERSION, Evaluation, Record
 from bench.records.seal import state_of
 from bench.records.store import evaluation_name
@@ -175,7 +175,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         variants: dict[str, list[Run]] = defaultdict(list)
         for run in members:
             variants[_variant(run.record)].append(run)
-        trained = {k for k, v in variants.items() if any(run.record.strategy not in FLOORS for run in v)} or set(
+        trained = {k for k, v in variants.items() if any(run.record.strategy not in BASELINES for run in v)} or set(
             variants
         )
         loose = [run for k, v in variants.items() if k not in trained for run in v]
@@ -200,11 +200,11 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
     for run in runs:
         record = run.record
         for inference in sorted({one.inference for one in run.evaluations}):
-            rate = (record.spec.get("train") or {}).get("lr") if record.strategy not in FLOORS else None
+            rate = (record.spec.get("train") or {}).get("lr") if record.strategy not in BASELINES else None
             found[record.method, record.keep, rate, inference].append(run)
     arms = []
     for (method, keep, rate, inference), members in found.items():
-        members = sorted(_without_copies(members) if method in FLOORS else members, key=lambda run: run.seed)
+        members = sorted(_without_copies(members) if method in BASELINES else members, key=lambda run: run.seed)
         refuse_twins(method, inference, members)
         label, rivals = method, [key for key in found if key[0] == method]
         if len({key[1] for key in rivals}) > 1:
@@ -248,11 +248,11 @@ _STRATEGIES = (
 def _order(arm: Arm) -> tuple[Any, ...]:
     rank = _STRATEGIES.index(arm.strategy) if arm.strategy in _STRATEGIES else len(_STRATEGIES)
     objective = {"none": 0, "simclr": 1, "moco": 2}.get(arm.objective, 3)
-    return (0 if arm.floor else 1, objective, rank, arm.label)
+    return (0 if arm.baseline else 1, objective, rank, arm.label)
 
 
 def _without_copies(runs: list[Run]) -> list[Run]:
-    """Of a floor's runs with the same weights (another learning rate means another run, but nothing to a floor) the one
+    """Of a baseline's runs with the same weights (another learning rate means another run, but nothing to a baseline) the one
     that was evaluated most."""
     best: dict[tuple[Any, ...], Run] = {}
     for run in runs:

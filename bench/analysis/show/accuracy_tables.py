@@ -154,7 +154,7 @@ def differences(scores: Scores, strategy: str) -> Table | None:
     sensitive = is_sensitive(scores, scores.primary)
     for arm in scores.group.arms:
         rival = scores.reference(arm, strategy)
-        if rival is None or (strategy != "dense" and (arm.floor or arm.strategy == strategy)):
+        if rival is None or (strategy != "dense" and (arm.baseline or arm.strategy == strategy)):
             continue
         found = [scores.difference(arm, rival, fraction) for fraction in scores.fractions]
         seen += found
@@ -163,7 +163,7 @@ def differences(scores: Scores, strategy: str) -> Table | None:
         cells = [span(one) if one else NONE for one in found]
         primary = found[scores.fractions.index(scores.primary)]
         verdict = NONE
-        if primary and not arm.floor:
+        if primary and not arm.baseline:
             alike = strategy == "dense"
             verdict = comparable(primary, sensitive) if alike else judge(primary.low, primary.high, 0.0)
         rows.append((arm.label, rival.label, *cells, verdict))

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from bench.analysis.show.plots import COLOURS, SPARE, save, theme
-from bench.records.record import PARTS, TWICE, CostRow
+from bench.records.record import AA_SUFFIX, PARTS, CostRow
 
 PREFIX = "cost-"  # names of the figures that `bench.cost` writes
 SHADES = {
@@ -71,7 +71,7 @@ def scaling(frame: pd.DataFrame, tokens: dict[int, int], folder: Path, name: str
     sizes = sorted(set(frame["image_size"]))
     if len(sizes) < 2:
         return False
-    frame = frame[~frame["method"].str.endswith(TWICE)].sort_values("image_size")
+    frame = frame[~frame["method"].str.endswith(AA_SUFFIX)].sort_values("image_size")
     panels = [("infer_ms", "inference, ms per image"), ("train_ms", "train step, ms per image")]
     panels = [panel for panel in panels if frame[panel[0]].notna().any()]
     methods = list(dict.fromkeys(frame["method"]))

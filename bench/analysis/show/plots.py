@@ -148,7 +148,7 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bool:
     """Macro AUROC at the primary fraction against training time and whole-run MACs; False where nothing is known."""
     group, fraction = scores.group, scores.primary
-    trained = [(arm, e) for arm in group.arms if not arm.floor and (e := scores.estimate(arm, fraction))]
+    trained = [(arm, e) for arm in group.arms if not arm.baseline and (e := scores.estimate(arm, fraction))]
     hours = [(arm, e, h) for arm, e in trained if (h := run_hours(arm, group, cost)) is not None]
     macs = [(arm, e, m.whole_run / 1e12) for arm, e in trained if (m := arm.runs[0].record.macs)]
     longest = max((h for _, _, h in hours), default=0.0)
@@ -221,8 +221,8 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
     right = max(*places, widest) * 1.04
     x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
     axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
-    floor = next((arm for arm in scores.group.arms if arm.strategy == "untrained"), None)
-    base = scores.estimate(floor, scores.primary) if floor else None
+    baseline = next((arm for arm in scores.group.arms if arm.strategy == "untrained"), None)
+    base = scores.estimate(baseline, scores.primary) if baseline else None
     if base:
         axes.axhline(base.value, color=COLOURS["untrained"], linestyle=":", linewidth=1.3, label="untrained", zorder=1)
     axes.set_xlim(left=0, right=right)

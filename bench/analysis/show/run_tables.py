@@ -18,7 +18,7 @@ def macs(group: Group) -> Table:
     """MACs and memory, from the records."""
     rows = []
     dense = {arm.objective: arm for arm in group.arms if arm.strategy == "dense"}
-    for arm in (one for one in group.arms if not one.floor):
+    for arm in (one for one in group.arms if not one.baseline):
         record = arm.runs[0].record
         base = dense[arm.objective].runs[0].record.macs if arm.objective in dense else None
         cells = [
@@ -79,7 +79,7 @@ def learning(group: Group) -> Table | None:
     rows = []
     for arm in group.arms:
         found = [run.record.learning for run in arm.runs if run.record.learning]
-        if not found or arm.floor:
+        if not found or arm.baseline:
             continue
         verdicts = [one.verdict for one in found]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
@@ -207,7 +207,7 @@ def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
     for part in ("encoder", "train", "views"):  # the learning rate, tuned by method, has a row of its own
         rows.append((part, _flat({key: value for key, value in (spec.get(part) or {}).items() if key != "lr"})))
     rates: dict[str, set[str]] = {}
-    for arm in (one for one in group.arms if not one.floor):
+    for arm in (one for one in group.arms if not one.baseline):
         for run in arm.runs:
             rate = (run.record.spec.get("train") or {}).get("lr")
             rates.setdefault(f"{rate:g}" if isinstance(rate, int | float) else str(rate), set()).add(arm.label)

@@ -19,7 +19,7 @@ from bench.analysis.read.results import parse
 from bench.analysis.show.accuracy_tables import NONE, keep_cell
 from bench.analysis.show.document import Table
 from bench.records.environment import machine
-from bench.records.record import TWICE, CostTable
+from bench.records.record import AA_SUFFIX, CostTable
 from bench.statistics.ratios import interval_name
 
 UNMEASURED = "not measured"
@@ -30,7 +30,7 @@ COMMITTED = Path(__file__).parents[3] / "results" / "reference"
 def times(group: Group, frame: pd.DataFrame) -> Table | None:
     """Paired times at the trained scale; None where nothing was measured."""
     rows, floors, settings, intervals = [], set(), set(), set()
-    for arm in (one for one in group.arms if not one.floor):
+    for arm in (one for one in group.arms if not one.baseline):
         row = cost_of(arm, group, frame)
         if row is None:
             rows.append((arm.label, keep_cell(arm), arm.train_execution, *[UNMEASURED] * 5))
@@ -84,7 +84,7 @@ def speed_cell(row: pd.Series, kind: str) -> str:
         return UNMEASURED
     if row["method"] == "simclr/dense":
         return "1 (reference)"
-    if speed.no_difference and not row["method"].endswith(TWICE):
+    if speed.no_difference and not row["method"].endswith(AA_SUFFIX):
         return f"no difference seen [{speed.low:.2f}, {speed.high:.2f}]"
     return f"{speed.value:.2f} [{speed.low:.2f}, {speed.high:.2f}]"
 

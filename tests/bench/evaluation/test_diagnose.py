@@ -11,7 +11,7 @@ import pytest
 from bench.evaluation import diagnose
 from bench.evaluation.diagnose import feature_std, learning, rankme, selection_figure, selection_statistics
 from bench.evaluation.evaluate import features_of
-from bench.training.data import Bench
+from bench.training.data import RunData
 from bench.training.pretrain import Trained
 from datasets.splits import make_splits
 from datasets.views import Views
@@ -19,8 +19,8 @@ from methods import build_encoder
 
 
 @pytest.fixture(scope="module")
-def bench(phantom, fabric) -> Bench:
-    return Bench(phantom, make_splits(phantom), Views(32), fabric, seed=0)
+def run_data(phantom, fabric) -> RunData:
+    return RunData(phantom, make_splits(phantom), Views(32), fabric, seed=0)
 
 
 def encoder(strategy: str, seed: int = 0, **options: Any):
@@ -82,77 +82,77 @@ GOOD = np.random.default_rng(0).normal(size=(2000, 64))
         (1.0, GOOD[:, :1] * GOOD[:1], "collapsed"),  # a single direction
     ],
 )
-def test_verdicts(bench: Bench, loss: float, features: np.ndarray, verdict: str) -> None:
-    found = learning(trained(loss), looked_at(features), bench, batch=6)
+def test_verdicts(run_data: RunData, loss: float, features: np.ndarray, verdict: str) -> None:
+    found = learning(trained(loss), looked_at(features), run_data, batch=6)
     assert found.verdict == verdict
     assert (found.final_loss, found.plateau_loss) == (loss, 10.0)
-    n = len(bench.splits.test)
+    n = len(run_data.splits.test)
     assert found.feature_std == pytest.approx(feature_std(features[:n]))
     assert found.rankme == pytest.approx(rankme(features[:n]))
 
 
-def test_what_was_never_trained_has_no_verdict(bench: Bench) -> None:
-    found = learning(None, looked_at(GOOD), bench, batch=6)
+def test_what_was_never_trained_has_no_verdict(run_data: RunData) -> None:
+    found = learning(None, looked_at(GOOD), run_data, batch=6)
     assert (found.verdict, found.final_loss, found.selection) == ("not trained", 0.0, {})
 
 
-def test_selection_in_training_and_at_inference_stand_together(bench: Bench) -> None:
+def test_selection_in_training_and_at_inference_stand_together(run_data: RunData) -> None:
     history = [
         {"loss": 3.0, "selection": {"overlap": 0.4, "logit_spread": 0.2, "noise_spread": 1.0}},
         {"loss": 2.0, "selection": {"overlap": 0.8, "logit_spread": 0.6, "noise_spread": 0.0}},
     ]
-    found = learning(trained(2.0, history=history), looked_at(GOOD, "fixed"), bench, 6).selection
+    found = learning(trained(2.0, history=history), looked_at(GOOD, "fixed"), run_data, 6).selection
     assert found["overlap"] == 0.8
     assert found["overlap_run"] == pytest.approx(0.6)
     assert found["spread_over_noise"] == pytest.approx(0.4 / 0.5)
     assert found["static_share"] == 1.0
 
 
-def test_one_mask_for_all_images_is_static(bench: Bench) -> None:
-    index = bench.splits.test
-    found = selection_statistics(encoder("fixed", keep=0.5, equal_macs=False), bench, index)
+def test_one_mask_for_all_images_is_static(run_data: RunData) -> None:
+    index = run_data.splits.test
+    found = selection_statistics(encoder("fixed", keep=0.5, equal_macs=False), run_data, index)
     assert found["static_share"] == 1.0
     assert found["kept_inference"] == 0.5
 
 
-def test_a_fresh_subset_for_every_image_is_not(bench: Bench) -> None:
-    index = np.arange(len(bench.data))
-    found = selection_statistics(encoder("random", keep=0.5, equal_macs=False), bench, index)
+def test_a_fresh_subset_for_every_image_is_not(run_data: RunData) -> None:
+    index = np.arange(len(run_data.dataset))
+    found = selection_statistics(encoder("random", keep=0.5, equal_macs=False), run_data, index)
     assert found["static_share"] == 0.0
     assert found["kept_inference"] == 0.5
 
 
-def test_selection_against_loops(bench: Bench) -> None:
-    one, index = encoder("sparsecontrast"), np.arange(len(bench.data))
-    found = selection_statistics(one, bench, index)
-    kept = features_of(one, bench, index, "pruned")["kept"]
+def test_selection_against_loops(run_data: RunData) -> None:
+    one, index = encoder("sparsecontrast"), np.arange(len(run_data.dataset))
+    found = selection_statistics(one, run_data, index)
+    kept = features_of(one, run_data, index, "pruned")["kept"]
     share = [sum(row[patch] for row in kept.tolist()) / len(kept) for patch in range(16)]
     assert found["static_share"] == sum(s >= diagnose.STATIC or s <= 1 - diagnose.STATIC for s in share) / 16
     assert found["kept_inference"] == pytest.approx(sum(share) / 16)
     inside = total = 0
-    for image, row, column in zip(*np.nonzero(bench.data.masks[index]), strict=True):
+    for image, row, column in zip(*np.nonzero(run_data.dataset.masks[index]), strict=True):
         total += 1
         inside += kept[image, row // 8 * 4 + column // 8]
     assert found["lesion_kept"] == pytest.approx(inside / total)
     assert 0.1 < found["lesion_kept"] < 0.9
 
 
-def test_the_oracle_keeps_the_lesions(bench: Bench) -> None:
-    index = np.flatnonzero((bench.data.masks != 0).any((1, 2)))
-    oracle = selection_statistics(encoder("oracle", keep=0.5), bench, index)["lesion_kept"]
-    random = selection_statistics(encoder("random", keep=0.5), bench, index)["lesion_kept"]
+def test_the_oracle_keeps_the_lesions(run_data: RunData) -> None:
+    index = np.flatnonzero((run_data.dataset.masks != 0).any((1, 2)))
+    oracle = selection_statistics(encoder("oracle", keep=0.5), run_data, index)["lesion_kept"]
+    random = selection_statistics(encoder("random", keep=0.5), run_data, index)["lesion_kept"]
     assert oracle > random + 0.2
 
 
 @pytest.mark.parametrize("strategy", ["dense", "patchdropout"])
-def test_without_a_selection_at_inference_there_is_nothing_to_tell(bench: Bench, strategy: str) -> None:
-    assert selection_statistics(encoder(strategy), bench, bench.splits.test) == {}
-    assert selection_figure(encoder(strategy), bench) is None
+def test_without_a_selection_at_inference_there_is_nothing_to_tell(run_data: RunData, strategy: str) -> None:
+    assert selection_statistics(encoder(strategy), run_data, run_data.splits.test) == {}
+    assert selection_figure(encoder(strategy), run_data) is None
 
 
-def test_the_images_shown_are_chosen_by_the_rule(bench: Bench) -> None:
-    data, test = bench.data, bench.splits.test
-    figure = selection_figure(encoder("fixed", keep=0.5, equal_macs=False), bench)
+def test_the_images_shown_are_chosen_by_the_rule(run_data: RunData) -> None:
+    data, test = run_data.dataset, run_data.splits.test
+    figure = selection_figure(encoder("fixed", keep=0.5, equal_macs=False), run_data)
     assert figure is not None
     expected: list[int] = []
     for label in range(5):
@@ -172,11 +172,11 @@ def test_the_images_shown_are_chosen_by_the_rule(bench: Bench) -> None:
     assert "median area" in str(figure["rule"])
 
 
-def test_without_masks_the_first_positive_is_shown(bench: Bench) -> None:
-    data = bench.data.replace(masks=None, has_mask=None)
-    figure = selection_figure(encoder("fixed"), Bench(data, bench.splits, bench.views, bench.fabric, 0))
+def test_without_masks_the_first_positive_is_shown(run_data: RunData) -> None:
+    data = run_data.dataset.replace(masks=None, has_mask=None)
+    figure = selection_figure(encoder("fixed"), RunData(data, run_data.splits, run_data.views, run_data.fabric, 0))
     assert figure is not None
     assert "masks" not in figure
-    first = next(int(i) for i in bench.splits.test if data.labels[i, 0] == 1)
+    first = next(int(i) for i in run_data.splits.test if data.labels[i, 0] == 1)
     assert (figure["images"][0] == data.images[first]).all()
     assert "first positive" in str(figure["rule"])

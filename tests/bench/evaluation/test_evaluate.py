@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from bench.evaluation import evaluate as module
 from bench.evaluation.evaluate import Features, evaluate, features_of
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec
-from bench.training.data import Bench
+from bench.training.data import RunData
 from datasets.splits import fraction, make_splits
 from datasets.views import Views
 from methods import build_encoder
@@ -24,26 +24,27 @@ def encoder(strategy: str = "dense"):
 
 
 @pytest.fixture(scope="module")
-def bench(phantom, fabric) -> Bench:
-    return Bench(phantom, make_splits(phantom), Views(32), fabric, seed=0)
+def run_data(phantom, fabric) -> RunData:
+    return RunData(phantom, make_splits(phantom), Views(32), fabric, seed=0)
 
 
 @pytest.fixture(scope="module")
-def features(bench: Bench) -> Features:
-    return Features(encoder(), bench)
+def features(run_data: RunData) -> Features:
+    return Features(encoder(), run_data)
 
 
 def evaluated(features: Features, probe: str = "linear", labels: float = 30, **changes: Any):
     spec = SPEC.model_copy(update=changes)
     tuning = FinetuneSpec(epochs=1, batch=8, min_steps=1, max_steps=2)
-    return evaluate("run", features, features.bench, spec, tuning, probe, labels, "dense", lambda state: None)
+    return evaluate("run", features, features.run_data, spec, tuning, probe, labels, "dense", lambda state: None)
 
 
 def relabelled(features: Features, labels: np.ndarray) -> Features:
     """The same features of the same splits with other labels."""
-    bench = features.bench
+    run_data = features.run_data
     other = Features(
-        features.encoder, Bench(bench.data.replace(labels=labels), bench.splits, bench.views, bench.fabric, 0)
+        features.encoder,
+        RunData(run_data.dataset.replace(labels=labels), run_data.splits, run_data.views, run_data.fabric, 0),
     )
     other._known = features._known
     return other
@@ -53,7 +54,7 @@ def relabelled(features: Features, labels: np.ndarray) -> Features:
 def test_scores_are_scikit_learns_of_the_stored_predictions(features: Features, probe: str) -> None:
     result, stored = evaluated(features, probe)
     scores, truth = stored["scores"], stored["labels"]
-    data, test = features.bench.data, features.bench.splits.test
+    data, test = features.run_data.dataset, features.run_data.splits.test
     assert scores.shape == (3, len(test), 5)
     assert (stored["index"] == test).all()
     assert (stored["patients"] == data.patients[test]).all()
@@ -82,7 +83,7 @@ def test_scores_are_scikit_learns_of_the_stored_predictions(features: Features, 
 
 def test_draws_of_a_fraction_and_what_they_held(features: Features) -> None:
     result, _ = evaluated(features)
-    data, splits = features.bench.data, features.bench.splits
+    data, splits = features.run_data.dataset, features.run_data.splits
     assert [draw.draw for draw in result.draws] == [0, 1, 2]
     assert len({draw.subset.hash for draw in result.draws}) == 3
     for draw in result.draws:
@@ -97,29 +98,29 @@ def test_all_labels_are_one_draw(features: Features) -> None:
     result, stored = evaluated(features, labels=100)
     assert len(result.draws) == len(stored["scores"]) == 1
     assert result.draw_std == 0
-    assert result.draws[0].subset.images == len(features.bench.splits.train)
+    assert result.draws[0].subset.images == len(features.run_data.splits.train)
 
 
 def test_validation_images_on_request(features: Features) -> None:
     result, stored = evaluated(features, split="val")
     assert result.split == "val"
-    assert (stored["index"] == features.bench.splits.val).all()
+    assert (stored["index"] == features.run_data.splits.val).all()
 
 
 def test_the_test_split_has_no_part_in_choices_and_models(features: Features) -> None:
     """Neither its labels nor its images."""
-    bench = features.bench
+    run_data = features.run_data
     result, stored = evaluated(features)
-    labels = bench.data.labels.copy()
-    labels[bench.splits.test] = 1 - labels[bench.splits.test]
+    labels = run_data.dataset.labels.copy()
+    labels[run_data.splits.test] = 1 - labels[run_data.splits.test]
     flipped, same = evaluated(relabelled(features, labels))
     np.testing.assert_array_equal(stored["scores"], same["scores"])
     assert [draw.chosen for draw in flipped.draws] == [draw.chosen for draw in result.draws]
     assert flipped.macro_auroc != pytest.approx(result.macro_auroc)
-    half = bench.splits.test[::2]
-    images = bench.data.images.copy()
+    half = run_data.splits.test[::2]
+    images = run_data.dataset.images.copy()
     images[half] = 255 - images[half]
-    spoilt = Bench(bench.data.replace(images=images), bench.splits, bench.views, bench.fabric, 0)
+    spoilt = RunData(run_data.dataset.replace(images=images), run_data.splits, run_data.views, run_data.fabric, 0)
     other, changed = evaluated(Features(features.encoder, spoilt))
     assert [draw.chosen for draw in other.draws] == [draw.chosen for draw in result.draws]
     np.testing.assert_allclose(changed["scores"][:, 1::2], stored["scores"][:, 1::2], atol=1e-4)
@@ -127,21 +128,21 @@ def test_the_test_split_has_no_part_in_choices_and_models(features: Features) ->
 
 
 def test_training_labels_have_a_part(features: Features) -> None:
-    labels = features.bench.data.labels.copy()
-    train = features.bench.splits.train
+    labels = features.run_data.dataset.labels.copy()
+    train = features.run_data.splits.train
     labels[train] = 1 - labels[train]
     assert np.abs(evaluated(relabelled(features, labels))[1]["scores"] - evaluated(features)[1]["scores"]).max() > 0.1
 
 
 def test_findings_without_a_score_are_named_with_the_reason(features: Features) -> None:
-    bench = features.bench
-    labels = bench.data.labels.copy()
-    labels[bench.splits.test, 1] = 0
-    labels[bench.splits.train, 2] = 1
-    labels[bench.splits.test[:5], 3] = np.nan
-    labels[bench.splits.train[::3], 3] = np.nan
+    run_data = features.run_data
+    labels = run_data.dataset.labels.copy()
+    labels[run_data.splits.test, 1] = 0
+    labels[run_data.splits.train, 2] = 1
+    labels[run_data.splits.test[:5], 3] = np.nan
+    labels[run_data.splits.train[::3], 3] = np.nan
     result, stored = evaluated(relabelled(features, labels), labels=100)
-    names = bench.data.label_names
+    names = run_data.dataset.label_names
     assert result.undefined[names[1]] == "a single class among the test images"
     assert result.undefined[names[2]] == "a single class in a draw of the label fraction"
     assert np.isnan(stored["scores"][:, :, 2]).all()
@@ -155,29 +156,29 @@ def test_findings_without_a_score_are_named_with_the_reason(features: Features) 
 
 @pytest.mark.parametrize("probe", ["linear", "finetune"])
 def test_a_fraction_in_which_nothing_can_be_learnt(features: Features, probe: str) -> None:
-    labels = features.bench.data.labels.copy()
-    labels[features.bench.splits.train] = 0
+    labels = features.run_data.dataset.labels.copy()
+    labels[features.run_data.splits.train] = 0
     with pytest.raises(ValueError, match="no finding can be scored at 30 % of the labels: .*larger fractions"):
         evaluated(relabelled(features, labels), probe)
 
 
 def test_images_without_a_label_are_not_scored(features: Features) -> None:
-    bench, labels = features.bench, features.bench.data.labels.copy()
-    labels[bench.splits.test[:4]] = np.nan
+    run_data, labels = features.run_data, features.run_data.dataset.labels.copy()
+    labels[run_data.splits.test[:4]] = np.nan
     result, stored = evaluated(relabelled(features, labels), labels=100)
-    assert (stored["index"] == bench.splits.test[4:]).all()
-    assert result.n_images == len(bench.splits.test) - 4
+    assert (stored["index"] == run_data.splits.test[4:]).all()
+    assert result.n_images == len(run_data.splits.test) - 4
 
 
 def test_subgroups_are_scikit_learns_of_their_images(features: Features) -> None:
-    bench = features.bench
+    run_data = features.run_data
     rng = np.random.default_rng(0)
-    labels = (rng.random(bench.data.labels.shape) < 0.4).astype(np.float32)
-    labels[:, 4] = bench.data.subgroups["sex"] == "male"  # one class in each group: left out of that comparison
-    sex = bench.data.subgroups["sex"].copy()
-    sex[bench.splits.test[0]] = ""
-    data = bench.data.replace(labels=labels, subgroups={"sex": sex, "view": np.full(len(sex), "PA")})
-    other = Features(features.encoder, Bench(data, bench.splits, bench.views, bench.fabric, 0))
+    labels = (rng.random(run_data.dataset.labels.shape) < 0.4).astype(np.float32)
+    labels[:, 4] = run_data.dataset.subgroups["sex"] == "male"  # one class in each group: left out of that comparison
+    sex = run_data.dataset.subgroups["sex"].copy()
+    sex[run_data.splits.test[0]] = ""
+    data = run_data.dataset.replace(labels=labels, subgroups={"sex": sex, "view": np.full(len(sex), "PA")})
+    other = Features(features.encoder, RunData(data, run_data.splits, run_data.views, run_data.fabric, 0))
     other._known = features._known
     result, stored = evaluated(other, labels=100)
     assert set(result.subgroups) == {"sex"}  # a single group is no comparison
@@ -188,30 +189,30 @@ def test_subgroups_are_scikit_learns_of_their_images(features: Features) -> None
         assert value == pytest.approx(np.mean(aurocs))
 
 
-def test_features_are_computed_once_and_come_in_the_order_asked_for(bench: Bench, monkeypatch) -> None:
+def test_features_are_computed_once_and_come_in_the_order_asked_for(run_data: RunData, monkeypatch) -> None:
     asked: list[int] = []
     real = module.features_of
 
-    def counted(encoder, bench, index, inference):
+    def counted(encoder, run_data, index, inference):
         asked.extend((inference, int(i)) for i in index)
-        return real(encoder, bench, index, inference)
+        return real(encoder, run_data, index, inference)
 
     monkeypatch.setattr(module, "features_of", counted)
-    features = Features(encoder("random"), bench)
+    features = Features(encoder("random"), run_data)
     for index in ([5, 3, 9], [9, 4, 3, 3], [0, 1]):
         for inference in ("pruned", "dense"):
-            direct = real(features.encoder, bench, np.array(index), inference)["features"]
+            direct = real(features.encoder, run_data, np.array(index), inference)["features"]
             np.testing.assert_allclose(features.at(np.array(index), inference), direct, atol=1e-5)
     assert sorted(asked) == [(inference, i) for inference in ("dense", "pruned") for i in (0, 1, 3, 4, 5, 9)]
 
 
 @pytest.mark.parametrize("strategy", ["dense", "random", "sparsecontrast", "dynamicvit", "oracle"])
-def test_features_do_not_depend_on_the_batch(bench: Bench, monkeypatch, strategy: str) -> None:
+def test_features_do_not_depend_on_the_batch(run_data: RunData, monkeypatch, strategy: str) -> None:
     one = encoder(strategy)
     index = np.arange(20)
-    together = features_of(one, bench, index, one.strategy.inference[0])
+    together = features_of(one, run_data, index, one.strategy.inference[0])
     monkeypatch.setattr(module, "BATCH", 7)
-    apart = features_of(one, bench, index, one.strategy.inference[0])
+    apart = features_of(one, run_data, index, one.strategy.inference[0])
     assert together.keys() == apart.keys()
     np.testing.assert_allclose(apart["features"], together["features"], atol=1e-5)
     assert together["features"].std(0).max() > 0.01
@@ -220,9 +221,9 @@ def test_features_do_not_depend_on_the_batch(bench: Bench, monkeypatch, strategy
         assert (apart["kept"] == together["kept"]).all()
 
 
-def test_features_are_made_in_evaluation_mode(bench: Bench) -> None:
+def test_features_are_made_in_evaluation_mode(run_data: RunData) -> None:
     """Batch norm of the stem uses what it has learnt, and learns nothing."""
     one = encoder().train()
     before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
-    features_of(one, bench, np.arange(10), "dense")
+    features_of(one, run_data, np.arange(10), "dense")
     assert all((one.state_dict()[name] == tensor).all() for name, tensor in before.items())

@@ -11,7 +11,7 @@ import pytest
 
 from bench.grid.plan import _seeds
 from bench.records.store import as_json, write_atomically
-from bench.specs.grid_spec import load_suite
+from bench.specs.grid_spec import load_grid
 from datasets import load
 from datasets.splits import fraction, make_splits
 from tests.bench import small
@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_written_to(
 
 def test_an_unreadable_record_is_found_before_training(world: small.World) -> None:
     data = load("phantom", 32, cache=world.cache, patients=60, images_per_patient=2.0)
-    (run,) = load_suite("smoke", world.toml, {"methods": "dense"}).runs(data.fingerprint)
+    (run,) = load_grid("smoke", world.toml, {"methods": "dense"}).runs(data.fingerprint)
     write_atomically(world.results / run.run_id / "record.json", as_json({"half": "a record"}))
     result = world.run("--methods", "dense")
     assert result.exit_code == 2
@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(
         raise AssertionError("something was run")
 
     monkeypatch.setattr("bench.launch.launch.work", refuse)
-    monkeypatch.setattr("bench.report.write_report", refuse)
+    monkeypatch.setattr("bench.analysis.page.write_report", refuse)
     monkeypatch.setenv("COLUMNS", "200")
     result = world.run(
         "--dry-run", "--methods", "dense,sparsecontrast", "--seeds", "2", "--labels", "50,100", measure=True
@@ -228,14 +228,14 @@ def test_the_beginning_is_read_off_the_clock_of_the_results(
     now = time.time()
     for wrong in (now + 3600.0, now - 3600.0):
         monkeypatch.setattr("time.time", lambda wrong=wrong: wrong)
-        begun = clock_of(tmp_path)
+        command_started = clock_of(tmp_path)
         failed = tmp_path / "log.txt"
         failed.write_text("why")
-        assert 0 <= failed.stat().st_mtime - begun < 60
+        assert 0 <= failed.stat().st_mtime - command_started < 60
         failed.unlink()
     assert not list(tmp_path.glob(".*.tmp"))
     seen = []
     monkeypatch.setattr("bench.grid.plan.clock_of", lambda folder: 12.5)
-    monkeypatch.setattr("bench.launch.launch.work", lambda job: seen.append(job.begun))
+    monkeypatch.setattr("bench.launch.launch.work", lambda sweep: seen.append(sweep.command_started))
     world.run("--methods", "dense", "--launcher", "inline")
     assert seen == [12.5]

@@ -13,7 +13,7 @@ from rich.console import Console
 from bench.grid import watch as module
 from bench.grid.watch import Watch
 from bench.launch.progress_file import ProgressFile
-from bench.launch.worker import Work
+from bench.launch.worker import Sweep
 from bench.records.record import Learning, Timing
 from bench.records.store import Store, evaluation_name, wanted_evaluations
 from bench.specs.run_spec import RunSpec
@@ -24,16 +24,16 @@ class Grid:
     """Four runs, two methods with two seeds, which a test ends by hand; a clock that a test sets."""
 
     def __init__(self, folder: Path, **changes: Any) -> None:
-        suite = small.suite(folder, **{"methods": "dense,fixed", "seeds": [0, 1], **changes})
-        self.job = Work(tuple(suite.runs()), suite.evaluation, suite.finetune, folder / "results", None, 1)
-        self.store = Store(self.job.results)
+        grid = small.grid(folder, **{"methods": "dense,fixed", "seeds": [0, 1], **changes})
+        self.sweep = Sweep(tuple(grid.runs()), grid.evaluation, grid.finetune, folder / "results", None, 1)
+        self.store = Store(self.sweep.results)
         self.out = io.StringIO()
         self.calls = 0
         self.now = 1000.0
 
     def watch(self) -> Watch:
         console = Console(file=self.out, force_terminal=False, width=200)
-        return Watch(self.job, console, self.call)
+        return Watch(self.sweep, console, self.call)
 
     def call(self) -> None:
         self.calls += 1
@@ -43,8 +43,8 @@ class Grid:
 
     def end(self, run: RunSpec, **changes: Any) -> None:
         self.train(run, **changes)
-        for probe, labels, inference in wanted_evaluations(run, self.job.evaluation):
-            settings = self.job.evaluation.settings_of(probe, self.job.finetune)
+        for probe, labels, inference in wanted_evaluations(run, self.sweep.evaluation):
+            settings = self.sweep.evaluation.settings_of(probe, self.sweep.finetune)
             done = small.evaluation(run.run_id, settings, probe, labels)
             self.store.write_evaluation(evaluation_name(probe, labels, inference), done, {})
 
@@ -67,7 +67,7 @@ def learnt(verdict: str) -> Learning:
 
 
 def test_a_line_for_every_run_that_ends(grid: Grid) -> None:
-    watch, runs = grid.watch(), grid.job.runs
+    watch, runs = grid.watch(), grid.sweep.runs
     watch._look()
     assert grid.said() == []
     grid.now += 60
@@ -94,32 +94,32 @@ def test_a_line_for_every_run_that_ends(grid: Grid) -> None:
 def test_what_is_left_takes_as_long_as_what_was_done(grid: Grid, seconds: float, said: str) -> None:
     watch = grid.watch()
     grid.now += seconds
-    grid.end(grid.job.runs[0])
+    grid.end(grid.sweep.runs[0])
     watch._look()
     assert grid.said()[0].endswith(f"(3 left, {said})")
 
 
 def test_what_was_done_before_counts_as_done_and_not_for_the_time(grid: Grid) -> None:
-    grid.end(grid.job.runs[0])
+    grid.end(grid.sweep.runs[0])
     watch = grid.watch()
     grid.now += 10
-    grid.end(grid.job.runs[1])
+    grid.end(grid.sweep.runs[1])
     watch._look()
     assert grid.said() == ["[2/4] simclr/fixed, seed 0: done (2 left, about 20 s)"]
 
 
 def test_a_run_without_its_evaluations_has_not_ended(grid: Grid) -> None:
     watch = grid.watch()
-    grid.train(grid.job.runs[0])
+    grid.train(grid.sweep.runs[0])
     watch._look()
     assert grid.said() == []
-    grid.end(grid.job.runs[0])
+    grid.end(grid.sweep.runs[0])
     watch._look()
     assert len(grid.said()) == 1
 
 
 def test_an_earlier_failure_is_not_taken_for_a_new_one(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = grid.job.runs[0]
+    run = grid.sweep.runs[0]
     grid.train(run, status="failed", reason="last week")
     watch = grid.watch()
     watch._look()
@@ -127,16 +127,16 @@ def test_an_earlier_failure_is_not_taken_for_a_new_one(grid: Grid, monkeypatch: 
     grid.train(run, status="failed", reason="again")
     stamp = watch._past[run.run_id]
     monkeypatch.setattr(Watch, "_stamp", lambda self, run_id: stamp + 1 if run_id == run.run_id else 0.0)
-    ProgressFile(grid.job.results, run.run_id)({"doing": "something"})
+    ProgressFile(grid.sweep.results, run.run_id)({"doing": "something"})
     watch._look()
     assert grid.said() == []  # it is at work
-    ProgressFile(grid.job.results, run.run_id).remove()
+    ProgressFile(grid.sweep.results, run.run_id).remove()
     watch._look()
     assert grid.said() == ["[1/4] simclr/dense, seed 0: FAILED: again"]
 
 
 def test_the_provisional_report_is_due_once_after_the_first_seed(grid: Grid) -> None:
-    watch, runs = grid.watch(), grid.job.runs
+    watch, runs = grid.watch(), grid.sweep.runs
     calls = []
     for run in (runs[0], runs[2], runs[1], runs[3]):  # the second seed may begin before the first is whole
         grid.end(run)
@@ -147,7 +147,7 @@ def test_the_provisional_report_is_due_once_after_the_first_seed(grid: Grid) -> 
 
 
 def test_a_failed_run_does_not_hold_the_provisional_report_up(grid: Grid) -> None:
-    watch, runs = grid.watch(), grid.job.runs
+    watch, runs = grid.watch(), grid.sweep.runs
     grid.end(runs[0])
     grid.train(runs[1], status="failed", reason="no")
     watch._look()
@@ -156,21 +156,21 @@ def test_a_failed_run_does_not_hold_the_provisional_report_up(grid: Grid) -> Non
 
 def test_there_is_no_provisional_report_when_all_is_done(grid: Grid, tmp_path: Path) -> None:
     watch = grid.watch()
-    for run in grid.job.runs:
+    for run in grid.sweep.runs:
         grid.end(run)
     watch._look()
     assert (len(grid.said()), grid.calls) == (4, 0)
     (tmp_path / "one").mkdir()
     single = Grid(tmp_path / "one", seeds=[0])
     watch = single.watch()
-    for run in single.job.runs:
+    for run in single.sweep.runs:
         single.end(run)
         watch._look()
     assert single.calls == 0
 
 
 def test_nor_when_the_first_seed_was_done_before(grid: Grid) -> None:
-    for run in grid.job.runs[:2]:
+    for run in grid.sweep.runs[:2]:
         grid.end(run)
     watch = grid.watch()
     watch._look()
@@ -178,10 +178,10 @@ def test_nor_when_the_first_seed_was_done_before(grid: Grid) -> None:
 
 
 def test_plain_lines_on_what_is_at_work_now_and_then(grid: Grid) -> None:
-    watch, run = grid.watch(), grid.job.runs[0]
-    report = ProgressFile(grid.job.results, run.run_id)
+    watch, run = grid.watch(), grid.sweep.runs[0]
+    report = ProgressFile(grid.sweep.results, run.run_id)
     report({"step": 10, "steps": 40, "loss": 3.14159, "keep": 0.75, "images_per_second": 99.6})
-    ProgressFile(grid.job.results, "a-run-of-another-grid")({"doing": "x"})
+    ProgressFile(grid.sweep.results, "a-run-of-another-grid")({"doing": "x"})
     watch._plain_progress()
     assert grid.said() == []
     grid.now += module.PLAIN_EVERY
@@ -198,23 +198,23 @@ def test_plain_lines_on_what_is_at_work_now_and_then(grid: Grid) -> None:
 def test_supervised_runs_say_their_fraction(tmp_path: Path) -> None:
     grid = Grid(tmp_path, methods="supervised", seeds=[0])
     watch = grid.watch()
-    grid.end(grid.job.runs[0])
+    grid.end(grid.sweep.runs[0])
     watch._look()
     assert grid.said()[0].startswith("[1/2] supervised at 50 %, seed 0: done")
 
 
 def test_it_watches_from_a_thread_and_says_all_before_it_leaves(grid: Grid) -> None:
     with grid.watch():
-        for run in grid.job.runs:
+        for run in grid.sweep.runs:
             grid.end(run)
     assert len(grid.said()) == 4
 
 
 def test_a_live_table_on_a_terminal(grid: Grid) -> None:
     out = io.StringIO()
-    watch = Watch(grid.job, Console(file=out, force_terminal=True, width=160))
-    grid.end(grid.job.runs[0])
-    ProgressFile(grid.job.results, grid.job.runs[1].run_id)(
+    watch = Watch(grid.sweep, Console(file=out, force_terminal=True, width=160))
+    grid.end(grid.sweep.runs[0])
+    ProgressFile(grid.sweep.results, grid.sweep.runs[1].run_id)(
         {"step": 10, "steps": 40, "loss": 3.14159, "keep": 0.75, "images_per_second": 99.6}
     )
     watch._look()

@@ -14,26 +14,26 @@ import numpy as np
 import pytest
 
 from bench.launch.handle import private_folder
-from bench.launch.launch import Fan, workers
-from bench.launch.worker import Work, work
+from bench.launch.launch import LaunchOptions, workers
+from bench.launch.worker import Sweep, work
 from bench.records.store import Store
 from tests.bench import small
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Work:
-    suite = small.suite(tmp_path, methods="dense")
-    return Work(tuple(suite.runs()), suite.evaluation, suite.finetune, tmp_path / "results", None, 1)
+def sweep(tmp_path: Path) -> Sweep:
+    grid = small.grid(tmp_path, methods="dense")
+    return Sweep(tuple(grid.runs()), grid.evaluation, grid.finetune, tmp_path / "results", None, 1)
 
 
-def test_inline_work_waits_until_it_is_asked_for(job: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[Work] = []
+def test_inline_work_waits_until_it_is_asked_for(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Sweep] = []
     monkeypatch.setattr("bench.launch.launch.work", done.append)
-    with workers(job, Fan()) as handles:
+    with workers(sweep, LaunchOptions()) as handles:
         (handle,) = handles
         assert done == []
         assert handle.wait() == []
-    assert done == [job]
+    assert done == [sweep]
 
 
 class Executor:
@@ -65,10 +65,10 @@ def executors(monkeypatch: pytest.MonkeyPatch) -> list[Executor]:
     return Executor.made
 
 
-def test_leaving_early_ends_the_workers(job: Work, executors: list[Executor]) -> None:
-    with pytest.raises(KeyboardInterrupt), workers(job, Fan("local", 3)):
+def test_leaving_early_ends_the_workers(sweep: Sweep, executors: list[Executor]) -> None:
+    with pytest.raises(KeyboardInterrupt), workers(sweep, LaunchOptions("local", 3)):
         raise KeyboardInterrupt
-    assert [one.call for one in executors] == [(work, (replace(job, parent=os.getpid()),))] * 3
+    assert [one.call for one in executors] == [(work, (replace(sweep, parent=os.getpid()),))] * 3
     assert Executor.cancelled == [2, 3]
 
 
@@ -81,14 +81,14 @@ def test_leaving_early_ends_the_workers(job: Work, executors: list[Executor]) ->
     ],
 )
 def test_workers_that_begin_nothing_have_one_successor(
-    job: Work, executors: list[Executor], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+    sweep: Sweep, executors: list[Executor], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
     def results() -> None:
         raise error
 
     ended = SimpleNamespace(done=lambda: True, results=results)
     monkeypatch.setattr(Executor, "submit", lambda self, function, *args: ended)
-    with workers(job, Fan("local", 2)) as handles:
+    with workers(sweep, LaunchOptions("local", 2)) as handles:
         (((run_id, text),),) = [handle.wait() for handle in handles]
     assert re.match(said, text), text
     assert run_id == ""
@@ -104,9 +104,9 @@ def test_workers_that_begin_nothing_have_one_successor(
     ],
 )
 def test_gpus_are_shared_out(
-    job: Work, executors: list[Executor], count: int, ranks: int, gpus: int, each: list[tuple[int, ...]]
+    sweep: Sweep, executors: list[Executor], count: int, ranks: int, gpus: int, each: list[tuple[int, ...]]
 ) -> None:
-    with workers(replace(job, ranks=ranks), Fan("local", count, gpus)):
+    with workers(replace(sweep, ranks=ranks), LaunchOptions("local", count, gpus)):
         pass
     assert [tuple(one.parameters["visible_gpus"]) for one in executors] == each
     assert {one.parameters["tasks_per_node"] for one in executors} == {ranks}
@@ -134,7 +134,7 @@ def test_worker_processes_share_a_grid_with_a_plugin(world: small.World, registr
     """The whole path with real processes: two workers, and a strategy of the user's own."""
     plugin = world.folder / "every_other.py"
     plugin.write_text(readme_plugin(), encoding="utf-8")
-    monkeypatch.setattr("bench.report.write_report", small.light_report)
+    monkeypatch.setattr("bench.analysis.page.write_report", small.light_report)
     result = world.run(
         *("--launcher", "local", "--workers", "2", "--plugin", str(plugin)),
         *("--methods", "everyother,untrained,fixed[equal_macs=false]", "--labels", "100"),
@@ -193,7 +193,7 @@ def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
     """Not even tried again by another worker, which it would kill too; the next command does only that run."""
     plugin = world.folder / "deadly.py"
     plugin.write_text(KILLS_ITSELF.format(mark=str(world.folder / "mark")), encoding="utf-8")
-    monkeypatch.setattr("bench.report.write_report", small.light_report)
+    monkeypatch.setattr("bench.analysis.page.write_report", small.light_report)
     monkeypatch.setattr("bench.grid.plan.cores", lambda: 2)
     options = (
         "--launcher",
@@ -226,7 +226,7 @@ def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
     assert again.exit_code == 0, again.output
     assert "4 runs, 3 of them done before." in again.output
     assert stamps == {name: (world.runs()[name] / "record.json").stat().st_mtime_ns for name in stamps}
-    assert not list((world.results / ".claims").iterdir())
+    assert not list((world.results / ".leases").iterdir())
 
 
 def test_a_folder_of_pickles_that_is_anothers_is_refused_in_a_sentence(world: small.World) -> None:

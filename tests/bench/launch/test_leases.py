@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench.launch import leases as module
-from bench.launch.leases import Claims, Owner, born
+from bench.launch.leases import Leases, Owner, born
 
 
 @pytest.fixture(scope="module")
@@ -28,52 +28,52 @@ def dead() -> int:
 
 
 def write_claim(root: Path, run_id: str, owner: Owner | str, number: int = 1) -> Path:
-    path = root / ".claims" / run_id / str(number)
+    path = root / ".leases" / run_id / str(number)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(owner if isinstance(owner, str) else json.dumps(asdict(owner)))
     return path
 
 
 def test_a_claim_is_exclusive_and_given_back(tmp_path: Path) -> None:
-    claims = Claims(tmp_path)
-    assert not claims.held("a")
-    with claims.hold("a") as mine:
+    leases = Leases(tmp_path)
+    assert not leases.held("a")
+    with leases.hold("a") as mine:
         assert mine
-        assert claims.held("a")
-        with claims.hold("a") as again, claims.hold("b") as other:
+        assert leases.held("a")
+        with leases.hold("a") as again, leases.hold("b") as other:
             assert not again
             assert other
-        assert claims.held("a")  # who did not get it does not give it back
-    assert not claims.held("a")
+        assert leases.held("a")  # who did not get it does not give it back
+    assert not leases.held("a")
 
     def interrupted() -> None:
-        with claims.hold("a"):
+        with leases.hold("a"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert not list((tmp_path / ".claims").iterdir())
+    assert not list((tmp_path / ".leases").iterdir())
 
 
 def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path, dead: int) -> None:
     owner = replace(Owner.me("their grid"), pid=dead)
     write_claim(tmp_path, "a", owner)
-    claims = Claims(tmp_path)
-    assert not claims.held("a")
-    assert claims.dead("a") == [owner]
-    with claims.hold("a") as mine:
+    leases = Leases(tmp_path)
+    assert not leases.held("a")
+    assert leases.dead("a") == [owner]
+    with leases.hold("a") as mine:
         assert mine
-        assert claims.held("a")
-        assert claims.dead("a") == [owner]
-    assert not list((tmp_path / ".claims").iterdir())
+        assert leases.held("a")
+        assert leases.dead("a") == [owner]
+    assert not list((tmp_path / ".leases").iterdir())
 
 
 def test_a_process_of_the_same_number_born_later_is_another(tmp_path: Path) -> None:
     parent = os.getppid()
     write_claim(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
     write_claim(tmp_path, "b", replace(Owner.me(), pid=parent, born=str(int(born(parent)) - 1)))
-    assert Claims(tmp_path).held("a")
-    assert not Claims(tmp_path).held("b")
+    assert Leases(tmp_path).held("a")
+    assert not Leases(tmp_path).held("b")
     assert int(born(os.getpid())) > int(born(1))
 
 
@@ -82,19 +82,19 @@ def test_an_owner_elsewhere_lives_as_long_as_it_renews_its_claim(
     tmp_path: Path, dead: int, changes: dict[str, str]
 ) -> None:
     path = write_claim(tmp_path, "a", replace(Owner.me(), pid=dead, **changes))
-    claims = Claims(tmp_path)
-    with claims.hold("a") as mine:
+    leases = Leases(tmp_path)
+    with leases.hold("a") as mine:
         assert not mine
     old = time.time() - module.DEAD - 5
     os.utime(path, (old, old))
-    with claims.hold("a") as mine:
+    with leases.hold("a") as mine:
         assert mine
 
 
 def test_a_claim_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RENEWED", 0.02)
-    with Claims(tmp_path).hold("a"):
-        path = tmp_path / ".claims" / "a" / "1"
+    with Leases(tmp_path).hold("a"):
+        path = tmp_path / ".leases" / "a" / "1"
         os.utime(path, (1, 1))
         until = time.monotonic() + 5
         while path.stat().st_mtime == 1 and time.monotonic() < until:
@@ -113,14 +113,14 @@ def test_a_requeued_job_takes_over_what_it_held(tmp_path: Path, monkeypatch: pyt
         "SLURM_RESTART_COUNT": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    with Claims(tmp_path).hold("a") as mine:
+    with Leases(tmp_path).hold("a") as mine:
         assert not mine  # another task of the array
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-    with Claims(tmp_path).hold("a") as mine:
+    with Leases(tmp_path).hold("a") as mine:
         assert not mine  # its own second process, not its next life
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    with Claims(tmp_path).hold("a") as mine:
+    with Leases(tmp_path).hold("a") as mine:
         assert mine
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     assert Owner.me().job == ""  # a user's own allocation is no job of ours
@@ -129,7 +129,7 @@ def test_a_requeued_job_takes_over_what_it_held(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "x"}', "host 12"])
 def test_what_is_no_claim_of_ours_holds_nobody_up(tmp_path: Path, text: str) -> None:
     write_claim(tmp_path, "a", text)
-    with Claims(tmp_path).hold("a") as mine:
+    with Leases(tmp_path).hold("a") as mine:
         assert mine
 
 
@@ -137,7 +137,7 @@ def test_a_claim_made_while_the_old_ones_were_given_back_is_withdrawn(
     tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """We see a dead claim 1; before we make 2, its taker gives all back and another begins anew with 1."""
-    claims = Claims(tmp_path)
+    leases = Leases(tmp_path)
     write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
     link, parent = os.link, os.getppid()
 
@@ -146,9 +146,9 @@ def test_a_claim_made_while_the_old_ones_were_given_back_is_withdrawn(
         link(source, target)
 
     monkeypatch.setattr("bench.launch.leases.os.link", late)
-    with claims.hold("a") as mine:
+    with leases.hold("a") as mine:
         assert not mine
-    assert [path.name for path in (tmp_path / ".claims" / "a").iterdir()] == ["1"]
+    assert [path.name for path in (tmp_path / ".leases" / "a").iterdir()] == ["1"]
 
 
 def test_a_process_that_ended_is_dead_though_nobody_asked_how(tmp_path: Path) -> None:
@@ -156,11 +156,11 @@ def test_a_process_that_ended_is_dead_though_nobody_asked_how(tmp_path: Path) ->
     ended = subprocess.Popen(["sleep", "60"])
     owner = replace(Owner.me(), pid=ended.pid, born=born(ended.pid))
     write_claim(tmp_path, "a", owner)
-    assert Claims(tmp_path).held("a")
+    assert Leases(tmp_path).held("a")
     ended.kill()
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
     os.kill(ended.pid, 0)  # listed still
-    assert not Claims(tmp_path).held("a")
+    assert not Leases(tmp_path).held("a")
     assert not module.process_lives(ended.pid)
     ended.wait()
 
@@ -170,7 +170,7 @@ def test_processes_are_not_counted_alike_in_another_container(tmp_path: Path, de
     if subprocess.run(["unshare", "--user", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no name spaces can be made here")
     write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
-    code = f"from pathlib import Path; from bench.launch.leases import Claims; print(Claims(Path({str(tmp_path)!r})).held('a'))"
+    code = f"from pathlib import Path; from bench.launch.leases import Leases; print(Leases(Path({str(tmp_path)!r})).held('a'))"
     command = [sys.executable, "-c", code]
     inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", *command]
     said = [subprocess.run(one, capture_output=True, text=True, check=True).stdout for one in (command, inside)]
@@ -178,11 +178,11 @@ def test_processes_are_not_counted_alike_in_another_container(tmp_path: Path, de
 
 
 def test_what_looks_like_a_number_is_no_claim(tmp_path: Path) -> None:
-    (tmp_path / ".claims" / "a").mkdir(parents=True)
-    (tmp_path / ".claims" / "a" / "²").touch()
-    with Claims(tmp_path).hold("a") as mine:
+    (tmp_path / ".leases" / "a").mkdir(parents=True)
+    (tmp_path / ".leases" / "a" / "²").touch()
+    with Leases(tmp_path).hold("a") as mine:
         assert mine
-    assert not Claims(tmp_path).held("a")
+    assert not Leases(tmp_path).held("a")
 
 
 def test_a_claim_whose_first_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,9 +193,9 @@ def test_a_claim_whose_first_answer_was_lost_is_ours(tmp_path: Path, monkeypatch
         link(source, target)
 
     monkeypatch.setattr("bench.launch.leases.os.link", asked_twice)
-    with Claims(tmp_path).hold("a") as mine:
+    with Leases(tmp_path).hold("a") as mine:
         assert mine
-    assert not Claims(tmp_path).held("a")
+    assert not Leases(tmp_path).held("a")
 
 
 @pytest.mark.parametrize("begun_anew", [False, True])
@@ -206,33 +206,33 @@ def test_who_was_taken_for_dead_gives_back_nothing_of_others(
     monkeypatch.setattr(module, "RENEWED", 0.02)
     parent = os.getppid()
     other = replace(Owner.me(), pid=parent, born=born(parent))
-    claims = Claims(tmp_path)
-    with claims.hold("a") as mine:
+    leases = Leases(tmp_path)
+    with leases.hold("a") as mine:
         assert mine
-        shutil.rmtree(tmp_path / ".claims" / "a")
+        shutil.rmtree(tmp_path / ".leases" / "a")
         if begun_anew:
             path = write_claim(tmp_path, "a", other)
             os.utime(path, (1, 1))
             time.sleep(0.2)
             assert path.stat().st_mtime == 1  # renewed by its owner alone
-    assert claims.held("a") == begun_anew
+    assert leases.held("a") == begun_anew
 
 
 def test_who_gives_back_leaves_the_living(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim below ours, begun anew in between, is its owner's to withdraw."""
-    claims = Claims(tmp_path)
+    leases = Leases(tmp_path)
     write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
-    with claims.hold("a") as mine:
+    with leases.hold("a") as mine:
         assert mine
         parent = os.getppid()
         write_claim(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
-    assert claims.held("a")
+    assert leases.held("a")
 
 
 def test_a_folder_that_goes_while_it_is_read_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last owner gives it back at that moment."""
-    claims, real = Claims(tmp_path), Path.iterdir
-    folder, due = claims.root / "run", [True, True]
+    leases, real = Leases(tmp_path), Path.iterdir
+    folder, due = leases.root / "run", [True, True]
 
     def iterdir(path: Path):
         if path == folder and due:
@@ -242,18 +242,18 @@ def test_a_folder_that_goes_while_it_is_read_holds_nothing(tmp_path: Path, monke
 
     folder.mkdir(parents=True)
     monkeypatch.setattr(Path, "iterdir", iterdir)
-    assert not claims.held("run")
-    with claims.hold("run") as mine:
+    assert not leases.held("run")
+    with leases.hold("run") as mine:
         assert mine
     assert not due
 
 
 def _rush(root: Path, runs: int, dead: int, start: float) -> None:
     """Hold each run a moment and note it; every other process dies with its seventh claim or before, without a word."""
-    claims = Claims(root)
+    leases = Leases(root)
     time.sleep(max(0.0, start - time.time()))
     for run in range(runs):
-        with claims.hold(f"run{run}") as mine:
+        with leases.hold(f"run{run}") as mine:
             if not mine:
                 continue
             log = root / f"run{run}.log"
@@ -275,15 +275,15 @@ def test_however_many_come_at_once_and_die_one_is_inside(tmp_path: Path, dead: i
     crowd = [context.Process(target=_rush, args=(tmp_path, runs, dead, start)) for _ in range(8)]
     for process in crowd:
         process.start()
-    died = 0
+    crash_reason = 0
     for process in crowd:
         process.join(60)
-        died += process.exitcode == 9
+        crash_reason += process.exitcode == 9
     inside = Counter()
     for run in range(runs):
         lines = (tmp_path / f"run{run}.log").read_text().split() if (tmp_path / f"run{run}.log").exists() else []
         broken = sum(a == b for a, b in zip(lines, lines[1:], strict=False)) + (lines[-1:] == ["in"])
         inside["broken"] += broken
         inside["done"] += lines.count("out")
-    assert inside["broken"] == died, "two were inside at once"
+    assert inside["broken"] == crash_reason, "two were inside at once"
     assert inside["done"] > runs // 2

@@ -17,11 +17,11 @@ import pytest
 
 from bench.launch import slurm
 from bench.launch import slurm_jobs as submit
-from bench.launch.leases import Claims
+from bench.launch.leases import Leases
 from bench.launch.requeues import Requeues
 from bench.launch.slurm import DEFAULTS, Job, Queue, SlurmOptions, ended_as, explain, read_options
 from bench.launch.slurm_jobs import JobsUnknown, RunJob, Task
-from bench.launch.worker import Work
+from bench.launch.worker import Sweep
 from bench.records.store import Store, write_atomically
 from tests.bench import small
 
@@ -216,9 +216,9 @@ def test_how_a_job_ended(commands: Commands, state: str, text: str) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Work:
-    suite = small.suite(tmp_path, methods="dense,fixed,untrained", evaluation__probes=[])
-    return Work(tuple(suite.runs()), suite.evaluation, suite.finetune, tmp_path / "results", None, 1, begun=1.0)
+def job(tmp_path: Path) -> Sweep:
+    grid = small.grid(tmp_path, methods="dense,fixed,untrained", evaluation__probes=[])
+    return Sweep(tuple(grid.runs()), grid.evaluation, grid.finetune, tmp_path / "results", None, 1, command_started=1.0)
 
 
 @pytest.fixture
@@ -246,10 +246,10 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, Any], lis
     return arrays
 
 
-def test_an_array_for_each_shape_and_a_task_for_each_run(commands: Commands, job: Work, submitted: Any) -> None:
+def test_an_array_for_each_shape_and_a_task_for_each_run(commands: Commands, job: Sweep, submitted: Any) -> None:
     handles = submit.submit(replace(job, ranks=4), read_options(["nodes=2"]))
     assert [(one["nodes"], one["ntasks_per_node"]) for one, _ in submitted] == [(2, 2), (1, 1)]
-    assert [[task.job.runs[0].method for task in tasks] for _, tasks in submitted] == [
+    assert [[task.sweep.runs[0].method for task in tasks] for _, tasks in submitted] == [
         ["simclr/dense", "simclr/fixed"],
         ["untrained"],
     ]
@@ -258,11 +258,11 @@ def test_an_array_for_each_shape_and_a_task_for_each_run(commands: Commands, job
         ("100_1", "simclr/fixed"),
         ("101_0", "untrained"),
     ]
-    assert {task.job.ranks for task in submitted[1][1]} == {1}
-    assert all(task.job.results.is_absolute() for _, tasks in submitted for task in tasks)
+    assert {task.sweep.ranks for task in submitted[1][1]} == {1}
+    assert all(task.sweep.results.is_absolute() for _, tasks in submitted for task in tasks)
 
 
-def test_what_is_in_the_queue_or_done_is_not_submitted_again(commands: Commands, job: Work, submitted: Any) -> None:
+def test_what_is_in_the_queue_or_done_is_not_submitted_again(commands: Commands, job: Sweep, submitted: Any) -> None:
     submit.submit(job, SlurmOptions())
     assert [len(tasks) for _, tasks in submitted] == [3]
     commands.say("squeue", "100_0|RUNNING|a|None\n100_1|PENDING||Priority\n100_2|PENDING||Priority")
@@ -272,15 +272,31 @@ def test_what_is_in_the_queue_or_done_is_not_submitted_again(commands: Commands,
     commands.say("squeue", "100_0|RUNNING|a|None")  # 100_2 was cancelled, 100_1 has done its run
     Store(job.results).write_record(small.record(job.runs[1].run_id))
     handles = submit.submit(job, SlurmOptions())
-    assert [[task.job.runs[0].method for task in tasks] for _, tasks in submitted[1:]] == [["untrained"]]
+    assert [[task.sweep.runs[0].method for task in tasks] for _, tasks in submitted[1:]] == [["untrained"]]
     assert [handle.job_id for handle in handles] == ["100_0", "101_0"]
 
 
-def test_without_slurm_it_is_said(job: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_jobs_of_another_version_are_named_to_be_cancelled(commands: Commands, job: Sweep, submitted: Any) -> None:
+    """Their pickled calls name modules that this version has elsewhere."""
+    submit.submit(job, SlurmOptions())
+    commands.say("squeue", "100_0|PENDING||Priority\n100_1|PENDING||Priority")
+    jobs, names = Store(job.results).jobs, [run.run_id for run in job.runs]
+    for name, job_id, version in zip(names, ("100_0", "100_1", "100_2"), ({}, {"version": 1}, {}), strict=True):
+        write_atomically(jobs / f"{name}.json", json.dumps({**version, "job": job_id, "submitted": "then"}).encode())
+    with pytest.raises(JobsUnknown, match="jobs 100_0, 100_1 in the queue.*another version.*: scancel 100_0 100_1$"):
+        submit.submit(job, SlurmOptions())
+    assert len(submitted) == 1
+    commands.say("squeue", "")  # cancelled, as was advised
+    assert [handle.job_id for handle in submit.submit(job, SlurmOptions())] == ["101_0", "101_1", "101_2"]
+    commands.say("squeue", "101_0|PENDING||Priority")
+    submit.submit(job, SlurmOptions())  # of this version: found again, as ever
+
+
+def test_without_slurm_it_is_said(job: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(JobsUnknown, match="SLURM can't be asked .*: is this a host that submits jobs?"):
         submit.submit(job, SlurmOptions())
-    assert not Claims(job.results).held("submission")
+    assert not Leases(job.results).held("submission")
 
 
 class Clock:
@@ -301,7 +317,7 @@ class Clock:
 
 
 @pytest.fixture
-def waited(job: Work, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list, float]]:
+def waited(job: Sweep, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list, float]]:
     """What waiting for the jobs of the first runs brings, one after the other, and the seconds that it takes, when
     `then` happens."""
 
@@ -317,7 +333,7 @@ def waited(job: Work, commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Ca
     return wait
 
 
-def test_a_job_is_waited_for_until_its_record_is_there(commands: Commands, job: Work, waited: Callable) -> None:
+def test_a_job_is_waited_for_until_its_record_is_there(commands: Commands, job: Sweep, waited: Callable) -> None:
     commands.say("squeue", "100_0|RUNNING|a|None")
 
     def done() -> None:
@@ -329,7 +345,7 @@ def test_a_job_is_waited_for_until_its_record_is_there(commands: Commands, job: 
     assert seconds < submit.GRACE
 
 
-def test_a_job_that_ends_without_a_record_is_explained(commands: Commands, job: Work, waited: Callable) -> None:
+def test_a_job_that_ends_without_a_record_is_explained(commands: Commands, job: Sweep, waited: Callable) -> None:
     commands.say("squeue", "100_0|RUNNING|a|None")
 
     def cancelled() -> None:
@@ -343,15 +359,15 @@ def test_a_job_that_ends_without_a_record_is_explained(commands: Commands, job: 
 
 
 def test_a_run_that_failed_in_its_job_before_this_command_began_is_told_by_its_record(
-    commands: Commands, job: Work, waited: Callable
+    commands: Commands, job: Sweep, waited: Callable
 ) -> None:
     """A sweep was left; the command that waits for it comes when the record is written and the job still ends."""
     commands.say("squeue", "100_0|COMPLETING|a|None")
     store, run_id = Store(job.results), job.runs[0].run_id
     write_atomically(store.jobs / f"{run_id}.json", b"{}")
     write_atomically(store.log(run_id), b"why")
-    assert not replace(job, begun=time.time() + 60).gave_up(job.runs[0])
-    outcomes, seconds = waited(lambda: commands.say("squeue", ""), begun=time.time() + 60)
+    assert not replace(job, command_started=time.time() + 60).already_failed(job.runs[0])
+    outcomes, seconds = waited(lambda: commands.say("squeue", ""), command_started=time.time() + 60)
     assert outcomes == [[]]
     assert seconds < submit.GRACE
 
@@ -363,9 +379,9 @@ def test_jobs_that_end_together_are_waited_for_together(commands: Commands, wait
     assert submit.GRACE < seconds < 2 * submit.GRACE
 
 
-def test_a_run_that_another_has_begun_is_waited_for(commands: Commands, job: Work, waited: Callable) -> None:
+def test_a_run_that_another_has_begun_is_waited_for(commands: Commands, job: Sweep, waited: Callable) -> None:
     """Our job found it claimed and left."""
-    other = Claims(job.results).hold(job.runs[0].run_id)
+    other = Leases(job.results).hold(job.runs[0].run_id)
     other.__enter__()
 
     def done() -> None:
@@ -387,25 +403,25 @@ def on_slurm(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
 
 def test_a_job_that_gets_nowhere_between_two_requeues_is_given_up(tmp_path: Path, on_slurm: Any) -> None:
     requeues = Requeues(Store(tmp_path), "a")
-    assert requeues.hopeless(0, 20) == ""  # no job at all
+    assert requeues.reason_to_stop(0, 20) == ""  # no job at all
     on_slurm("7", 0)
-    assert requeues.hopeless(0, 20) == ""
+    assert requeues.reason_to_stop(0, 20) == ""
     on_slurm("7", 1)
-    assert requeues.hopeless(0, 20) == ""  # its first start may be cut short
+    assert requeues.reason_to_stop(0, 20) == ""  # its first start may be cut short
     on_slurm("7", 2)
-    assert "job 7 made no progress between two requeues (at step 0 both times)" in requeues.hopeless(0, 20)
+    assert "job 7 made no progress between two requeues (at step 0 both times)" in requeues.reason_to_stop(0, 20)
     on_slurm("8", 0)
-    assert requeues.hopeless(0, 20) == ""  # submitted anew
+    assert requeues.reason_to_stop(0, 20) == ""  # submitted anew
     for restart in range(1, 6):
         on_slurm("8", restart)
-        assert requeues.hopeless(10 * restart, 20) == ""
+        assert requeues.reason_to_stop(10 * restart, 20) == ""
 
 
 def test_evaluations_are_progress_too(tmp_path: Path, on_slurm: Any) -> None:
     store = Store(tmp_path)
     for restart in range(4):
         on_slurm("7", restart)
-        assert Requeues(store, "a").hopeless(100, 20) == ""
+        assert Requeues(store, "a").reason_to_stop(100, 20) == ""
         store.write_evaluation(f"linear-{restart}-dense", small.evaluation("a", "s"), {})
 
 
@@ -414,11 +430,11 @@ def test_a_training_without_a_checkpoint_is_progress_too(tmp_path: Path, on_slur
     store = Store(tmp_path)
     for restart in range(3):
         on_slurm("7", restart)
-        assert Requeues(store, "a").hopeless(0, 20) == ""
+        assert Requeues(store, "a").reason_to_stop(0, 20) == ""
         if restart == 1:
             store.write_record(small.record("a"))
     on_slurm("7", 3)
-    assert "(in the same evaluation both times): give it more time" in Requeues(store, "a").hopeless(0, 20)
+    assert "(in the same evaluation both times): give it more time" in Requeues(store, "a").reason_to_stop(0, 20)
 
 
 def test_steps_and_evaluations_are_not_mixed_up(tmp_path: Path, on_slurm: Any) -> None:
@@ -426,7 +442,7 @@ def test_steps_and_evaluations_are_not_mixed_up(tmp_path: Path, on_slurm: Any) -
     store = Store(tmp_path)
     for restart, steps in enumerate([0, 1, 0]):
         on_slurm("7", restart)
-        assert Requeues(store, "a").hopeless(steps, 20) == ""
+        assert Requeues(store, "a").reason_to_stop(steps, 20) == ""
         if steps:
             store.write_evaluation("linear-1-dense", small.evaluation("a", "s"), {})
 
@@ -435,12 +451,12 @@ def test_the_number_of_requeues_is_bounded(tmp_path: Path, on_slurm: Any) -> Non
     requeues = Requeues(Store(tmp_path), "a")
     for restart in range(4):
         on_slurm("7", restart)
-        assert requeues.hopeless(restart, 3) == ""
+        assert requeues.reason_to_stop(restart, 3) == ""
     on_slurm("7", 4)
-    assert "job 7 was requeued 4 times, and 3 is the most: see --slurm requeues=N" in requeues.hopeless(4, 3)
+    assert "job 7 was requeued 4 times, and 3 is the most: see --slurm requeues=N" in requeues.reason_to_stop(4, 3)
 
 
-def test_a_task_survives_its_requeue(job: Work) -> None:
+def test_a_task_survives_its_requeue(job: Sweep) -> None:
     delayed = Task(job).checkpoint()
     assert delayed.function == Task(job)
     assert not delayed.args

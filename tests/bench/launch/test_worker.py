@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bench.launch.leases import DEAD, Claims, Owner
+from bench.launch.leases import DEAD, Leases, Owner
 from bench.launch.progress_file import ProgressFile
-from bench.launch.worker import Work, work
+from bench.launch.worker import Sweep, work
 from bench.records.outcome import write_failure
 from bench.records.record import Record
 from bench.records.store import Store
@@ -29,15 +29,17 @@ def done() -> list[str]:
 
 
 @pytest.fixture
-def job(tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> Work:
+def sweep(tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """Three runs that a test's stand-in does: it fails `fixed`, and notes whom it was asked to do."""
-    suite = small.suite(tmp_path, methods="dense,fixed,centre", evaluation__probes=[])
-    made = Work(tuple(suite.runs()), suite.evaluation, suite.finetune, tmp_path / "results", None, 1, begun=time.time())
+    grid = small.grid(tmp_path, methods="dense,fixed,centre", evaluation__probes=[])
+    made = Sweep(
+        tuple(grid.runs()), grid.evaluation, grid.finetune, tmp_path / "results", None, 1, command_started=time.time()
+    )
 
     def stand_in(run, evaluation, tuning, store, cache, threads, report, checkpoints) -> Record:
         report({"doing": "as if"})
         assert list(ProgressFile.read_all(made.results)) == [run.run_id]
-        assert Claims(made.results).held(run.run_id)
+        assert Leases(made.results).held(run.run_id)
         done.append(run.method)
         record = small.record(run.run_id, status="failed" if "fixed" in run.method else "done")
         store.write_record(record)
@@ -49,57 +51,57 @@ def job(tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> Wor
     return made
 
 
-def test_every_run_is_done_in_order_and_failures_are_counted(job: Work, done: list[str]) -> None:
-    assert work(job) == 1
+def test_every_run_is_done_in_order_and_failures_are_counted(sweep: Sweep, done: list[str]) -> None:
+    assert work(sweep) == 1
     assert done == ["simclr/dense", "simclr/fixed", "simclr/centre"]
-    assert not list((job.results / ".claims").iterdir())
-    assert ProgressFile.read_all(job.results) == {}
+    assert not list((sweep.results / ".leases").iterdir())
+    assert ProgressFile.read_all(sweep.results) == {}
 
 
-def test_what_is_done_is_not_done_again_and_what_failed_is_by_the_next_command(job: Work, done: list[str]) -> None:
-    work(job)
+def test_what_is_done_is_not_done_again_and_what_failed_is_by_the_next_command(sweep: Sweep, done: list[str]) -> None:
+    work(sweep)
     done.clear()
-    work(job)
+    work(sweep)
     assert done == []
-    work(replace(job, begun=time.time() + 1))
+    work(replace(sweep, command_started=time.time() + 1))
     assert done == ["simclr/fixed"]
 
 
-def test_what_another_has_begun_is_left_to_it(job: Work, done: list[str]) -> None:
-    with Claims(job.results).hold(job.runs[0].run_id):
-        work(job)
+def test_what_another_has_begun_is_left_to_it(sweep: Sweep, done: list[str]) -> None:
+    with Leases(sweep.results).hold(sweep.runs[0].run_id):
+        work(sweep)
     assert done == ["simclr/fixed", "simclr/centre"]
     done.clear()
-    work(job)
+    work(sweep)
     assert done == ["simclr/dense"]
 
 
-def test_what_another_has_begun_and_left_is_done_after_all(job: Work, done: list[str], monkeypatch: Any) -> None:
+def test_what_another_has_begun_and_left_is_done_after_all(sweep: Sweep, done: list[str], monkeypatch: Any) -> None:
     """Its worker ends while the last run is at work here."""
-    claims = Claims(job.results)
-    theirs = claims.hold(job.runs[0].run_id)
+    leases = Leases(sweep.results)
+    theirs = leases.hold(sweep.runs[0].run_id)
     theirs.__enter__()
-    unfinished = Work.unfinished
+    unfinished = Sweep.unfinished
 
-    def ends(self: Work, run: Any) -> bool:
-        if run == job.runs[-1] and claims.held(job.runs[0].run_id):
+    def ends(self: Sweep, run: Any) -> bool:
+        if run == sweep.runs[-1] and leases.held(sweep.runs[0].run_id):
             theirs.__exit__(None, None, None)
         return unfinished(self, run)
 
-    monkeypatch.setattr(Work, "unfinished", ends)
-    work(job)
+    monkeypatch.setattr(Sweep, "unfinished", ends)
+    work(sweep)
     assert done == ["simclr/fixed", "simclr/centre", "simclr/dense"]
 
 
 def test_a_job_waits_for_the_claim_of_one_that_may_have_died_on_another_node(
-    job: Work, done: list[str], monkeypatch: Any
+    sweep: Sweep, done: list[str], monkeypatch: Any
 ) -> None:
     """It was killed, and the same command submitted this one at once."""
-    job = replace(job, runs=job.runs[:1])
-    path = job.results / ".claims" / job.runs[0].run_id / "1"
+    sweep = replace(sweep, runs=sweep.runs[:1])
+    path = sweep.results / ".leases" / sweep.runs[0].run_id / "1"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(asdict(replace(Owner.me(), host="another-node", job="12_0"))))
-    work(job)
+    work(sweep)
     assert done == []  # elsewhere than on SLURM whoever asked is told
 
     def passes(seconds: float) -> None:
@@ -107,12 +109,12 @@ def test_a_job_waits_for_the_claim_of_one_that_may_have_died_on_another_node(
 
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setattr("bench.launch.worker.time.sleep", passes)
-    work(job)
+    work(sweep)
     assert done == ["simclr/dense"]
 
 
 def test_a_job_whose_ranks_do_not_meet_fails_its_run_by_name(
-    job: Work, done: list[str], monkeypatch: pytest.MonkeyPatch
+    sweep: Sweep, done: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Elsewhere than on SLURM it is no run's failure: others may do them."""
 
@@ -120,18 +122,18 @@ def test_a_job_whose_ranks_do_not_meet_fails_its_run_by_name(
         raise RanksLost(f"a rank did not come: 1/{ranks}")
 
     monkeypatch.setattr("bench.training.ranks.name_rank", lambda: 0)
-    monkeypatch.setattr("bench.training.ranks.meet", alone)
-    job, store = replace(job, runs=job.runs[:1], ranks=2), Store(job.results)
+    monkeypatch.setattr("bench.training.ranks.connect", alone)
+    sweep, store = replace(sweep, runs=sweep.runs[:1], ranks=2), Store(sweep.results)
     with pytest.raises(RanksLost):
-        work(job)
-    assert not store.failed(job.runs[0].run_id)
+        work(sweep)
+    assert not store.failed(sweep.runs[0].run_id)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     with pytest.raises(RanksLost):
-        work(job)
-    record = store.record(job.runs[0].run_id)
+        work(sweep)
+    record = store.record(sweep.runs[0].run_id)
     assert record is not None
     assert (record.status, record.reason, record.environment["ranks"]) == ("failed", "a rank did not come: 1/2", 2)
-    assert job.gave_up(job.runs[0])
+    assert sweep.already_failed(sweep.runs[0])
     assert done == []
 
 
@@ -145,42 +147,42 @@ def test_a_job_whose_ranks_do_not_meet_fails_its_run_by_name(
     ],
 )
 def test_a_requeued_job_goes_on_after_the_loss_of_a_node_and_after_no_failure_of_the_run(
-    job: Work, done: list[str], monkeypatch: pytest.MonkeyPatch, reason: str, again: bool
+    sweep: Sweep, done: list[str], monkeypatch: pytest.MonkeyPatch, reason: str, again: bool
 ) -> None:
     """SLURM requeues a job whose node died: it is the same call, at another time."""
-    job, store = replace(job, runs=job.runs[:1]), Store(job.results)
-    failed = small.record(job.runs[0].run_id, status="failed", reason=reason)
+    sweep, store = replace(sweep, runs=sweep.runs[:1]), Store(sweep.results)
+    failed = small.record(sweep.runs[0].run_id, status="failed", reason=reason)
     write_failure(store, failed, "traceback")
-    path = store.log(job.runs[0].run_id)
-    os.utime(path, (path.stat().st_atime, job.begun + 0.001))
+    path = store.log(sweep.runs[0].run_id)
+    os.utime(path, (path.stat().st_atime, sweep.command_started + 0.001))
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     for restart, runs in (("0", []), ("1", ["simclr/dense"] * again)):
         monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
-        work(job)
+        work(sweep)
         assert done == runs
-    assert job.gave_up(job.runs[0])  # to whoever waits for the job, once that is gone
+    assert sweep.already_failed(sweep.runs[0])  # to whoever waits for the job, once that is gone
 
 
-def test_workers_do_not_outlive_who_asked_for_them(job: Work, done: list[str]) -> None:
+def test_workers_do_not_outlive_who_asked_for_them(sweep: Sweep, done: list[str]) -> None:
     asked = subprocess.Popen(["true"])
     asked.wait()
-    work(replace(job, parent=asked.pid))
+    work(replace(sweep, parent=asked.pid))
     assert done == []
-    work(replace(job, parent=os.getppid()))  # who is no more than a living process: submitit puts another between
+    work(replace(sweep, parent=os.getppid()))  # who is no more than a living process: submitit puts another between
     assert len(done) == 3
 
 
-def test_an_interruption_gives_the_claim_back(job: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_gives_the_claim_back(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(run, evaluation, tuning, store, cache, threads, report, checkpoints) -> Record:
         report({"doing": "as if"})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bench.experiment.run_experiment", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        work(job)
-    assert not Claims(job.results).held(job.runs[0].run_id)
-    assert ProgressFile.read_all(job.results) == {}
+        work(sweep)
+    assert not Leases(sweep.results).held(sweep.runs[0].run_id)
+    assert ProgressFile.read_all(sweep.results) == {}
 
 
 def test_a_worker_that_nobody_waits_for_stops_in_the_middle_of_a_run(tmp_path: Path) -> None:

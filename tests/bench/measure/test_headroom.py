@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 
 from bench.measure import headroom
 from bench.measure.inputs import random_views
-from bench.measure.timed_method import Arm
+from bench.measure.timed_method import TimedMethod
 from bench.records.record import CostRow, CostTable
 from bench.specs.run_spec import EncoderSpec, TrainSpec
 from bench.training.build import build
@@ -51,9 +51,9 @@ def test_smaller_images_tell_what_a_larger_one_keeps(
     monkeypatch.setattr(headroom, "FAR", 48)
     asked, train, fabric = parse_methods(method)[0], TrainSpec(), Fabric(accelerator="cpu", devices=1)
 
-    def arm(size: int, batch: int) -> Arm:
+    def arm(size: int, batch: int) -> TimedMethod:
         spec = encoder.model_copy(update={"image_size": size})
-        return Arm(asked.name, asked, spec, train, random_views(spec, batch), fabric)
+        return TimedMethod(asked.name, asked, spec, train, random_views(spec, batch), fabric)
 
     weighed = arm(96, 3)
     geometry = weighed.objective.encoder.geometry

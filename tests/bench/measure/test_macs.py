@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from bench.measure import counters, macs
 from bench.measure.counters import CountersDisagree, inference_macs
 from bench.measure.inputs import random_views
-from bench.measure.timed_method import Arm
+from bench.measure.timed_method import TimedMethod
 from bench.records.record import Macs
 from bench.specs.run_spec import EncoderSpec, TrainSpec
 from bench.training.build import build
@@ -238,7 +238,7 @@ def test_a_budget_is_counted_and_timed_at_its_target(keep: float) -> None:
     """Whatever the untrained predictor says: the images keep their share on the mean, at inference as in training."""
     encoder, views = SMALL, random_views(SMALL, 8)
     (method,) = parse_methods(f"simclr/sparsecontrast[select=budget,keep={keep}]")
-    arm = Arm("budget", method, encoder, TRAIN, views, Fabric(accelerator="cpu", devices=1))
+    arm = TimedMethod("budget", method, encoder, TRAIN, views, Fabric(accelerator="cpu", devices=1))
     assert arm.known
     with torch.no_grad():
         kept = arm.objective.encoder.eval()(views[0], Call()).kept

@@ -79,8 +79,8 @@ def test_a_drift_of_the_machine_cancels() -> None:
 
         return call
 
-    contenders = {"dense": drifting(2.0), "sparse": drifting(1.0)}
-    times = paired_times(contenders, 40, shortest=0, stopwatch=machine.clock)
+    timed_methods = {"dense": drifting(2.0), "sparse": drifting(1.0)}
+    times = paired_times(timed_methods, 40, shortest=0, stopwatch=machine.clock)
     assert times.speedup("sparse", "dense").median == pytest.approx(2, rel=0.02)
     assert times.seconds["dense"][-1] > 1.5 * times.seconds["dense"][0]
 
@@ -189,8 +189,8 @@ def test_a_short_call_does_not_pay_for_who_stood_before_it() -> None:
 
         return call
 
-    contenders = {name: contender(name) for name in "abc"}
-    times = paired_times(contenders, 5, shortest=1.0, stopwatch=machine.clock)
+    timed_methods = {name: contender(name) for name in "abc"}
+    times = paired_times(timed_methods, 5, shortest=1.0, stopwatch=machine.clock)
     assert all(np.array_equal(times.seconds[name], np.full(5, 0.25)) for name in "abc")
 
 

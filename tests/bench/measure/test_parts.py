@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.measure.inputs import random_views
 from bench.measure.parts import Stepwatch, attention_share, shares, views_seconds
-from bench.measure.timed_method import Arm
+from bench.measure.timed_method import TimedMethod
 from bench.specs.run_spec import EncoderSpec, TrainSpec
 from methods.names import parse_methods
 
@@ -37,9 +37,9 @@ class _Clock:
 CLOCK = _Clock()
 
 
-def arm(method: str, encoder: EncoderSpec = TINY) -> Arm:
+def arm(method: str, encoder: EncoderSpec = TINY) -> TimedMethod:
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Arm(method, parse_methods(method)[0], encoder, TrainSpec(), random_views(encoder, 2), fabric)
+    return TimedMethod(method, parse_methods(method)[0], encoder, TrainSpec(), random_views(encoder, 2), fabric)
 
 
 class _Sleep(torch.autograd.Function):
@@ -63,7 +63,7 @@ def slow(module: nn.Module, forward: float = 0.0, backward: float = 0.0) -> None
     module.forward = lambda *args: _Sleep.apply(inner(*args), forward, backward)  # type: ignore[method-assign]
 
 
-def watched(one: Arm) -> dict[str, float]:
+def watched(one: TimedMethod) -> dict[str, float]:
     step = one.train_steps()[one.points[0]]
     step()
     with Stepwatch(one.objective, one._set_up[1], clock=CLOCK).watch() as seconds:
@@ -123,7 +123,7 @@ def test_what_is_slow_in_a_cnn_is_found_where_it_is(
     check_found(arm(method, encoder), name, part, direction)
 
 
-def check_found(one: Arm, name: str, part: str, direction: str) -> None:
+def check_found(one: TimedMethod, name: str, part: str, direction: str) -> None:
     """All the time that passes is its part's."""
     slow(one.objective.get_submodule(name), **{direction: SLOW})
     found = {key: value for key, value in watched(one).items() if value}

@@ -12,8 +12,8 @@ from bench.measure import timed_method as module
 from bench.measure.inputs import random_views
 from bench.measure.paired import PairedTimes
 from bench.measure.peak import NotMeasured
-from bench.measure.table import AGAIN, contestants, measure, table_path
-from bench.measure.timed_method import Arm
+from bench.measure.table import AGAIN, measure, table_path, timed_names
+from bench.measure.timed_method import TimedMethod
 from bench.records.record import PARTS, CostRow, CostTable
 from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods.names import parse_methods
@@ -51,7 +51,7 @@ def test_dense_first_and_again_last_and_no_floors(measured: CostTable) -> None:
         "simclr/oracle",
         AGAIN,
     ]
-    assert [name for name, _ in contestants(parse_methods("dense,dense,sparsecontrast"))] == [
+    assert [name for name, _ in timed_names(parse_methods("dense,dense,sparsecontrast"))] == [
         "simclr/dense",
         "simclr/sparsecontrast",
         AGAIN,
@@ -96,9 +96,9 @@ def test_table_survives_the_disk(measured: CostTable) -> None:
     assert measured.environment["threads"] == 1
 
 
-def arm(method: str) -> Arm:
+def arm(method: str) -> TimedMethod:
     fabric = Fabric(accelerator="cpu", devices=1)
-    return Arm(method, parse_methods(method)[0], TINY, TRAIN, random_views(TINY, 2), fabric)
+    return TimedMethod(method, parse_methods(method)[0], TINY, TRAIN, random_views(TINY, 2), fabric)
 
 
 def test_run_speedup_integrates_the_ramp() -> None:
@@ -133,13 +133,13 @@ def test_what_is_timed_is_a_training_step_at_that_keep(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "train_step", spy)
     one = arm("moco/sparsecontrast")
     before = {name: value.clone() for name, value in one.objective.state_dict().items()}
-    contenders = one.contenders()
-    assert list(contenders) == [f"{one.name} infer", *(f"{one.name} train {k}" for k in (8, 11, 15))]
-    contenders[f"{one.name} infer"]()
+    timed_methods = one.timed_methods()
+    assert list(timed_methods) == [f"{one.name} infer", *(f"{one.name} train {k}" for k in (8, 11, 15))]
+    timed_methods[f"{one.name} infer"]()
     assert calls == []
     assert all(torch.equal(v, before[k]) for k, v in one.objective.state_dict().items())
     for k in (8, 11, 15):
-        contenders[f"{one.name} train {k}"]()
+        timed_methods[f"{one.name} train {k}"]()
     assert calls == [8, 11, 15]
     after = one.objective.state_dict()
     for part in ("encoder.strategy.predictor", "projector", "teacher_encoder.vit.blocks"):

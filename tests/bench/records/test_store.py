@@ -170,7 +170,7 @@ def test_what_is_missing_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_supervised_run_has_one_evaluation(tmp_path: Path) -> None:
-    (run,) = small.suite(tmp_path, methods="supervised", evaluation__labels=[50]).runs()
+    (run,) = small.grid(tmp_path, methods="supervised", evaluation__labels=[50]).runs()
     missing = missing_evaluations(Store(tmp_path), run, EvaluationSpec(labels=(1, 50)), FinetuneSpec())
     assert missing == [("finetune", 50.0, "dense")]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from bench.specs import grid_spec as suite_module
-from bench.specs.grid_spec import Suite, load_suite, read_change
+from bench.specs import grid_spec as grid_module
+from bench.specs.grid_spec import GridSpec, load_grid, read_change
 from bench.specs.run_spec import EvaluationSpec
 from methods import STRATEGIES
 
 
 def test_a_grid_goes_seed_by_seed() -> None:
-    suite = Suite(methods="moco/dense,dense", seeds=(3, 1), evaluation=EvaluationSpec(labels=(10, 100)))
+    grid = GridSpec(methods="moco/dense,dense", seeds=(3, 1), evaluation=EvaluationSpec(labels=(10, 100)))
     one_seed = [
         ("moco/dense", None),
         ("simclr/dense", None),
@@ -24,23 +24,23 @@ def test_a_grid_goes_seed_by_seed() -> None:
         ("supervised", 100.0),
     ]
     expected = [(method, labels, seed) for seed in (3, 1) for method, labels in one_seed]
-    assert [(run.method, run.labels, run.seed) for run in suite.runs()] == expected
-    assert {run.fingerprint for run in suite.runs("ab")} == {"ab"}
-    assert len({run.run_id for run in suite.runs()}) == len(expected)
+    assert [(run.method, run.labels, run.seed) for run in grid.runs()] == expected
+    assert {run.fingerprint for run in grid.runs("ab")} == {"ab"}
+    assert len({run.run_id for run in grid.runs()}) == len(expected)
 
 
 def test_floors_named_among_the_methods_come_once() -> None:
-    named = Suite(methods="untrained,dense", seeds=(0,), floors=("untrained",)).runs()
+    named = GridSpec(methods="untrained,dense", seeds=(0,), baselines=("untrained",)).runs()
     assert [run.method for run in named] == ["untrained", "simclr/dense"]
 
 
 def test_keep_ratios_go_to_those_that_have_one_and_name_none() -> None:
-    suite = Suite(
+    grid = GridSpec(
         methods="dense,sparsecontrast,fixed[keep=0.3],dynamicvit,moco/random[execution=masked]",
-        floors=(),
+        baselines=(),
         keep=(0.5, 0.7),
     )
-    assert [method.name for method in suite.parsed_methods()] == [
+    assert [method.name for method in grid.parsed_methods()] == [
         "simclr/dense",
         "simclr/sparsecontrast",
         "simclr/sparsecontrast[keep=0.7]",
@@ -60,18 +60,18 @@ def test_learning_rates_from_tuning() -> None:
         "simclr/sparsecontrast[gate=key_bias]": 0.75,
         "simclr/fixed": 0.125,
     }
-    suite = Suite(methods=methods, floors=("untrained",), seeds=(0,), tuned=tuned)
+    grid = GridSpec(methods=methods, baselines=("untrained",), seeds=(0,), tuned=tuned)
     default = STRATEGIES["sparsecontrast"].options["gate"].default
     assert default == "token"  # else the names below are others
-    assert {run.method: run.train.lr for run in suite.runs()} == {
+    assert {run.method: run.train.lr for run in grid.runs()} == {
         "simclr/dense": 0.25,
         "simclr/sparsecontrast[keep=0.7]": 0.5,
         "simclr/sparsecontrast[gate=key_bias]": 0.75,
         "simclr/frozen": 0.5,
         "simclr/centre": 0.125,
         "simclr/oracle": tuned["simclr/" + STRATEGIES["oracle"].tuned_as],
-        "moco/random": suite.train.lr,
-        "untrained": suite.train.lr,
+        "moco/random": grid.train.lr,
+        "untrained": grid.train.lr,
     }
 
 
@@ -80,15 +80,15 @@ def test_what_was_tuned_of_a_preset_is_used_and_can_be_overridden(
 ) -> None:
     (tmp_path / "mine.toml").write_text("seeds = [0]\n", encoding="utf-8")
     (tmp_path / "mine.tuning.json").write_text(json.dumps({"chosen": {"simclr/dense": 0.125}}), encoding="utf-8")
-    monkeypatch.setattr(suite_module, "PRESETS", tmp_path)
-    assert load_suite("mine").tuned == {"simclr/dense": 0.125}
-    assert load_suite("mine", changes={"tuned": {"simclr/dense": 0.5}}).tuned == {"simclr/dense": 0.5}
+    monkeypatch.setattr(grid_module, "PRESETS", tmp_path)
+    assert load_grid("mine").tuned == {"simclr/dense": 0.125}
+    assert load_grid("mine", changes={"tuned": {"simclr/dense": 0.5}}).tuned == {"simclr/dense": 0.5}
 
 
 def test_options_beat_the_file_and_the_file_beats_the_preset(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("seeds = [7]\n[train]\nepochs = 5\nlr = 0.5\n[data.options]\nseed = 3\n", encoding="utf-8")
-    plain, mixed = load_suite("smoke"), load_suite("smoke", path, {"train.epochs": 6, "data.options.patients": 50})
+    plain, mixed = load_grid("smoke"), load_grid("smoke", path, {"train.epochs": 6, "data.options.patients": 50})
     assert (mixed.seeds, mixed.train.epochs, mixed.train.lr) == ((7,), 6, 0.5)
     assert mixed.data.options == {**plain.data.options, "seed": 3, "patients": 50}
     assert mixed.train.batch == plain.train.batch
@@ -98,16 +98,16 @@ def test_options_beat_the_file_and_the_file_beats_the_preset(tmp_path: Path) -> 
 
 
 def test_options_of_a_data_set_go_with_it(tmp_path: Path) -> None:
-    assert load_suite("smoke").data.options
-    assert load_suite("smoke", changes={"data.name": "pneumoniamnist"}).data.options == {}
+    assert load_grid("smoke").data.options
+    assert load_grid("smoke", changes={"data.name": "pneumoniamnist"}).data.options == {}
     named = {"data.options.labels": "A", "data.name": "folder"}  # in either order
-    assert load_suite("smoke", changes=named).data.options == {"labels": "A"}
+    assert load_grid("smoke", changes=named).data.options == {"labels": "A"}
     path = tmp_path / "mine.toml"
     path.write_text("[data]\nname = 'chestmnist'\noptions = { size = 28 }\n", encoding="utf-8")
-    assert load_suite("smoke", path).data.options == {"size": 28}
-    assert load_suite("smoke", path, {"data.options.size": 64}).data.options == {"size": 64}
-    again = load_suite("smoke", changes={"data.name": "phantom", "data.options.seed": 3})
-    assert again.data.options == {**load_suite("smoke").data.options, "seed": 3}
+    assert load_grid("smoke", path).data.options == {"size": 28}
+    assert load_grid("smoke", path, {"data.options.size": 64}).data.options == {"size": 64}
+    again = load_grid("smoke", changes={"data.name": "phantom", "data.options.seed": 3})
+    assert again.data.options == {**load_grid("smoke").data.options, "seed": 3}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ MISTAKES = [
     ("[encoder]\nchannels = 2", r"encoder.channels: .*1 or 3"),
     ("[encoder]\nimage_size = 8", r"encoder.image_size: .*16"),
     ("keep = [1.5]", r"keep.0: .*less than or equal to 1"),
-    ("floors = ['untraind']", r"floors.0: .*'untrained' or 'supervised'"),
+    ("baselines = ['untraind']", r"baselines.0: .*'untrained' or 'supervised'"),
     ("[evaluation]\nprobes = ['knnn']", r"evaluation.probes.0: .*'linear', 'knn' or 'finetune'"),
     ("[evaluation]\nlabels = [0]", r"label fractions \(--labels\) are per cent, above 0 .*, and 0 is not"),
     ("[evaluation]\nlabels = [10, 101]", r"label fractions \(--labels\) are per cent, .* up to 100, and 101 is not"),
@@ -166,23 +166,23 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, text: str, message: str
     path = tmp_path / "mine.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
-        load_suite("smoke", path)
+        load_grid("smoke", path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_presets_and_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown preset 'smok': did you mean smoke\?"):
-        load_suite("smok")
+        load_grid("smok")
     with pytest.raises(FileNotFoundError, match="no spec at .*absent.toml"):
-        load_suite("smoke", tmp_path / "absent.toml")
+        load_grid("smoke", tmp_path / "absent.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="binary.toml is not TOML"):
-        load_suite("smoke", tmp_path / "binary.toml")
+        load_grid("smoke", tmp_path / "binary.toml")
 
 
-@pytest.mark.parametrize("preset", sorted(path.stem for path in suite_module.PRESETS.glob("*.toml")))
+@pytest.mark.parametrize("preset", sorted(path.stem for path in grid_module.PRESETS.glob("*.toml")))
 def test_presets_hold(preset: str) -> None:
-    runs = load_suite(preset).runs()
+    runs = load_grid(preset).runs()
     assert len({run.run_id for run in runs}) == len(runs) > 0
     assert {run.preset for run in runs} == {preset}

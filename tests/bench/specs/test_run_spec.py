@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.specs import run_spec as spec_module
-from bench.specs.grid_spec import Suite
+from bench.specs.grid_spec import GridSpec
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
 from tests.bench import small
 
@@ -48,7 +48,9 @@ def changed(run: RunSpec, path: str) -> RunSpec:
 @pytest.fixture
 def full() -> RunSpec:
     """A spec with every optional part."""
-    (run,) = Suite(methods="supervised", floors=(), seeds=(0,), evaluation=EvaluationSpec(labels=(10,))).runs("f" * 64)
+    (run,) = GridSpec(methods="supervised", baselines=(), seeds=(0,), evaluation=EvaluationSpec(labels=(10,))).runs(
+        "f" * 64
+    )
     return run
 
 
@@ -81,12 +83,12 @@ def test_the_weights_to_start_from_name_a_run_where_they_come_from_a_file(full: 
 
 
 def test_how_runs_are_evaluated_and_measured_names_none(tmp_path: Path) -> None:
-    base = small.suite(tmp_path, floors=["untrained", "supervised"])
+    base = small.grid(tmp_path, baselines=["untrained", "supervised"])
     changes = {"evaluation__draws": 9, "evaluation__probes": ["knn"], "measure__rounds": 99, "evidence": True}
-    assert [run.run_id for run in small.suite(tmp_path, floors=["untrained", "supervised"], **changes).runs()] == [
+    assert [run.run_id for run in small.grid(tmp_path, baselines=["untrained", "supervised"], **changes).runs()] == [
         run.run_id for run in base.runs()
     ]
-    tuned = small.suite(tmp_path, floors=["untrained", "supervised"], finetune__epochs=77)
+    tuned = small.grid(tmp_path, baselines=["untrained", "supervised"], finetune__epochs=77)
     differ = {a.method for a, b in zip(base.runs(), tuned.runs(), strict=True) if a.run_id != b.run_id}
     assert differ == {"supervised"}  # its weights are made by fine-tuning
 
@@ -108,10 +110,10 @@ def test_run_ids_are_names_of_folders(full: RunSpec) -> None:
 
 
 def test_runs_of_one_comparison_share_their_settings(tmp_path: Path) -> None:
-    grid = small.suite(
+    grid = small.grid(
         tmp_path,
         methods="all",
-        floors=["untrained", "supervised"],
+        baselines=["untrained", "supervised"],
         seeds=[0, 5],
         keep=[0.3, 0.7],
         tuned={"simclr/dense": 0.5},
@@ -126,7 +128,7 @@ def test_runs_of_one_comparison_share_their_settings(tmp_path: Path) -> None:
         "data__options": {"patients": 61},
     }.items():
         assert small.run_spec(tmp_path, "dense", **{key: value}).settings != grid[0].settings, key
-    assert small.suite(tmp_path).runs("a" * 64)[0].settings != grid[0].settings
+    assert small.grid(tmp_path).runs("a" * 64)[0].settings != grid[0].settings
 
 
 def test_settings_of_evaluations() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from bench.specs.run_spec import RunSpec
 from bench.training.build import optimizer_of
-from bench.training.checkpoint import Checkpoints, Point
+from bench.training.checkpoint import Checkpoints, Position
 from bench.training.data import prepare
 from bench.training.failures import TrainingFailed
 from bench.training.pretrain import Trained, pretrain, restored
@@ -30,7 +30,7 @@ class StopsAt(Checkpoints):
         super().__init__(folder)
         self.steps, self.done = steps, 0
 
-    def restore(self, model: Any, optimizer: Any, at: int | None = None) -> Point | None:
+    def restore(self, model: Any, optimizer: Any, at: int | None = None) -> Position | None:
         point = super().restore(model, optimizer, at)
         self.done = 0 if point is None else point.step
         return point
@@ -46,14 +46,14 @@ class StopsAt(Checkpoints):
 def prepared(tmp_path_factory, cache, fabric) -> Any:
     def of(method: str, **changes: Any) -> tuple[RunSpec, Any]:
         folder = tmp_path_factory.mktemp("spec")
-        (spec,) = small.suite(folder, methods=method, train__epochs=2, train__ramp=0.5, **changes).runs()
+        (spec,) = small.grid(folder, methods=method, train__epochs=2, train__ramp=0.5, **changes).runs()
         return spec, prepare(spec, fabric, cache)
 
     return of
 
 
-def train(spec: RunSpec, bench: Any, checkpoints: Checkpoints | None = None) -> Trained:
-    return pretrain(spec, bench.data, bench.splits.train, bench.fabric, lambda state: None, checkpoints)
+def train(spec: RunSpec, run_data: Any, checkpoints: Checkpoints | None = None) -> Trained:
+    return pretrain(spec, run_data.dataset, run_data.splits.train, run_data.fabric, lambda state: None, checkpoints)
 
 
 def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -78,36 +78,36 @@ def names() -> list[str]:
 @pytest.mark.parametrize("method", names())
 def test_going_on_gives_the_same_bits(prepared, method: str, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch, on the ramp, and again at an epoch's end."""
-    spec, bench = prepared(method)
-    whole = train(spec, bench)
+    spec, run_data = prepared(method)
+    whole = train(spec, run_data)
     assert whole.steps > 4
     for at in (1, whole.steps // 2):
         with pytest.raises(KeyboardInterrupt):
-            train(spec, bench, StopsAt(tmp_path, at))
-    resumed = train(spec, bench, Checkpoints(tmp_path))
+            train(spec, run_data, StopsAt(tmp_path, at))
+    resumed = train(spec, run_data, Checkpoints(tmp_path))
     same(whole, resumed)
     assert (whole.resumed, resumed.resumed) == (0, 2)
-    again = train(spec, bench, Checkpoints(tmp_path))  # the end is a checkpoint too: nothing is trained twice
+    again = train(spec, run_data, Checkpoints(tmp_path))  # the end is a checkpoint too: nothing is trained twice
     same(whole, again)
 
 
 @pytest.mark.parametrize("encoder", ["convnext_d64_l6_patch8"])
 def test_a_cnn_goes_on_in_its_memory_format(prepared, encoder: str, tmp_path: Path) -> None:
-    spec, bench = prepared("sparsecontrast", encoder__name=encoder)
-    whole = train(spec, bench)
+    spec, run_data = prepared("sparsecontrast", encoder__name=encoder)
+    whole = train(spec, run_data)
     with pytest.raises(KeyboardInterrupt):
-        train(spec, bench, StopsAt(tmp_path, 2))
-    same(whole, train(spec, bench, Checkpoints(tmp_path)))
+        train(spec, run_data, StopsAt(tmp_path, 2))
+    same(whole, train(spec, run_data, Checkpoints(tmp_path)))
 
 
 def test_checkpoints_come_by_the_clock_and_two_are_kept(prepared, tmp_path: Path) -> None:
-    spec, bench = prepared("dense")
-    steps = train(spec, bench, Checkpoints(tmp_path, minutes=0.0)).steps
+    spec, run_data = prepared("dense")
+    steps = train(spec, run_data, Checkpoints(tmp_path, minutes=0.0)).steps
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         f"{step}.{suffix}" for step in (steps - 1, steps) for suffix in ("json", "safetensors")
     )
     never = tmp_path / "never"
-    train(spec, bench, Checkpoints(never, minutes=60.0))
+    train(spec, run_data, Checkpoints(never, minutes=60.0))
     assert sorted(path.name for path in never.iterdir()) == [f"{steps}.json", f"{steps}.safetensors"]
 
 
@@ -128,29 +128,29 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["truncated", "empty", "one bit", "not there", "a pickle"])
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
 def test_a_damaged_one_gives_way_to_the_one_before(prepared, tmp_path: Path, how: str, suffix: str) -> None:
-    spec, bench = prepared("sparsecontrast")
-    whole = train(spec, bench)
+    spec, run_data = prepared("sparsecontrast")
+    whole = train(spec, run_data)
     for at in (2, 3):
         with pytest.raises(KeyboardInterrupt):
-            train(spec, bench, StopsAt(tmp_path, at))
+            train(spec, run_data, StopsAt(tmp_path, at))
     damage(tmp_path / f"3.{suffix}", how)
-    seen: list[Point | None] = []
+    seen: list[Position | None] = []
 
     class Watched(Checkpoints):
-        def restore(self, model: Any, optimizer: Any, at: int | None = None) -> Point | None:
+        def restore(self, model: Any, optimizer: Any, at: int | None = None) -> Position | None:
             seen.append(super().restore(model, optimizer, at))
             return seen[-1]
 
-    resumed = train(spec, bench, Watched(tmp_path))
+    resumed = train(spec, run_data, Watched(tmp_path))
     assert [point.step for point in seen if point] == [2]
     same(whole, resumed)
 
 
 @pytest.mark.parametrize("change", [{"step": 2}, {"position": {"history": [], "seen": {}, "seconds": 0, "resumed": 9}}])
 def test_an_edited_position_is_recognised(prepared, tmp_path: Path, change: dict[str, Any]) -> None:
-    spec, bench = prepared("dense")
+    spec, run_data = prepared("dense")
     with pytest.raises(KeyboardInterrupt):
-        train(spec, bench, StopsAt(tmp_path, 3))
+        train(spec, run_data, StopsAt(tmp_path, 3))
     path = tmp_path / "3.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     objective = build_dense(spec)
@@ -159,10 +159,10 @@ def test_an_edited_position_is_recognised(prepared, tmp_path: Path, change: dict
 
 def stopped_twice(prepared, folder: Path) -> tuple[Any, torch.optim.Optimizer, Checkpoints]:
     """A fresh model and its optimizer, and checkpoints of steps 2 and 3."""
-    spec, bench = prepared("dense")
+    spec, run_data = prepared("dense")
     for at in (2, 3):
         with pytest.raises(KeyboardInterrupt):
-            train(spec, bench, StopsAt(folder, at))
+            train(spec, run_data, StopsAt(folder, at))
     objective = build_dense(spec)
     return objective, optimizer_of(objective, 1e-3, 0.05), Checkpoints(folder)
 
@@ -223,9 +223,9 @@ def build_dense(spec: RunSpec) -> Any:
 
 
 def test_a_checkpoint_of_another_model_is_left_alone(prepared, tmp_path: Path) -> None:
-    spec, bench = prepared("sparsecontrast")
+    spec, run_data = prepared("sparsecontrast")
     with pytest.raises(KeyboardInterrupt):
-        train(spec, bench, StopsAt(tmp_path, 3))
+        train(spec, run_data, StopsAt(tmp_path, 3))
     other, _ = prepared("dense")
     objective = build_dense(other)
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
@@ -237,8 +237,8 @@ def test_a_checkpoint_of_another_model_is_left_alone(prepared, tmp_path: Path) -
 
 def test_all_goes_when_the_result_is_recorded(tmp_path: Path, prepared) -> None:
     folder = tmp_path / "training"
-    spec, bench = prepared("dense")
-    train(spec, bench, Checkpoints(folder, minutes=0.0))
+    spec, run_data = prepared("dense")
+    train(spec, run_data, Checkpoints(folder, minutes=0.0))
     (folder / ".5.json.123.tmp").write_bytes(b"half")
     Checkpoints(folder).clear()
     assert not folder.exists()
@@ -247,16 +247,16 @@ def test_all_goes_when_the_result_is_recorded(tmp_path: Path, prepared) -> None:
 
 
 def test_without_a_folder_a_stop_is_answered_all_the_same(prepared) -> None:
-    spec, bench = prepared("dense")
+    spec, run_data = prepared("dense")
     gone = Stopping(orphaned=lambda: True)
     with pytest.raises(KeyboardInterrupt):
-        train(spec, bench, Checkpoints(None, stopping=gone))
+        train(spec, run_data, Checkpoints(None, stopping=gone))
 
 
 def test_damaged_ones_of_later_steps_do_not_crowd_out_whole_ones(prepared, tmp_path: Path) -> None:
-    spec, bench = prepared("dense")
+    spec, run_data = prepared("dense")
     for step in (100, 200):
         for suffix in ("json", "safetensors"):
             (tmp_path / f"{step}.{suffix}").write_bytes(b"damaged")
-    steps = train(spec, bench, Checkpoints(tmp_path, minutes=0.0)).steps
+    steps = train(spec, run_data, Checkpoints(tmp_path, minutes=0.0)).steps
     assert sorted(int(path.stem) for path in tmp_path.glob("*.json")) == [steps - 1, steps]

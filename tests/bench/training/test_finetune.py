@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from bench.evaluation.evaluate import classify
 from bench.specs.run_spec import FinetuneSpec
-from bench.training.data import Bench
+from bench.training.data import RunData
 from bench.training.finetune import _known_bce, finetune
 from datasets.dataset import Dataset
 from datasets.splits import Splits
@@ -59,14 +59,16 @@ def tuned(easy, fabric):
         values = {"epochs": 1, "batch": 16, "lr": 1e-3, "min_steps": 1, "max_steps": 1000, **changes}
         spec = FinetuneSpec(**values)
         index = np.arange(images)
-        return finetune(one, data, index, spec, Views(32), seed=seed, inference=inference, fabric=fabric, report=report)
+        return finetune(
+            one, data, index, spec, Views(32), seed=seed, inference=inference, fabric=fabric, progress=report
+        )
 
     return run
 
 
-def bench_of(data: Dataset, fabric: Any) -> Bench:
+def bench_of(data: Dataset, fabric: Any) -> RunData:
     part = np.arange(N)
-    return Bench(data, Splits(part[:64], part[:0], part[64:], ""), Views(32), fabric, 0)
+    return RunData(data, Splits(part[:64], part[:0], part[64:], ""), Views(32), fabric, 0)
 
 
 @pytest.mark.parametrize(

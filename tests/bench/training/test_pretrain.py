@@ -26,7 +26,7 @@ def train(tmp_path, phantom, fabric):
     """Pre-trains a method on the first 64 images; four steps an epoch."""
 
     def run(method: str, **changes: Any) -> Any:
-        report = changes.pop("report", lambda state: None)
+        report = changes.pop("progress", lambda state: None)
         data, images = changes.pop("data", phantom), np.arange(changes.pop("images", 64))
         return pretrain(small.run_spec(tmp_path, method, **changes), data, images, fabric, report)
 
@@ -161,7 +161,7 @@ def test_methods_without_a_ramp_keep_all(train, watched) -> None:
 
 def test_the_history_tells_what_happened(train, watched) -> None:
     reports: list[dict[str, Any]] = []
-    trained = train("moco/sparsecontrast", train__epochs=2, report=reports.append)
+    trained = train("moco/sparsecontrast", train__epochs=2, progress=reports.append)
     assert trained.steps == 8
     assert [line["epoch"] for line in trained.history] == [1, 2]
     assert [line["step"] for line in trained.history] == [4, 8]

@@ -18,7 +18,7 @@ import torch
 from bench.records.environment import environment
 from bench.training.failures import RanksLost, TrainingFailed
 from bench.training.pretrain import pretrain
-from bench.training.ranks import any_rank, check_ranks, fabric_of, leading, meet
+from bench.training.ranks import any_rank, check_ranks, connect, fabric_of, leading
 from tests.bench import small
 from tests.bench.two_ranks import CASES, train
 from tests.processes import run_together
@@ -134,7 +134,7 @@ def test_a_rank_that_does_not_come_is_not_waited_for_long(monkeypatch: pytest.Mo
     for name, value in there.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RanksLost, match="a rank did not come: .* results/.workers"):
-        meet(2)
+        connect(2)
     assert not torch.distributed.is_initialized()
 
 

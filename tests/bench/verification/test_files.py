@@ -7,12 +7,12 @@ from pathlib import Path
 
 from bench.records.seal import seal
 from bench.records.store import Store, as_json
-from bench.verification import files as source
+from bench.verification import files
 from tests.bench import small
 
 
 def verdicts(folder: Path) -> dict[str, tuple[str, str]]:
-    return {check.what: (check.verdict, check.why) for check in source.read(folder)[1]}
+    return {check.what: (check.verdict, check.why) for check in files.read(folder)[1]}
 
 
 def test_where_there_is_nothing_nothing_holds(tmp_path: Path) -> None:

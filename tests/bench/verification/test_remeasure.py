@@ -67,7 +67,7 @@ def test_measured_anew_for_real(source: Source, spec: RunSpec, table: CostTable)
 
 
 @pytest.mark.parametrize(
-    ("recorded", "anew", "disturbed", "verdict"),
+    ("recorded", "remeasured", "disturbed", "verdict"),
     [
         ((1.5, 1.6, 1.0), (1.55, 1.7, 1.0), 0, "holds"),
         ((1.5, 1.6, 1.0), (1.6, 1.7, 1.0), 0, "holds"),
@@ -81,10 +81,10 @@ def test_measured_anew_for_real(source: Source, spec: RunSpec, table: CostTable)
     ],
 )
 def test_intervals_overlap_or_not(
-    source: Source, spec: RunSpec, table: CostTable, monkeypatch, recorded, anew, disturbed: int, verdict: str
+    source: Source, spec: RunSpec, table: CostTable, monkeypatch, recorded, remeasured, disturbed: int, verdict: str
 ) -> None:
     store(source, with_interval(table, *recorded))
-    now = with_interval(table, *anew).model_copy(update={"environment": {"disturbed_rounds": disturbed}})
+    now = with_interval(table, *remeasured).model_copy(update={"environment": {"disturbed_rounds": disturbed}})
     asked: list[Any] = []
     monkeypatch.setattr(
         "bench.verification.remeasure.measure", lambda *args, **kwargs: (asked.append((args, kwargs)), now)[1]

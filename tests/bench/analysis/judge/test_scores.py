@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables as tables
+from bench.analysis.show import accuracy_tables
 
 SAVED = (("evaluations", "json"), ("predictions", "npz"))
 
@@ -169,7 +169,7 @@ def test_a_difference_is_on_the_draws_that_both_have(tmp_path, synthetic):
     gap = scores.difference(dense, fixed, 10.0)
     assert gap.value == pytest.approx(np.mean(expected) - scores.estimate(fixed, 10.0).value, abs=1e-9)
     assert scores.difference(fixed, dense, 10.0).value == pytest.approx(-gap.value, abs=1e-12)
-    note = tables.accuracy(scores).note
+    note = accuracy_tables.accuracy(scores).note
     assert "simclr/fixed: the first draw of a fraction alone; the others: the mean over its draws." in note
     covered = (
         "seeds, draws of the labelled patients where there are several and test patients as crossed random effects"

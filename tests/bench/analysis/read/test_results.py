@@ -242,12 +242,12 @@ def test_two_runs_of_one_seed_are_refused(tmp_path, synthetic, small):
 
 
 def test_a_floor_made_again_for_another_learning_rate_is_the_same_floor(tmp_path, synthetic, small):
-    floor = methods(synthetic, "untrained")[0]
+    baseline = methods(synthetic, "untrained")[0]
 
     def again(change):
-        folder = synthetic.write_run(tmp_path, small, floor, 0).rename(tmp_path / "again")
+        folder = synthetic.write_run(tmp_path, small, baseline, 0).rename(tmp_path / "again")
         alter(folder, lambda r: (r.update(run_id="again"), r["spec"]["train"].update(lr=0.5), change(r)))
-        synthetic.write_run(tmp_path, small, floor, 0)
+        synthetic.write_run(tmp_path, small, baseline, 0)
         return group_runs(read_runs(tmp_path))
 
     (group,) = again(lambda r: None)

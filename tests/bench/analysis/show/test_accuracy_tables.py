@@ -10,9 +10,7 @@ import pytest
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.frames import cost_frame
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables as tables
-from bench.analysis.show import run_tables as account
-from bench.analysis.show import time_tables as speed
+from bench.analysis.show import accuracy_tables, run_tables, time_tables
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def row(table, name):
 
 def test_accuracy_gives_mean_spread_interval_and_marks_what_is_provisional(made):
     group, scores, _ = made
-    table = tables.accuracy(scores)
+    table = accuracy_tables.accuracy(scores)
     assert table.columns == ("method", "keep", "seeds", "1 % labels", "10 % labels", "100 % labels")
     assert [one[0] for one in table.rows] == [arm.label for arm in group.arms]
     sparse = row(table, "simclr/sparsecontrast")
@@ -51,27 +49,27 @@ def test_accuracy_gives_mean_spread_interval_and_marks_what_is_provisional(made)
 
 def test_knn_has_no_supervised_row(made):
     group, _, _ = made
-    names = [one[0] for one in tables.accuracy(Scores(group, "knn")).rows]
+    names = [one[0] for one in accuracy_tables.accuracy(Scores(group, "knn")).rows]
     assert "supervised" not in names
     assert "untrained" in names
 
 
 def test_findings_are_columns_while_they_fit(made, tmp_path, synthetic):
     _, scores, _ = made
-    table = tables.per_finding(scores)
+    table = accuracy_tables.per_finding(scores)
     assert table.columns == ("method", *synthetic.LABELS)
     assert "at 10 % of the labels" in table.title
     world = synthetic.World(patients=60, seeds=(0,), probes=("linear",), labels=tuple(f"f{i}" for i in range(9)))
     synthetic.write_results(tmp_path, world, [synthetic.Method("simclr/dense", 0.8)], cost=False)
     (group,) = group_runs(read_runs(tmp_path))
-    tall = tables.per_finding(Scores(group, "linear"))
+    tall = accuracy_tables.per_finding(Scores(group, "linear"))
     assert tall.columns == ("finding", "simclr/dense")
     assert len(tall.rows) == 9
 
 
 def test_auprc_stands_beside_the_share_of_positives(made):
     _, scores, _ = made
-    table = tables.precision(scores)
+    table = accuracy_tables.precision(scores)
     arm = scores.group.arms[0]
     _, one = arm.evaluations("linear", 10.0)[0]
     chance = np.mean([p.positives / (p.positives + p.negatives) for p in one.per_label.values()])
@@ -81,21 +79,21 @@ def test_auprc_stands_beside_the_share_of_positives(made):
 
 def test_differences_to_dense_and_to_fixed(made):
     _, scores, _ = made
-    dense = tables.differences(scores, "dense")
+    dense = accuracy_tables.differences(scores, "dense")
     assert row(dense, "untrained")["minus"] == "simclr/dense"
     assert row(dense, "simclr/fixed")["10 % labels"].startswith("−0.0")
     assert row(dense, "untrained")["not 0.03 below, at 10 %"] == "–"
     assert "simclr/dense" not in [one[0] for one in dense.rows]
-    fixed = tables.differences(scores, "fixed")
+    fixed = accuracy_tables.differences(scores, "fixed")
     assert row(fixed, "simclr/sparsecontrast")["better, at 10 %"] == "supported"
     assert {one[1] for one in fixed.rows} == {"simclr/fixed"}
     assert not {"untrained", "simclr/fixed", "moco/dense"} & {one[0] for one in fixed.rows}
-    assert tables.differences(scores, "oracle") is None
+    assert accuracy_tables.differences(scores, "oracle") is None
 
 
 def test_subgroups_are_means_over_seeds(made):
     _, scores, _ = made
-    table = tables.subgroups(scores)
+    table = accuracy_tables.subgroups(scores)
     arm = next(one for one in scores.group.arms if one.label == "moco/dense")
     values = [one.subgroups["sex"]["F"] for _, one in arm.evaluations("linear", 10.0).values()]
     assert row(table, "moco/dense")["sex: F"] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
@@ -103,7 +101,7 @@ def test_subgroups_are_means_over_seeds(made):
 
 def test_macs_with_the_ratio_to_dense_of_the_same_objective(made):
     group, _, _ = made
-    table = account.macs(group)
+    table = run_tables.macs(group)
     assert row(table, "simclr/sparsecontrast")["inference MMACs"] == "2.0 (2.00×)"
     assert row(table, "simclr/sparsecontrast")["run TMACs"] == f"{0.37 * 0.65:.3f} ({1 / 0.65:.2f}×)".replace(
         "0.240", "0.240"
@@ -114,33 +112,33 @@ def test_macs_with_the_ratio_to_dense_of_the_same_objective(made):
 
 def test_times_with_intervals_and_the_noise_floor(made):
     group, _, cost = made
-    table = speed.times(group, cost)
+    table = time_tables.times(group, cost)
     assert row(table, "simclr/sparsecontrast")["run speed-up"] == "1.40 [1.37, 1.43]"
     assert row(table, "simclr/patchdropout")["inference speed-up"] == "no difference seen [0.99, 1.03]"
     assert "step [0.98, 1.02]" in table.note
     assert "15 rounds (1 measured again)" in table.note
-    assert speed.times(group, cost.iloc[:0]) is None
+    assert time_tables.times(group, cost.iloc[:0]) is None
 
 
 def test_learning_and_selection(made):
     group, _, _ = made
-    assert row(account.learning(group), "simclr/dense")["runs"] == "3 learned"
-    assert row(account.learning(group), "simclr/dense")["final loss"] == "1.35 (1.3–1.4)"
-    found = row(account.selection(group), "simclr/sparsecontrast")
+    assert row(run_tables.learning(group), "simclr/dense")["runs"] == "3 learned"
+    assert row(run_tables.learning(group), "simclr/dense")["final loss"] == "1.35 (1.3–1.4)"
+    found = row(run_tables.selection(group), "simclr/sparsecontrast")
     assert found["logit spread / noise"] == "0.7"  # of the whole run, not 0.9 / 0.06
     assert found["static share"] == "0.4"
 
 
 def test_counts_and_settings_name_what_was_run(made):
     group, _, _ = made
-    counts = account.counts(group)
+    counts = run_tables.counts(group)
     assert row(counts, "test")["patients"] == "80"
     assert row(counts, "1 % labels, 5 draw(s)")["patients"] == "8"
-    table = account.settings(
+    table = run_tables.settings(
         group, {"sentence": "One seed each.", "learning_rates": [1e-3, 3e-3], "chosen": {"simclr/dense": 1e-3}}
     )
     values = dict(table.rows)
     assert values["seeds"] == "0, 1, 2"
     assert values["tuning budget"] == ("One seed each. Chosen: simclr/dense 0.001.")
     assert re.search(r"torch 2\.14\.1", values["versions"])
-    assert "none: every method" in dict(account.settings(group, None).rows)["tuning budget"]
+    assert "none: every method" in dict(run_tables.settings(group, None).rows)["tuning budget"]

@@ -55,7 +55,7 @@ def test_trade_off_draws_trained_methods_in_both_panels(made, tmp_path):
 def test_training_curves_need_a_history(made, tmp_path):
     group, _, _ = made
     frame = history_frame(group)
-    assert set(frame["arm"]) == {arm.label for arm in group.arms if not arm.floor}
+    assert set(frame["arm"]) == {arm.label for arm in group.arms if not arm.baseline}
     assert len(frame) == 7 * 2 * 10
     assert plots.curves(frame, group, tmp_path, "training")
     assert rgb(plots.COLOURS["sparsecontrast"]) in colours_in(tmp_path / "training.png")

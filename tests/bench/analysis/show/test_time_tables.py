@@ -9,8 +9,7 @@ import pytest
 
 from bench.analysis import page
 from bench.analysis.read.frames import COST_COLUMNS, cost_csv, cost_frame, table_frame
-from bench.analysis.show import cost_plots as costplots
-from bench.analysis.show import time_tables as speed
+from bench.analysis.show import cost_plots, time_tables
 from bench.records.record import CostTable
 
 HERE = "this very machine, 2 cores"
@@ -19,7 +18,7 @@ LARGE = {"encoder": "vit_small_patch16_224", "image_size": 224, "channels": 3, "
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
-    monkeypatch.setattr(speed, "machine", lambda: HERE)
+    monkeypatch.setattr(time_tables, "machine", lambda: HERE)
 
 
 @pytest.fixture
@@ -44,22 +43,22 @@ def test_the_newest_of_this_machine_wins_over_newer_ones_of_others(folders):
     write(results, "2026-08-03T00:00:00Z", encoder="vit_tiny_patch16_224")
     ratios = [f"{kind}_speedup{end}" for kind in ("train", "run") for end in ("", "_low", "_high")]
     write(results, "2026-08-04T00:00:00Z", **dict.fromkeys(["train_ms", *ratios]))
-    found = speed.large_table(results, committed)
+    found = time_tables.large_table(results, committed)
     assert found.own
     assert found.table.finished == "2026-02-01T00:00:00Z"
-    table = speed.at_large_scale(found)
+    table = time_tables.at_large_scale(found)
     assert "Measured on this machine: this very machine" in table.note
 
 
 def test_else_the_committed_one_with_its_machines_name(folders):
     results, committed, write = folders
-    assert speed.large_table(results, committed) is None
+    assert time_tables.large_table(results, committed) is None
     write(results, "2026-08-01T00:00:00Z", machine="theirs")
     write(committed, "2026-03-01T00:00:00Z", machine="the lab's")
-    found = speed.large_table(results, committed)
+    found = time_tables.large_table(results, committed)
     assert not found.own
     assert found.machine == "the lab's"
-    assert "another machine (committed with the code): the lab's" in speed.at_large_scale(found).note
+    assert "another machine (committed with the code): the lab's" in time_tables.at_large_scale(found).note
 
 
 def test_a_newer_table_of_fewer_methods_takes_no_ones_place(folders, synthetic):
@@ -70,8 +69,8 @@ def test_a_newer_table_of_fewer_methods_takes_no_ones_place(folders, synthetic):
         synthetic.write_cost(
             folder, [synthetic.Method("simclr/dense", 0.8)], finished="2026-02-01T00:00:00Z", machine=HERE, **LARGE
         )
-        assert speed.large_table(results, committed).table.finished == "2026-01-01T00:00:00Z"
-        assert speed.large_table(results / "none", folder).table.finished == "2026-01-01T00:00:00Z"
+        assert time_tables.large_table(results, committed).table.finished == "2026-01-01T00:00:00Z"
+        assert time_tables.large_table(results / "none", folder).table.finished == "2026-01-01T00:00:00Z"
 
 
 def test_ratios_of_time_and_macs(folders):
@@ -81,8 +80,8 @@ def test_ratios_of_time_and_macs(folders):
     stored = json.loads(path.read_text())
     stored["rows"][1] |= {"infer_gmacs": 0.0041 / 2, "train_gmacs": 0.026 / 1.9}
     path.write_text(json.dumps(stored))
-    found = speed.large_table(results, committed)
-    table = speed.at_large_scale(found)
+    found = time_tables.large_table(results, committed)
+    table = time_tables.at_large_scale(found)
     sparse = table.rows[1]
     columns = [i for i, name in enumerate(table.columns) if name.endswith("time / MACs")]
     assert [sparse[i] for i in columns] == [f"{1.8 / 2:.2f}", f"{1.7 / 1.9:.2f}"]
@@ -102,17 +101,17 @@ def test_what_was_not_measured_is_called_that(folders):
     )
     write(results, "2026-01-01T00:00:00Z", **none)
     row = cost_frame(results).iloc[1]
-    assert speed.speed_cell(row, "train") == "not measured"
-    assert speed.number(row["train_ms"], ".1f") == "not measured"
-    assert speed.speed_cell(row, "infer") == "1.80 [1.76, 1.84]"
-    assert "step" not in speed.floor_text(row)
+    assert time_tables.speed_cell(row, "train") == "not measured"
+    assert time_tables.number(row["train_ms"], ".1f") == "not measured"
+    assert time_tables.speed_cell(row, "infer") == "1.80 [1.76, 1.84]"
+    assert "step" not in time_tables.floor_text(row)
 
 
 @pytest.mark.parametrize("own", [True, False])
 def test_the_report_carries_it_and_cost_csv_too(folders, synthetic, monkeypatch, tmp_path, own):
     results, committed, write = folders
-    monkeypatch.setattr(speed, "COMMITTED", committed)
-    monkeypatch.setattr(speed.large_table, "__defaults__", (committed,))
+    monkeypatch.setattr(time_tables, "COMMITTED", committed)
+    monkeypatch.setattr(time_tables.large_table, "__defaults__", (committed,))
     world = synthetic.World(patients=40, seeds=(0,), probes=("linear",), fractions={10.0: 1.0})
     synthetic.write_results(results, world, [synthetic.Method("simclr/dense", 0.8)])
     parts = {"blocks_ms": 3.0, "heads_ms": 1.0, "views_ms": 0.4}
@@ -135,7 +134,7 @@ def test_the_report_carries_it_and_cost_csv_too(folders, synthetic, monkeypatch,
 
 
 def test_without_one_the_report_says_how_to_get_it(synthetic, monkeypatch, tmp_path):
-    monkeypatch.setattr(speed.large_table, "__defaults__", (tmp_path / "none",))
+    monkeypatch.setattr(time_tables.large_table, "__defaults__", (tmp_path / "none",))
     world = synthetic.World(patients=40, seeds=(0,), probes=("linear",), fractions={10.0: 1.0})
     synthetic.write_results(tmp_path / "results", world, [synthetic.Method("simclr/dense", 0.8)])
     page.write_report(tmp_path / "results", tmp_path / "reports")
@@ -150,16 +149,16 @@ def test_the_bars_are_as_long_as_the_parts(folders, monkeypatch, tmp_path):
     results, _, write = folders
     write(results, "2026-01-01T00:00:00Z", blocks_ms=3.0, heads_ms=1.0, views_ms=0.5)
     drawn = []
-    real = costplots.plt.Axes.barh
+    real = cost_plots.plt.Axes.barh
     monkeypatch.setattr(
-        costplots.plt.Axes,
+        cost_plots.plt.Axes,
         "barh",
         lambda self, y, width, **k: (
             drawn.append((k["label"], list(k["left"]), list(width))) or real(self, y, width, **k)
         ),
     )
     rows = read(results).rows
-    assert costplots.parts(rows, tmp_path, "parts")
+    assert cost_plots.parts(rows, tmp_path, "parts")
     n = len(rows)
     assert drawn == [
         ("making the views", [0.0] * n, [0.5] * n),
@@ -167,7 +166,7 @@ def test_the_bars_are_as_long_as_the_parts(folders, monkeypatch, tmp_path):
         ("heads and loss", [3.5] * n, [1.0] * n),
     ]
     assert (tmp_path / "parts.png").stat().st_size > 5000
-    assert not costplots.parts([row.model_copy(update={"blocks_ms": None}) for row in rows], tmp_path, "none")
+    assert not cost_plots.parts([row.model_copy(update={"blocks_ms": None}) for row in rows], tmp_path, "none")
 
 
 def test_cost_against_tokens_is_on_log_axes_and_needs_two_sizes(folders, monkeypatch, tmp_path):
@@ -182,9 +181,9 @@ def test_cost_against_tokens_is_on_log_axes_and_needs_two_sizes(folders, monkeyp
         )
     frame = cost_frame(results)
     canvases = []
-    monkeypatch.setattr(costplots, "save", lambda canvas, folder, name: canvases.append(canvas))
-    assert not costplots.scaling(frame[frame["image_size"] == 224], {224: 196}, tmp_path, "one")
-    assert costplots.scaling(frame, {224: 196, 448: 784}, tmp_path, "two")
+    monkeypatch.setattr(cost_plots, "save", lambda canvas, folder, name: canvases.append(canvas))
+    assert not cost_plots.scaling(frame[frame["image_size"] == 224], {224: 196}, tmp_path, "one")
+    assert cost_plots.scaling(frame, {224: 196, 448: 784}, tmp_path, "two")
     infer, train, share = canvases[0].axes
     assert all(axes.get_xscale() == axes.get_yscale() == "log" for axes in (infer, train))
     named = {line.get_label(): list(line.get_ydata()) for line in infer.lines}
