@@ -32,6 +32,7 @@ from bench.training.finetune import finetune, finetune_steps, spent
 from bench.training.history import ProgressCallback, with_current_conditions
 from bench.training.pretrain import Trained, pretrain
 from bench.training.ranks import fabric_of, leading
+from methods import ALL_TOKENS, SUPERVISED, UNTRAINED
 from methods.objectives.objective import Objective
 
 
@@ -123,9 +124,9 @@ def _train(run: Attempt) -> Record:
     spec, run_data = run.spec, run.run_data
     torch.manual_seed(spec.seed)
     trained: Trained | None = None
-    if spec.parsed.strategy == "supervised":
+    if spec.parsed.strategy == SUPERVISED:
         return _train_supervised(run)
-    if spec.parsed.strategy == "untrained":
+    if spec.parsed.strategy == UNTRAINED:
         objective = build(spec.parsed, spec.encoder, spec.seed)
     else:
         fabric = fabric_of(spec.train.precision)
@@ -167,7 +168,7 @@ def _train_supervised(run: Attempt) -> Record:
         spec.finetune,
         run_data.views,
         seed=spec.seed,
-        inference="dense",
+        inference=ALL_TOKENS,
         fabric=run_data.fabric,
         progress=run.progress,
         checkpoints=run.checkpoints,

@@ -12,6 +12,7 @@ from bench.evaluation.evaluate import Features, features_of
 from bench.records.record import Learning
 from bench.training.data import RunData
 from bench.training.pretrain import Trained
+from methods import ALL_TOKENS, PRUNED
 from methods.encoders.encoder import Encoder
 
 Floats = npt.NDArray[np.floating]
@@ -85,9 +86,9 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
     """Of what inference keeps on `index`: `kept_inference` share of patches; `static_share` of the positions that are
     kept or dropped alike in 95 % of the images (1: it has learnt a crop, not saliency); `lesion_kept` share of the
     lesion area inside kept patches, where masks exist (compare it with `kept_inference`). Empty without a selection."""
-    if encoder.strategy.inference[0] == "dense":
+    if encoder.strategy.inference[0] == ALL_TOKENS:
         return {}
-    kept = features_of(encoder, run_data, index, "pruned").get("kept")
+    kept = features_of(encoder, run_data, index, PRUNED).get("kept")
     if kept is None:
         return {}
     share = kept.mean(0)
@@ -110,7 +111,7 @@ def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArr
     The rule: of each finding's positive test images the one whose lesion is of median area (where masks exist; else the
     first one), in the order of the findings.
     """
-    if encoder.strategy.inference[0] == "dense":
+    if encoder.strategy.inference[0] == ALL_TOKENS:
         return None
     data, index = run_data.dataset, run_data.images_of("test")
     chosen: list[int] = []
@@ -124,7 +125,7 @@ def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArr
     if not chosen:
         return None
     rows = np.asarray(chosen[:SHOWN])
-    kept = features_of(encoder, run_data, rows, "pruned").get("kept")
+    kept = features_of(encoder, run_data, rows, PRUNED).get("kept")
     if kept is None:
         return None
     grid = encoder.geometry.grid

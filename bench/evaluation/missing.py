@@ -17,6 +17,7 @@ from bench.training.data import RunData
 from bench.training.failures import EvaluationFailed, reason_of
 from bench.training.finetune import Classifier
 from bench.training.history import ProgressCallback
+from methods import ALL_TOKENS
 from methods.objectives.objective import Objective
 
 
@@ -60,7 +61,7 @@ def _evaluate_supervised(
     spec: RunSpec, evaluation: EvaluationSpec, run_data: RunData, store: Store, objective: Objective, tensors: Any
 ) -> None:
     assert spec.labels is not None and spec.finetune is not None
-    classifier = Classifier(objective.encoder, run_data.dataset.labels.shape[1], "dense").eval()
+    classifier = Classifier(objective.encoder, run_data.dataset.labels.shape[1], ALL_TOKENS).eval()
     classifier.load_state_dict(tensors)
     index = run_data.draws(spec.labels, 1)[0]
     scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_of(evaluation.split))
@@ -72,7 +73,7 @@ def _evaluate_supervised(
         spec.finetune,
         "finetune",
         spec.labels,
-        "dense",
+        ALL_TOKENS,
         [index],
         [{"lr": spec.finetune.lr}],
     )

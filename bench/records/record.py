@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from bench.specs.frozen import Frozen
 from datasets.limits import THREADS
+from methods import Inference
 
 SCHEMA_VERSION = 1
 SIDE_FILES = ("history.jsonl", "selection.npz")  # made with a record, written before it
@@ -170,7 +171,7 @@ class Evaluation(Frozen):
     run_id: str
     probe: Literal["linear", "knn", "finetune"]
     labels: float  # per cent
-    inference: Literal["pruned", "dense"]  # the strategy acts, or all tokens are computed
+    inference: Inference
     split: Literal["test", "val"]
     macro_auroc: float
     macro_auprc: float

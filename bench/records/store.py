@@ -20,7 +20,7 @@ from bench.records.seal import seal, sha256
 from bench.specs.frozen import file_sha256
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
 from datasets.limits import RECORD_BYTES, read_within
-from methods import Inference, inference_modes
+from methods import ALL_TOKENS, Inference, inference_modes
 
 ROOM = 1 << 20  # bytes that a run needs at least, for its weights and its record
 
@@ -199,6 +199,6 @@ def missing_evaluations(
 def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, Inference]]:
     """Every probe at every fraction, for every way in which the strategy runs at inference."""
     if spec.labels is not None:
-        return [("finetune", spec.labels, "dense")]
+        return [("finetune", spec.labels, ALL_TOKENS)]
     modes = inference_modes(spec.parsed.strategy)
     return [(probe, labels, mode) for mode in modes for probe in evaluation.probes for labels in evaluation.labels]

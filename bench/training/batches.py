@@ -1,4 +1,4 @@
-"""Lesion masks on their way to a strategy that asks where lesions are (`oracle`), and on to its patches."""
+"""Lesion masks on their way to a strategy that asks where lesions are, and on to its patches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Lesions:
-    """Carries lesion masks through the views for a strategy that asks for them (`oracle`), else does nothing.
+    """Carries lesion masks through the views for a strategy that asks for them, else does nothing.
 
     Masks exist in positives only, so their presence would tell the label, and where they lie would tell which: a
     heart's outline says cardiomegaly. So every image shows every finding: where it has no mask of one, it borrows that
@@ -37,7 +37,8 @@ class Lesions:
             return
         if data.masks is None:
             raise ValueError(
-                f"strategy 'oracle' needs lesion masks, and data set '{data.name}' has none: leave it out."
+                f"{type(encoder.strategy).__name__} needs lesion masks, and data set '{data.name}' has none: "
+                "leave it out."
             )
         self.bits = [bit for bit in range(len(data.label_names)) if self._has(bit).any()]
         everyone = np.arange(len(data))

@@ -19,6 +19,8 @@ from bench.verification.check import FAILS, OPEN, Check, compare, differences, j
 from bench.verification.files import Source
 from bench.verification.reconstruct import objective_of
 from datasets.limits import RECORD_BYTES, read_within
+from methods.encoders.encoder import Encoder
+from methods.objectives.objective import Objective
 
 _LINE = TypeAdapter(dict[str, StrictInt | StrictFloat | dict[str, StrictFloat]])
 
@@ -53,7 +55,7 @@ def macs(source: Source, spec: RunSpec, run_data: RunData) -> Check:
     said = {"keep_effective": record.keep_effective, "train_execution": record.train_execution}
     found = {"keep_effective": strategy.target, "train_execution": execution}
     amiss = list(differences(said, found)) + macs_differences(record.macs, counted)
-    if amiss and _by_content(spec) and not (trusted and spec.parsed.objective == "simclr"):
+    if amiss and _by_content(spec) and not (trusted and _keeps_all_encoders(objective)):
         return Check(what, OPEN, "they depend on weights that are not kept: only a run made anew can tell")
     return judged(
         what, amiss, f"{counted.inference / 1e6:,.1f} M an image at inference, {counted.whole_run:.4g} in all"
@@ -116,4 +118,9 @@ def _pretraining_steps(spec: RunSpec, run_data: RunData) -> int:
 
 def _by_content(spec: RunSpec) -> bool:
     """Does what is computed depend on the images and the weights?"""
-    return bool(spec.code) or spec.parsed.strategy_options.get("select", "topk") != "topk"
+    return bool(spec.code) or "select" in spec.parsed.strategy_options
+
+
+def _keeps_all_encoders(objective: Objective) -> bool:
+    """Whether a checkpoint, which holds one encoder, holds all of them: there is no teacher."""
+    return sum(isinstance(module, Encoder) for module in objective.modules()) == 1

@@ -21,6 +21,7 @@ from bench.statistics.ratios import noise_floor
 from bench.verification.check import FAILS, HOLDS, OPEN, Check
 from bench.verification.files import Source
 from datasets.limits import RECORD_BYTES, read_within
+from methods.names import REFERENCE_METHOD
 
 WHAT = "speed-ups"
 KINDS = {"infer": "inference", "train": "step", "run": "run"}
@@ -31,7 +32,7 @@ def cost(source: Source, spec: RunSpec) -> list[Check]:
     method = spec.parsed
     if method.objective == "none":
         return [Check(WHAT, OPEN, "baselines are not measured")]
-    if method.name == "simclr/dense":
+    if method == REFERENCE_METHOD:
         return [Check(WHAT, OPEN, "it is what all others are measured against")]
     tables, checks = _tables(source.folder.resolve().parent / "cost")
     fitting = [(table, row) for table in tables for row in table.rows if _about(row, source.record, spec)]

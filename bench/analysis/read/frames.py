@@ -13,6 +13,7 @@ from bench.analysis.read.groups import Group, ReportRefused, Run
 from bench.analysis.read.results import encoder_of, parse
 from bench.records.record import AA_SUFFIX, CostRow, CostTable
 from datasets.limits import RECORD_BYTES, read_within
+from methods.names import REFERENCE_METHOD
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -95,7 +96,7 @@ def table_frame(table: CostTable) -> pd.DataFrame:
     that was not measured), dense's MACs / its own (`..._macs_ratio`), and the share of that ratio that its speed-up
     reaches (`..._time_over_macs`)."""
     again = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
-    dense = next((row for row in table.rows if row.method == "simclr/dense"), None)
+    dense = next((row for row in table.rows if row.method == REFERENCE_METHOD.name), None)
     rows = []
     for row in table.rows:
         disturbed = table.environment.get("disturbed_rounds", 0)  # kept though the process did not get its cores
