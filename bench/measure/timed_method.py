@@ -60,7 +60,7 @@ class TimedMethod:
         self.objective = build(self.method, self.encoder, seed=0).to(self.fabric.device)
         self.objective.use_attention(self.train.attention, self.fabric.device)
         self.views = self.views.to(self.fabric.device)
-        self.known = self.objective.encoder.strategy.meet_target(self.views[0])
+        self.known = self.objective.encoder.strategy.calibrate(self.views[0])
         self._steps = itertools.count()
 
     def weigh(self) -> None:
