@@ -151,7 +151,7 @@ def test_predictions_that_are_no_file_of_ours(folder: Path, failing) -> None:
     renew_hash(folder, NAME)
     found = failing()
     assert set(found) == {ACCURACY}
-    assert f"{path} is damaged or no .npz archive" in found[ACCURACY]
+    assert f"{path} is damaged or not an .npz archive" in found[ACCURACY]
     path.unlink()
     assert failing() == {"files beside them": f"{NAME}.npz is not there"}
 
