@@ -70,14 +70,14 @@ def main(
 
 def _summary(grid: GridSpec, sweep: Any, tried: list[float], path: Path) -> dict[str, Any]:
     """What was tried, what came out on validation data, what was chosen; earlier results of other methods are kept."""
-    from bench.records.record import Evaluation
-    from bench.records.store import Store, evaluation_name
+    from bench.records.record import evaluation_name
+    from bench.records.store import Store
 
     store, rows = Store(sweep.results), []
     for run in sweep.runs:
         name = evaluation_name("linear", LABELS, _mode(run.parsed.strategy))
-        file = store.folder(run.run_id) / "evaluations" / f"{name}.json"
-        value = Evaluation.model_validate_json(file.read_bytes()).macro_auroc if file.exists() else None
+        found = store.evaluation(run.run_id, name)
+        value = None if found is None else found.macro_auroc
         rows.append({"method": run.method, "lr": run.train.lr, "val_macro_auroc": value})
     if path.exists():
         ours = {row["method"] for row in rows}

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from safetensors.torch import load as load_tensors
 
 from bench.evaluation.evaluate import Features, classify, evaluate, summarise
-from bench.records.record import Evaluation
+from bench.records.record import Evaluation, evaluation_name
 from bench.records.seal import sha256
-from bench.records.store import Store, evaluation_name, missing_evaluations
+from bench.records.store import Store, missing_evaluations
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.build import build
 from bench.training.data import RunData
@@ -81,9 +81,8 @@ def _evaluate_supervised(
 
 def _write(store: Store, made: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
     """An evaluation, unless another process has made it meanwhile, as in `Attempt.finish`."""
-    name = evaluation_name(made.probe, made.labels, made.inference)
-    if not store.has_evaluation(made.run_id, name, made.settings):
-        store.write_evaluation(name, made, predictions)
+    if not store.has_evaluation(made.run_id, made.name, made.settings):
+        store.write_evaluation(made.name, made, predictions)
 
 
 def _weights(store: Store, run_id: str) -> bytes:

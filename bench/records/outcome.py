@@ -76,5 +76,5 @@ def write_failure(store: Store, failed: Record, log: str) -> None:
         write_atomically(store.log(failed.run_id), log.encode())
         if not store.done(failed.run_id):
             store.write_record(failed)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: the record that is there can't be read
         print(f"{failed.run_id} failed: {failed.reason}; and this can't be written down: {error}", flush=True)

@@ -41,6 +41,11 @@ Ratio = Annotated[float, Field(gt=0)]
 Interval = tuple[float, float]
 
 
+def evaluation_name(probe: str, labels: float, inference: str) -> str:
+    """The name of the file of an evaluation, and of its predictions, without the ending."""
+    return f"{probe}-{labels:g}-{inference}"
+
+
 class Subset(Frozen):
     """One part of the data: how much of it there is, and a hash of exactly which images."""
 
@@ -188,6 +193,11 @@ class Evaluation(Frozen):
     conditions: Environment = {}  # what its numbers depend on to the last bit besides; by an earlier version {}
     predictions_sha256: str = ""  # of predictions/<the same name>.npz
     digest: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of its file without the ending."""
+        return evaluation_name(self.probe, self.labels, self.inference)
 
 
 PARTS = {

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from bench.messages import FULL, disk_full
-from bench.records.record import SCHEMA_VERSION, SIDE_FILES, Evaluation, Record
-from bench.records.seal import seal, sha256
+from bench.records.record import SIDE_FILES, Evaluation, Record, evaluation_name
+from bench.records.run_folder import evaluation_path, predictions_path
+from bench.records.seal import read_sealed, seal, sha256
 from bench.specs.frozen import file_sha256
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
-from datasets.limits import RECORD_BYTES, read_within
 from methods import Inference, inference_modes
 
 ROOM = 1 << 20  # bytes that a run needs at least, for its weights and its record
@@ -80,10 +80,6 @@ def as_json(value: BaseModel | dict[str, Any]) -> bytes:
     return (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
 
 
-def evaluation_name(probe: Probe, labels: float, inference: str) -> str:
-    return f"{probe}-{labels:g}-{inference}"
-
-
 class Store:
     """The results folder."""
 
@@ -99,21 +95,12 @@ class Store:
         return self.root / run_id
 
     def record(self, run_id: str) -> Record | None:
-        """The run's record, or None where there is none. Raises ValueError, naming the file, for an unreadable one."""
-        path = self.folder(run_id) / "record.json"
-        try:
-            record = Record.model_validate_json(read_within(path, RECORD_BYTES))
-        except FileNotFoundError:
-            if path.exists():
-                raise ValueError(f"{path} is no file, and a run's record would be: move it away.") from None
-            return None
-        except ValidationError as error:
-            raise ValueError(
-                f"{path} is no record of this version: {error.errors()[0]['msg']}. Move it away."
-            ) from None
-        if record.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"{path} has schema {record.schema_version}, and this code reads {SCHEMA_VERSION}.")
-        return record
+        """The run's record, or None where there is none. Raises ValueError, naming the file, for one that can't be read
+        or was changed after it was written."""
+        reading = read_sealed(Record, self.folder(run_id) / "record.json")
+        if reading.intact is None and reading.state != "missing":
+            raise ValueError(f"{reading.path} {reading.why}: put the original back, or move it away.")
+        return reading.intact
 
     def done(self, run_id: str) -> bool:
         record = self.record(run_id)
@@ -123,13 +110,14 @@ class Store:
         record = self.record(run_id)
         return record is not None and record.status == "failed"
 
+    def evaluation(self, run_id: str, name: str) -> Evaluation | None:
+        """An evaluation, or None where there is none that is whole."""
+        return read_sealed(Evaluation, evaluation_path(self.folder(run_id), name)).intact
+
     def has_evaluation(self, run_id: str, name: str, settings: str) -> bool:
         """Is this evaluation there, whole, and made with these settings?"""
-        path = self.folder(run_id) / "evaluations" / f"{name}.json"
-        try:
-            return Evaluation.model_validate_json(read_within(path, RECORD_BYTES)).settings == settings
-        except (FileNotFoundError, ValidationError):
-            return False
+        found = self.evaluation(run_id, name)
+        return found is not None and found.settings == settings
 
     def training(self, run_id: str) -> Path:
         """The folder of a training's checkpoints, there until its record is."""
@@ -168,9 +156,9 @@ class Store:
     def write_evaluation(self, name: str, evaluation: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
         """Predictions first: an evaluation that is there has its predictions, and names their hash."""
         folder = self.folder(evaluation.run_id)
-        written = self.write_arrays(folder / "predictions" / f"{name}.npz", predictions)
+        written = self.write_arrays(predictions_path(folder, name), predictions)
         sealed = seal(evaluation.model_copy(update={"predictions_sha256": written}))
-        write_atomically(folder / "evaluations" / f"{name}.json", as_json(sealed))
+        write_atomically(evaluation_path(folder, name), as_json(sealed))
 
     @staticmethod
     def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:

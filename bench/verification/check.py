@@ -33,12 +33,12 @@ def compare(what: str, recorded: Any, found: Any, said: str) -> Check:
     return judged(what, list(differences(recorded, found)), said)
 
 
-def judged(what: str, found: Sequence[str], said: str) -> Check:
-    """Holds, with `said`, where nothing was `found` amiss."""
+def judged(what: str, found: Sequence[str], said: str, verdict: Verdict = FAILS) -> Check:
+    """Holds, with `said`, where nothing was `found`; else `verdict`, with what was found."""
     if not found:
         return Check(what, HOLDS, said)
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return Check(what, FAILS, "; ".join(found[:SHOWN]) + more)
+    return Check(what, verdict, "; ".join(found[:SHOWN]) + more)
 
 
 def differences(recorded: Any, found: Any, at: str = "") -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bench.specs.frozen import mistakes
 from bench.specs.run_spec import SCIENCE_VERSION, RunSpec
 from bench.verification.check import FAILS, OPEN, Check, compare
 from bench.verification.files import Source
@@ -26,8 +27,7 @@ def identity(source: Source) -> tuple[RunSpec | None, list[Check]]:
     try:
         spec = RunSpec.model_validate(record.spec)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return None, [Check(WHAT, FAILS, f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}")]
+        return None, [Check(WHAT, FAILS, mistakes(error, "spec"))]
     unknown = list(_missing(spec.model_dump(mode="json"), record.spec))
     if unknown:
         return None, [Check(WHAT, OPEN, f"the spec has no {unknown[0]}: {_made_by('', record.environment)}")]

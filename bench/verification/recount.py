@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import StrictFloat, StrictInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from bench.measure.counters import CountersDisagree
 from bench.measure.run_cost import macs_of
 from bench.records.record import Macs, Record
-from bench.specs.frozen import file_sha256
 from bench.specs.run_spec import RunSpec
 from bench.training.build import steps_of
 from bench.training.data import RunData, data_record, split_record
 from bench.training.finetune import finetune_steps
-from bench.verification.check import FAILS, OPEN, Check, compare, differences, judged
-from bench.verification.files import Source
+from bench.verification.check import FAILS, HOLDS, OPEN, Check, compare, differences, judged
+from bench.verification.files import Source, weights
 from bench.verification.reconstruct import objective_of
-from datasets.limits import RECORD_BYTES, read_within
-
-_LINE = TypeAdapter(dict[str, StrictInt | StrictFloat | dict[str, StrictFloat]])
 
 
 def data(record: Record, run_data: RunData) -> Check:
@@ -38,10 +33,9 @@ def splits(source: Source, run_data: RunData) -> Check:
 def macs(source: Source, spec: RunSpec, run_data: RunData) -> Check:
     """MACs counted anew, and what the built network says of itself."""
     what, record = "MACs", source.record
-    checkpoint = source.folder / "checkpoint.safetensors"
-    trusted = checkpoint.is_file() and file_sha256(checkpoint) == record.weights_sha256
+    trusted = weights(source).verdict == HOLDS
     try:
-        objective = objective_of(spec, checkpoint if trusted else None)
+        objective = objective_of(spec, source.checkpoint.path if trusted else None)
     except (SafetensorError, RuntimeError) as error:
         return Check(what, FAILS, f"checkpoint.safetensors does not fit the network: {str(error).splitlines()[0]}")
     strategy = objective.encoder.strategy
@@ -67,7 +61,7 @@ def history(source: Source, spec: RunSpec, run_data: RunData) -> Check:
     if spec.labels is not None:
         return compare(what, said, {"steps": _steps(spec, run_data)}, f"{said['steps']} steps")
     try:
-        lines = lines_of(source)
+        lines = source.history()
     except (OSError, ValueError) as error:
         return Check(what, FAILS if "history.jsonl" in record.files else OPEN, f"history.jsonl can't be read: {error}")
     trained = record.objective != "none"
@@ -81,15 +75,6 @@ def history(source: Source, spec: RunSpec, run_data: RunData) -> Check:
         "lines": [(epoch, epoch * steps // spec.train.epochs) for epoch in epochs],
     }
     return compare(what, said, found, f"{len(lines)} epochs, {steps} steps, the last loss is final_loss")
-
-
-def lines_of(source: Source) -> list[dict[str, Any]]:
-    """The history, a line an epoch. Raises OSError, and ValueError for lines that hold anything but numbers."""
-    text = read_within(source.folder / "history.jsonl", RECORD_BYTES).decode()
-    try:
-        return [_LINE.validate_json(line) for line in text.splitlines()]
-    except ValidationError as error:
-        raise ValueError(f"a line is no epoch's: {error.errors(include_url=False)[0]['msg']}") from error
 
 
 def macs_differences(recorded: Macs | None, found: Macs | None) -> list[str]:

@@ -6,21 +6,17 @@ of the two tables, nothing can be told: no ratio is known better than that of de
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from bench.measure.counters import CountersDisagree
 from bench.measure.table import measure
 from bench.records.environment import machine
 from bench.records.record import AA_SUFFIX, CostRow, CostTable, Record
-from bench.records.seal import state_of
+from bench.records.seal import read_sealed
 from bench.specs.run_spec import MeasureSpec, RunSpec
 from bench.statistics.ratios import noise_floor
 from bench.verification.check import FAILS, HOLDS, OPEN, Check
-from bench.verification.files import Source
-from datasets.limits import RECORD_BYTES, read_within
+from bench.verification.files import Source, verdict_on
 
 WHAT = "speed-ups"
 KINDS = {"infer": "inference", "train": "step", "run": "run"}
@@ -65,20 +61,11 @@ def _tables(folder: Path) -> tuple[list[CostTable], list[Check]]:
     """The cost tables by age, and a check for each that is not what was written."""
     tables, checks = [], []
     for path in sorted(folder.glob("*.json")):
-        try:
-            content = read_within(path, RECORD_BYTES)
-            table = CostTable.model_validate_json(content)
-            if state_of(json.loads(content)) == "broken":
-                raise ValueError("changed after it was written: its digest does not fit")
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            why = f"no CostTable: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            checks.append(Check(f"cost/{path.name}", FAILS, why))
-            continue
-        except (OSError, ValueError, RecursionError) as error:
-            checks.append(Check(f"cost/{path.name}", FAILS, str(error).splitlines()[0]))
-            continue
-        tables.append(table)
+        reading = read_sealed(CostTable, path)
+        if reading.intact is None:
+            checks.append(verdict_on(f"cost/{path.name}", reading))
+        else:
+            tables.append(reading.intact)
     return sorted(tables, key=lambda table: table.finished), checks
 
 

@@ -95,9 +95,7 @@ def _saved(record: Record) -> float | None:
 def _losses(one: Source) -> list[dict[str, Any]] | None:
     """The history without its speed; None where there is none, which is looked at elsewhere."""
     try:
-        return [
-            {key: value for key, value in line.items() if key != "images_per_second"} for line in recount.lines_of(one)
-        ]
+        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in one.history()]
     except (OSError, ValueError):
         return None
 

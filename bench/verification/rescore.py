@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.records.record import Evaluation
+from bench.records.store import Store
 from bench.specs.run_spec import RunSpec
 from bench.training.history import ProgressCallback
 from bench.verification import files
@@ -31,14 +32,14 @@ def rescore(recorded: Source, spec: RunSpec, cache: Path | None, progress: Progr
         for name, one in recorded.evaluations.items()
         if one.spec and (one.probe != "finetune" or spec.labels is not None)
     }
-    what, checkpoint = "accuracy from the checkpoint", recorded.folder / "checkpoint.safetensors"
+    what, checkpoint = "accuracy from the checkpoint", recorded.checkpoint.path
     if not named or not checkpoint.is_file():
         return [Check(what, OPEN, "there is no checkpoint" if named else "there is no evaluation to make from it")]
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
-        place = Path(folder) / spec.run_id
-        place.mkdir()
-        for file in (checkpoint, recorded.folder / "record.json"):
-            shutil.copyfile(file, place / file.name)
+        store = Store(Path(folder))
+        store.write_record(recorded.record)  # with a digest that fits, whatever the recorded one is
+        place = store.folder(spec.run_id)
+        shutil.copyfile(checkpoint, place / checkpoint.name)
         record = rerun(replace(recorded, evaluations=named), spec, Path(folder), cache, progress)
         if record.status == "failed":
             return [Check(what, FAILS, f"it can't be evaluated: {record.reason}")]

@@ -148,9 +148,10 @@ def test_an_evaluation_that_its_own_spec_does_not_ask_for(folder: Path, cache: P
     for path in (folder / EVALUATION, folder / "predictions" / f"{NAME}.npz"):
         path.rename(path.with_name(path.name.replace("linear", "knn")))
     edit(folder / "evaluations" / "knn-100-pruned.json", lambda one: one.update(probe="knn"), forge=True)
-    edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"), forge=True)
+    edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"))
     verified = Verified(folder, "--cache", cache)
     assert verified.code == 1
+    assert verified.verdicts["record.json"] == "does not hold"
     assert verified.verdicts["knn-100-pruned made anew"] == "does not hold"
     assert verified.verdicts["linear-50-pruned from the checkpoint"] == "holds"
     assert "a run of this spec has no such evaluation" in verified.said
@@ -182,8 +183,8 @@ def test_failed_unreadable_and_foreign_records_beside_a_good_one(folder: Path, c
     assert verified.code == 1
     assert "5 record(s): " in verified.said
     assert "it failed, and left nothing to compare: out of memory" in verified.said
-    assert "can't be read: " in verified.said
-    assert "schema 9; this code reads 1" in verified.said
+    assert "can't be read as a record (" in verified.said
+    assert "has schema 9, and this code reads 1" in verified.said
     assert "made by science version 0; this one has science version 1" in verified.said
     shutil.rmtree(results / "broken")
     assert Verified(results, "--quick", "--cache", cache).code == 0

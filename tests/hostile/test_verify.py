@@ -73,13 +73,14 @@ def huge(path: Path) -> None:
         file.truncate(RECORD_BYTES + 1)
 
 
+NO_EPOCH = "line 1 is not an epoch of a history"
 # id: (file, what is done to it, what is said of it, exit code)
 BAD: dict[str, tuple[str, Damage, str, int]] = {
     "record: nothing in it": (RECORD, put(b""), "can't be read", 1),
     "record: nested without end": (RECORD, put(b"[" * 100_000), "can't be read", 1),
-    "record: a list": (RECORD, put(b"[1]"), "no Record", 1),
-    "record: a pipe": (RECORD, pipe, "is no file", 1),
-    "record: a link to a device": (RECORD, zero, "is no file", 1),
+    "record: a list": (RECORD, put(b"[1]"), "can't be read as a record (Input should be an object)", 1),
+    "record: a pipe": (RECORD, pipe, "it is not a regular file", 1),
+    "record: a link to a device": (RECORD, zero, "it is not a regular file", 1),
     "record: larger than one can be": (RECORD, huge, "at most 67,108,864 are read", 1),
     "record: conditions that are none": (RECORD, said(environment__also_trained_under=None), "is a list of cond", 1),
     "record: conditions of another kind": (RECORD, said(environment__also_trained_under=[5]), "is a list of cond", 1),
@@ -99,16 +100,21 @@ BAD: dict[str, tuple[str, Damage, str, int]] = {
     "evaluation: how, in words": (EVALUATION, said(spec={"draws": "many"}), "does not hold", 1),
     "evaluation: of another way": (EVALUATION, said(inference="dense"), "is linear-100-dense by its content", 1),
     "predictions: cut in half": (PREDICTIONS, cut, "does not hold", 1),
-    "history: a number": (HISTORY, put(b"5\n"), "a line is no epoch's", 1),
-    "history: pairs": (HISTORY, put(b"[[1, 2]]\n"), "a line is no epoch's", 1),
-    "history: nested without end": (HISTORY, put(b"[" * 100_000 + b"\n"), "a line is no epoch's", 1),
-    "history: nested deep": (HISTORY, put(b'{"loss": ' + b"[" * 900 + b"]" * 900 + b"}\n"), "a line is no epoch's", 1),
-    "history: a loss of text": (HISTORY, put(b'{"loss": "low"}\n'), "a line is no epoch's", 1),
+    "history: a number": (HISTORY, put(b"5\n"), NO_EPOCH, 1),
+    "history: pairs": (HISTORY, put(b"[[1, 2]]\n"), NO_EPOCH, 1),
+    "history: nested without end": (HISTORY, put(b"[" * 100_000 + b"\n"), NO_EPOCH, 1),
+    "history: nested deep": (HISTORY, put(b'{"loss": ' + b"[" * 900 + b"]" * 900 + b"}\n"), NO_EPOCH, 1),
+    "history: a loss of text": (HISTORY, put(b'{"loss": "low"}\n'), NO_EPOCH, 1),
     "history: no UTF-8": (HISTORY, put(b"\xff\n"), "can't be read", 1),
     "history: a folder": (HISTORY, folder, "is not there", 1),
-    "weights: cut in half": (WEIGHTS, cut, "SHA-256 of checkpoint.safetensors", 1),
-    "weights: of another network": (WEIGHTS, other_weights, "SHA-256 of checkpoint.safetensors", 1),
-    "weights: a pickle": (WEIGHTS, pickled_weights, "SHA-256 of checkpoint.safetensors", 1),
+    "weights: cut in half": (WEIGHTS, cut, "checkpoint.safetensors is not the file that was recorded", 1),
+    "weights: of another network": (
+        WEIGHTS,
+        other_weights,
+        "checkpoint.safetensors is not the file that was recorded",
+        1,
+    ),
+    "weights: a pickle": (WEIGHTS, pickled_weights, "checkpoint.safetensors is not the file that was recorded", 1),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis.read.groups import Group, ReportRefused, Run
-from bench.analysis.read.results import encoder_of, parse
+from bench.analysis.read.results import cost_tables, encoder_of
 from bench.records.record import AA_SUFFIX, CostRow, CostTable
-from datasets.limits import RECORD_BYTES, read_within
+from bench.records.run_folder import read_history
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -78,7 +77,7 @@ COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "disturbed_rounds", "measured"]
 def cost_frame(results: Path) -> pd.DataFrame:
     """The newest row a method, encoder, size, channels, keep, ramp, machine and setting. Empty, with no columns, where
     nothing was measured."""
-    return newest([parse(CostTable, path) for path in sorted(results.glob("cost/*.json"))])
+    return newest(cost_tables(results))
 
 
 def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
@@ -123,10 +122,10 @@ def _epochs(path: Path) -> list[dict[str, float | None]]:
     """The lines of a history.jsonl: epoch, loss, keep and lr of each."""
     keys = ("epoch", "loss", "keep", "lr")
     try:
-        lines = [json.loads(line) for line in read_within(path, RECORD_BYTES).decode().splitlines()]
+        lines = read_history(path)
         return [{key: None if line.get(key) is None else float(line[key]) for key in keys} for line in lines]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ReportRefused(f"{path} is no history of epochs: delete it, or run it again.") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ReportRefused(f"{path} is not a history of epochs ({error}): delete it, or run it again.") from error
 
 
 def history_frame(group: Group) -> pd.DataFrame:

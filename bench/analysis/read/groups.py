@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.record import Evaluation, Record
+from bench.records.run_folder import predictions_path
 
 BASELINES = ("untrained", "supervised")
 
@@ -33,8 +34,7 @@ class Run:
         return trained is None or float(trained) == labels
 
     def predictions(self, evaluation: Evaluation) -> Path:
-        name = f"{evaluation.probe}-{evaluation.labels:g}-{evaluation.inference}.npz"
-        return self.folder / "predictions" / name
+        return predictions_path(self.folder, evaluation.name)
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,14 @@ from pydantic import ValidationError
 
 from bench.analysis.read.compatible import refuse_changed_data, refuse_strangers, refuse_twins
 from bench.analysis.read.groups import BASELINES, Arm, Group, ReportRefused, Run
-from bench.records.record import SCHEMA_VERSION, Evaluation, Record
-from bench.records.seal import state_of
-from bench.records.store import evaluation_name
-from bench.specs.frozen import file_sha256
+from bench.records.record import CostTable, Evaluation, Record
+from bench.records.run_folder import evaluation_paths, misplaced, side_files
+from bench.records.seal import Sealed, read_sealed
+from bench.specs.frozen import mistakes
 from bench.specs.run_spec import RunSpec
-from datasets.limits import RECORD_BYTES, read_within
 
 SHOWN = 6  # runs that a refusal lists
-MEND = "put the original back, or move it away and give the command that made it again"
+MEND = "put the original back, or move it away and rerun the command that made it"
 
 
 def read_runs(results: Path) -> list[Run]:
@@ -48,13 +47,10 @@ def _run(path: Path) -> Run:
     """A record with its test evaluations. Raises ReportRefused."""
     record, found = parse(Record, path), []
     _check_spec(record, path)
-    for file in sorted(path.parent.glob("evaluations/*.json")):
+    for file in evaluation_paths(path.parent):
         one = parse(Evaluation, file)
-        if one.run_id != record.run_id:
-            raise ReportRefused(f"{file} is an evaluation of {one.run_id}, and lies in another run's folder: {MEND}.")
-        name = evaluation_name(one.probe, one.labels, one.inference)
-        if file.stem != name:
-            raise ReportRefused(f"{file} is {name} by its content, and would be counted as another one: move it away.")
+        if why := misplaced(file, one, record.run_id):
+            raise ReportRefused(f"{file} {why}: {MEND}.")
         if not one.draws:
             raise ReportRefused(f"{file} has no draw: run it again, or move its folder away.")
         if one.split == "test":
@@ -78,48 +74,30 @@ def _check_spec(record: Record, path: Path) -> None:
     try:
         RunSpec.model_validate(record.spec)
     except ValidationError as error:
-        raise ReportRefused(f"{path} can't be read as a Record (spec.{_places(error)}); move it away.") from error
+        raise ReportRefused(f"{path} can't be read as a record ({mistakes(error, 'spec')}): {MEND}.") from error
 
 
-def _places(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:3])
+def parse(kind: type[Sealed], path: Path) -> Sealed:
+    """A record, an evaluation or a cost table. Raises ReportRefused for one of another schema, one that was changed
+    after it was written, and anything else."""
+    reading = read_sealed(kind, path)
+    if reading.intact is None:
+        elsewhere = "move it to another results folder, or run it again"
+        raise ReportRefused(f"{path} {reading.why}: {elsewhere if reading.state == 'other schema' else MEND}.")
+    return reading.intact
 
 
-def parse(model: Any, path: Path) -> Any:
-    """A record, an evaluation or a cost table. Raises ReportRefused for one of another schema, one whose digest does
-    not fit (where it has one), and what is none at all."""
-    try:
-        content = read_within(path, RECORD_BYTES)
-        plain = json.loads(content)
-        if isinstance(plain, dict):
-            schema = plain.get("schema_version", SCHEMA_VERSION)
-            if schema != SCHEMA_VERSION:
-                raise ReportRefused(
-                    f"{path} has schema {schema}, and this code reads {SCHEMA_VERSION}: move it to another results "
-                    "folder, or run it again."
-                )
-            if state_of(plain) == "broken":
-                raise ReportRefused(f"{path} was changed after it was written (its digest does not fit): {MEND}.")
-        return model.model_validate_json(content)
-    except ReportRefused:
-        raise
-    except (ValueError, OSError, RecursionError) as error:
-        where = _places(error) if isinstance(error, ValidationError) else str(error)
-        raise ReportRefused(
-            f"{path} can't be read as a {model.__name__} ({where}); move it away or make it anew."
-        ) from error
+def cost_tables(folder: Path) -> list[CostTable]:
+    """All cost tables of a results folder, in the order of their names. Raises ReportRefused."""
+    return [parse(CostTable, path) for path in sorted(folder.glob("cost/*.json"))]
 
 
 def _refuse_changed_files(run: Run) -> None:
     """Raises ReportRefused for a file beside a record that is not the one that the record or an evaluation names, or is
     not there: without predictions there would be no interval, and nobody would be told."""
-    named = {run.folder / name: said for name, said in run.record.files.items()}
-    named |= {run.predictions(one): one.predictions_sha256 for one in run.evaluations if one.predictions_sha256}
-    for path, said in named.items():
-        if not path.is_file():
-            raise ReportRefused(f"{path} is not there, and its record names it: {MEND}.")
-        if file_sha256(path) != said:
-            raise ReportRefused(f"{path} is not the file that its record names (its SHA-256 does not fit): {MEND}.")
+    for file in side_files(run.folder, run.record, run.evaluations):
+        if file.recorded and (why := file.problem()):
+            raise ReportRefused(f"{file.path} {why}: {MEND}.")
 
 
 def encoder_of(record: Record) -> tuple[str, int]:

@@ -152,7 +152,7 @@ def test_an_unreadable_record_is_found_before_training(world: small.World) -> No
     write_atomically(world.results / run.run_id / "record.json", as_json({"half": "a record"}))
     result = world.run("--methods", "dense")
     assert result.exit_code == 2
-    assert f"{run.run_id}/record.json is no record of this version" in result.stderr
+    assert f"{run.run_id}/record.json can't be read as a record" in result.stderr
     assert "Traceback" not in result.output
 
 

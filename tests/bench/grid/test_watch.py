@@ -14,8 +14,8 @@ from bench.grid import watch as module
 from bench.grid.watch import Watch
 from bench.launch.progress_file import ProgressFile
 from bench.launch.worker import Sweep
-from bench.records.record import Learning, Timing
-from bench.records.store import Store, evaluation_name, wanted_evaluations
+from bench.records.record import Learning, Timing, evaluation_name
+from bench.records.store import Store, wanted_evaluations
 from bench.specs.run_spec import RunSpec
 from tests.bench import small
 

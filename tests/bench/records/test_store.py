@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.records.record import evaluation_name
 from bench.records.seal import seal, sha256, state_of
-from bench.records.store import Store, as_json, evaluation_name, missing_evaluations, write_atomically
+from bench.records.store import Store, as_json, missing_evaluations, write_atomically
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec
 from tests.bench import small
 from tests.bench.small import evaluation, record
@@ -90,7 +91,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 )
 def test_an_unreadable_record_is_named(tmp_path: Path, content: bytes) -> None:
     write_atomically(tmp_path / "a-run" / "record.json", content)
-    with pytest.raises(ValueError, match=r"a-run/record.json is no record of this version: .*Move it away"):
+    with pytest.raises(ValueError, match=r"a-run/record.json can't be read as a record \(.*\): .* move it away"):
         Store(tmp_path).record("a-run")
 
 
@@ -98,6 +99,16 @@ def test_a_record_of_another_schema_is_named(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a-run" / "record.json", as_json(record(schema_version=99)))
     with pytest.raises(ValueError, match="a-run/record.json has schema 99"):
         Store(tmp_path).record("a-run")
+
+
+def test_a_record_that_was_edited_by_hand_is_named(tmp_path: Path) -> None:
+    store, path = Store(tmp_path), tmp_path / "a-run" / "record.json"
+    store.write_record(record())
+    path.write_bytes(as_json(json.loads(path.read_bytes()) | {"keep": 0.9}))
+    with pytest.raises(
+        ValueError, match="a-run/record.json was changed after it was written .*: put the original back"
+    ):
+        store.done("a-run")
 
 
 def test_what_is_written_is_sealed_and_names_the_files_that_go_with_it(tmp_path: Path) -> None:
@@ -127,7 +138,13 @@ def test_an_evaluation_counts_when_it_is_whole_and_made_the_same_way(tmp_path: P
     assert not store.has_evaluation("a", name, "other")
     assert not store.has_evaluation("b", name, "s")
     path = tmp_path / "a" / "evaluations" / f"{name}.json"
-    path.write_bytes(path.read_bytes()[:-20])
+    written = path.read_bytes()
+    for damaged in (written[:-20], written.replace(b'"n_images": 1', b'"n_images": 2'), b""):
+        path.write_bytes(damaged)
+        assert not store.has_evaluation("a", name, "s")
+    path.write_bytes(as_json(evaluation("a", "s")))  # by a version that did not seal
+    assert store.has_evaluation("a", name, "s")
+    path.write_bytes(as_json(evaluation("a", "s").model_copy(update={"schema_version": 2})))
     assert not store.has_evaluation("a", name, "s")
 
 

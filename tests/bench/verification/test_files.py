@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from bench.records.seal import seal
 from bench.records.store import Store, as_json
 from bench.verification import files
@@ -23,6 +25,28 @@ def test_where_there_is_nothing_nothing_holds(tmp_path: Path) -> None:
     assert found["record.json"][0] == "holds"
     assert found["evaluations"] == ("can't be compared", "there are none")
     assert found["files beside them"] == ("can't be compared", "there are none")
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "why"),
+    [
+        ({}, "holds", "the digests of 2 fit"),
+        ({"digest": ""}, "can't be compared", "linear-1-dense.json has no digest: it was written before"),
+        ({"schema_version": 2}, "can't be compared", "linear-1-dense.json has schema 2, and this code reads 1"),
+        ({"macro_auroc": 0.9}, "does not hold", "linear-1-dense.json was changed after it was written"),
+    ],
+)
+def test_one_evaluation_of_several(tmp_path: Path, change: dict, verdict: str, why: str) -> None:
+    store = Store(tmp_path)
+    store.write_record(small.record("a-run"))
+    for labels in (1.0, 10.0):
+        one = small.evaluation("a-run", "s", labels=labels)
+        store.write_evaluation(one.name, one, {})
+    path = tmp_path / "a-run" / "evaluations" / "linear-1-dense.json"
+    path.write_bytes(as_json(json.loads(path.read_bytes()) | change))
+    found = verdicts(tmp_path / "a-run")["evaluations"]
+    assert found[0] == verdict
+    assert found[1].startswith(why)
 
 
 def test_a_file_whose_hash_nobody_recorded_does_not_hold(tmp_path: Path) -> None:

@@ -138,6 +138,16 @@ def test_an_edited_table_is_named_and_the_other_is_used(source, spec, table, mon
     assert [one.verdict for one in others] == ["holds"] * 3
 
 
+def test_a_table_of_another_schema_is_not_used(source, spec, table, monkeypatch) -> None:
+    monkeypatch.setattr("bench.verification.remeasure.measure", refuse)
+    other = with_interval(table, 1.5, 1.6).model_copy(update={"schema_version": 2})
+    store(source, seal(other))
+    first, second = cost(source, spec)
+    assert (first.what, first.verdict) == ("cost/a.json", "can't be compared")
+    assert first.why == "has schema 2, and this code reads 1"
+    assert "no table in results/cost holds this method" in second.why
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -146,7 +156,7 @@ def test_an_edited_table_is_named_and_the_other_is_used(source, spec, table, mon
         ({"train_ms": None}, "a part is missing"),
         ({"infer_speedup_high": 0.0}, "rows.1.infer_speedup_high: Input should be greater than 0"),
         ({"batch": "many"}, "rows.1.batch: Input should be a valid integer"),
-        (None, "Invalid JSON"),
+        (None, "can't be read as a cost table (its JSON is nested too deeply)"),
     ],
 )
 def test_a_table_whose_numbers_are_none_is_named(source, spec, table, monkeypatch, changes, why: str) -> None:

@@ -118,7 +118,7 @@ def test_an_evaluation_edited_by_hand_breaks_its_digest(folder: Path, what: str)
     edit(folder / EVALUATION, EVALUATIONS[what])
     _, checks = read_source(folder)
     assert [(one.what, one.verdict) for one in checks if one.verdict != "holds"] == [("evaluations", "does not hold")]
-    assert f"{NAME}.json: changed after it was written" in checks[1].why
+    assert f"{NAME}.json was changed after it was written" in checks[1].why
 
 
 PREDICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -153,7 +153,7 @@ def test_predictions_that_are_no_file_of_ours(folder: Path, failing) -> None:
     assert set(found) == {ACCURACY}
     assert f"{path} is damaged or no .npz archive" in found[ACCURACY]
     path.unlink()
-    assert failing() == {"files beside them": f"{NAME}.npz is not there"}
+    assert failing() == {"files beside them": f"{NAME}.npz is not there, although it is recorded"}
 
 
 def test_a_forged_history_and_forged_weights(folder: Path, failing) -> None:
@@ -176,7 +176,7 @@ def test_files_that_changed_without_a_new_hash(folder: Path) -> None:
     _, checks = read_source(folder)
     assert checks[2].verdict == "does not hold"
     for name in ("history.jsonl", "selection.npz", f"{NAME}.npz"):
-        assert f"SHA-256 of {name}" in checks[2].why
+        assert f"{name} is not the file that was recorded (SHA-256 " in checks[2].why
 
 
 def test_evaluations_of_other_runs_and_names(folder: Path) -> None:
@@ -185,4 +185,4 @@ def test_evaluations_of_other_runs_and_names(folder: Path) -> None:
     edit(path, lambda one: one.update(run_id="another"), forge=True)
     _, checks = read_source(folder)
     assert "linear-1-pruned.json is linear-100-pruned by its content" in checks[1].why
-    assert f"{NAME}.json is of another run, another" in checks[1].why
+    assert f"{NAME}.json is an evaluation of another run, another" in checks[1].why

@@ -154,7 +154,7 @@ def test_an_evaluation_of_another_run_is_refused(tmp_path, synthetic, small):
     folders = [synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], seed) for seed in (0, 1)]
     name = Path("evaluations") / "linear-1-pruned.json"
     shutil.copy(folders[0] / name, folders[1] / name)
-    with pytest.raises(ReportRefused, match=rf"{name} is an evaluation of {folders[0].name}, and lies in another"):
+    with pytest.raises(ReportRefused, match=rf"{name} is an evaluation of another run, {folders[0].name}: put"):
         read_runs(tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_a_copy_of_an_evaluation_is_not_counted_twice(tmp_path, synthetic, small
     folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)
     path = folder / "evaluations" / "linear-10-pruned.json"
     shutil.copyfile(path, path.with_name("linear-10-pruned (copy).json"))
-    with pytest.raises(ReportRefused, match=r"\(copy\).json is linear-10-pruned by its content, .* move it away"):
+    with pytest.raises(ReportRefused, match=r"\(copy\).json is linear-10-pruned by its content: .* move it away"):
         read_runs(tmp_path)
 
 
@@ -198,10 +198,10 @@ def test_a_file_beside_a_record_that_was_changed_is_refused_by_name(tmp_path, sy
     seal_all(folder)
     with open(folder / name, "ab") as file:
         file.write(b" ")
-    with pytest.raises(ReportRefused, match=f"{name} is not the file that its record names"):
+    with pytest.raises(ReportRefused, match=f"{name} is not the file that was recorded"):
         read_runs(tmp_path)
     (folder / name).unlink()  # without predictions there would be no interval
-    with pytest.raises(ReportRefused, match=f"{name} is not there, and its record names it: put the original back"):
+    with pytest.raises(ReportRefused, match=f"{name} is not there, although it is recorded: put the original back"):
         read_runs(tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_all_runs_that_are_refused_are_named(tmp_path, synthetic, small):
     with pytest.raises(ReportRefused, match="^8 runs can't be reported:\n- ") as refused:
         read_runs(tmp_path)
     _, *lines, last = str(refused.value).splitlines()
-    assert [line.split(" can't be read as a Record")[0] for line in lines] == [
+    assert [line.split(" can't be read as a record")[0] for line in lines] == [
         f"- {folder / 'record.json'}" for folder in sorted(folders[1:])[:6]
     ]
     assert last == "- and 2 more"
@@ -315,7 +315,7 @@ def test_unreadable_and_missing_records_are_said_by_name(tmp_path):
         read_runs(tmp_path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "record.json").write_text('{"run_id": "x"}')
-    with pytest.raises(ReportRefused, match=r"broken/record\.json can't be read as a Record"):
+    with pytest.raises(ReportRefused, match=r"broken/record\.json can't be read as a record"):
         read_runs(tmp_path)
 
 
