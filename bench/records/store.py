@@ -18,7 +18,7 @@ from bench.messages import FULL, disk_full
 from bench.records.record import SCHEMA_VERSION, SIDE_FILES, Evaluation, Record
 from bench.records.seal import seal, sha256
 from bench.specs.frozen import file_sha256
-from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec, Probe, RunSpec
 from datasets.limits import RECORD_BYTES, read_within
 from methods import Inference, inference_modes
 
@@ -80,8 +80,8 @@ def as_json(value: BaseModel | dict[str, Any]) -> bytes:
     return (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
 
 
-def evaluation_name(probe: Probe, labels: float, inference: str) -> str:
-    return f"{probe}-{labels:g}-{inference}"
+def evaluation_name(probe: Probe, labels: float, inference: Inference) -> str:
+    return EvaluationKey(probe, labels, inference).name
 
 
 class Store:
@@ -183,22 +183,23 @@ class Store:
 
 def missing_evaluations(
     store: Store, spec: RunSpec, evaluation: EvaluationSpec, tuning: FinetuneSpec
-) -> list[tuple[Probe, float, Inference]]:
-    """What of `evaluation` the run still lacks: (probe, per cent, inference)."""
+) -> list[EvaluationKey]:
+    """What of `evaluation` the run still lacks."""
     return [
-        (probe, labels, inference)
-        for probe, labels, inference in wanted_evaluations(spec, evaluation)
-        if not store.has_evaluation(
-            spec.run_id,
-            evaluation_name(probe, labels, inference),
-            evaluation.settings_of(probe, spec.finetune or tuning),
-        )
+        key
+        for key in wanted_evaluations(spec, evaluation)
+        if not store.has_evaluation(spec.run_id, key.name, evaluation.settings_of(key.probe, spec.finetune or tuning))
     ]
 
 
-def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, Inference]]:
+def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[EvaluationKey]:
     """Every probe at every fraction, for every way in which the strategy runs at inference."""
     if spec.labels is not None:
-        return [("finetune", spec.labels, "dense")]
+        return [EvaluationKey("finetune", spec.labels, "dense")]
     modes = inference_modes(spec.parsed.strategy)
-    return [(probe, labels, mode) for mode in modes for probe in evaluation.probes for labels in evaluation.labels]
+    return [
+        EvaluationKey(probe, labels, mode)
+        for mode in modes
+        for probe in evaluation.probes
+        for labels in evaluation.labels
+    ]

@@ -53,7 +53,7 @@ class RunData:
         )
 
 
-def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> RunData:
+def load_run_data(spec: RunSpec, fabric: Fabric, cache: Path | None) -> RunData:
     """The run's data, splits and views. Raises ValueError where what its id stands for is not what is here: a job may
     wait for days in a queue, and files change meanwhile."""
     if code_of(spec.parsed.objective, spec.parsed.strategy) != spec.code:

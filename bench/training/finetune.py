@@ -11,17 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bench.specs.run_spec import FinetuneSpec
 from bench.training.batches import Lesions, epoch_order
 from bench.training.build import optimizer_of, schedule_of
 from bench.training.checkpoint import Checkpoints, Position
+from bench.training.data import Indices, RunData
 from bench.training.failures import TrainingFailed
 from bench.training.history import ProgressCallback, with_current_conditions
-from datasets.dataset import Dataset
-from datasets.views import Views
 from methods import Inference
 from methods.encoders.encoder import Encoder
 from methods.noise import keyed_generator
@@ -53,20 +51,18 @@ def finetune_steps(images: int, spec: FinetuneSpec) -> int:
 
 def finetune(
     encoder: Encoder,
-    data: Dataset,
-    images: npt.NDArray[np.int64],
+    run_data: RunData,
+    images: Indices,
     spec: FinetuneSpec,
-    views: Views,
     *,
-    seed: int,
     inference: Inference,
-    fabric: Fabric,
     progress: ProgressCallback,
     checkpoints: Checkpoints | None = None,
 ) -> Classifier:
     """A classifier trained on `images` with binary cross-entropy on the labels that are known; the encoder given is
     left as it was. Images are augmented by the views of pre-training. Goes on from the newest of its `checkpoints`, if
     there is one. Raises TrainingFailed for a loss not finite."""
+    data, views, fabric, seed = run_data.dataset, run_data.views, run_data.fabric, run_data.seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
         classifier = Classifier(copy.deepcopy(encoder).requires_grad_(True), data.labels.shape[1], inference)
