@@ -267,7 +267,7 @@ def test_ctrl_c_is_quiet(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPa
     stopped = Verified(folder, "--cache", cache)
     assert stopped.code == 130
     assert "Traceback" not in stopped.output
-    monkeypatch.setattr("bench.verification.stages.bench_of", interrupt)
+    monkeypatch.setattr("bench.verification.stages.run_data_of", interrupt)
     assert Verified(folder, "--cache", cache).code == 130
 
 
