@@ -1,4 +1,4 @@
-"""The evaluations that a run still lacks, made from its stored checkpoint: new probes and fractions never train again."""
+"""Makes the evaluations that a run lacks from its stored checkpoint: new probes and fractions never train again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def evaluate_missing(
     store: Store,
     progress: ProgressCallback,
 ) -> None:
-    """Make and store what of `evaluation` the run lacks. Raises EvaluationFailed where one fails; the others are made."""
+    """Make and store what of `evaluation` the run lacks. Raises EvaluationFailed after the others if one fails."""
     missing = missing_evaluations(store, spec, evaluation, finetune)
     if not missing:
         return
