@@ -77,7 +77,7 @@ class Lesions:
     def make_views(
         self, views: Views, index: Indices, parameters: Parameters, call: Call, device: torch.device
     ) -> tuple[Tensor, Call]:
-        """Make two views (2, B, channels, H, W) of the images, and add their lesions, transformed alike, to the call."""
+        """Make two views (2, B, channels, H, W) of the images, and add their lesions, moved alike, to the call."""
         images = torch.from_numpy(self.data.images[index]).to(device)
         if not self.wanted:
             pair, _ = views.apply(images, parameters)
