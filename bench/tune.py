@@ -70,12 +70,13 @@ def main(
 
 def _summary(grid: GridSpec, sweep: Any, tried: list[float], path: Path) -> dict[str, Any]:
     """What was tried, what came out on validation data, what was chosen; earlier results of other methods are kept."""
-    from bench.records.record import evaluation_name
     from bench.records.store import Store
+    from bench.specs.run_spec import EvaluationKey
+    from methods import inference_modes
 
     store, rows = Store(sweep.results), []
     for run in sweep.runs:
-        name = evaluation_name("linear", LABELS, _mode(run.parsed.strategy))
+        name = EvaluationKey("linear", LABELS, inference_modes(run.parsed.strategy)[0]).name
         found = store.evaluation(run.run_id, name)
         value = None if found is None else found.macro_auroc
         rows.append({"method": run.method, "lr": run.train.lr, "val_macro_auroc": value})
@@ -99,12 +100,6 @@ def _summary(grid: GridSpec, sweep: Any, tried: list[float], path: Path) -> dict
         f"on the validation split of '{grid.data.name}'. One seed tells no close rates apart. "
         f"Best at the edge of that range, so perhaps better beyond it: {', '.join(edge) or 'none'}.",
     }
-
-
-def _mode(strategy: str) -> str:
-    from methods import inference_modes
-
-    return inference_modes(strategy)[0]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Probes of frozen features: linear (logistic regression) and nearest neighbours.
 
-Both see the labelled images of one fraction and nothing else: the regularisation is cross-validated inside the
-fraction, by patient, or fixed.
+Both use only the labelled images of one fraction. The regularisation is cross-validated by patient inside the fraction,
+or fixed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ KNN_TEMPERATURE = 0.07  # of the neighbours' weights, as in Wu et al., CVPR 2018
 def linear_probe(
     train: Floats, labels: Floats, patients: npt.NDArray[np.str_], test: Floats, c: Sequence[float]
 ) -> tuple[Floats, dict[str, float]]:
-    """One logistic regression a label on standardised features.
+    """Fit one logistic regression per label on standardised features.
 
-    train (n, D), labels (n, L) in {0, 1, NaN}, patients (n,), test (m, D), `c` inverse regularisations to choose from:
-    the one with the least log-loss over all labels on held-out patients. Returns probabilities (m, L), NaN for
-    labels with a single class in the fraction, and what was chosen.
+    train (n, D), labels (n, L) in {0, 1, NaN}, patients (n,), test (m, D). Of the inverse regularisations `c` the one
+    with the least log-loss over all labels on held-out patients is used. Returns probabilities (m, L), NaN for labels
+    with a single class in the fraction, and the choice.
     """
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
@@ -42,7 +42,7 @@ def linear_probe(
 
 
 def _choose(train: Floats, labels: Floats, patients: npt.NDArray[np.str_], c: Sequence[float]) -> float:
-    """The regularisation with the least held-out log-loss, summed over labels and folds of patients."""
+    """Return the regularisation with the least held-out log-loss, summed over labels and folds of patients."""
     count = min(FOLDS, len(np.unique(patients)))
     if count < 2:
         return float(np.median(c))
@@ -53,7 +53,7 @@ def _choose(train: Floats, labels: Floats, patients: npt.NDArray[np.str_], c: Se
             for i, strength in enumerate(c):
                 model = _fit(train[inside], labels[inside, label], strength)
                 if model is None or len(known) == 0:
-                    break  # no classes to tell apart in this fold, whatever the strength
+                    break  # a single class in this fold
                 p = np.clip(model.predict_proba(train[known])[:, 1], 1e-6, 1 - 1e-6)
                 y = labels[known, label]
                 losses[i] -= float((y * np.log(p) + (1 - y) * np.log(1 - p)).sum())
@@ -61,7 +61,7 @@ def _choose(train: Floats, labels: Floats, patients: npt.NDArray[np.str_], c: Se
 
 
 def _fit(features: Floats, label: Floats, c: float) -> LogisticRegression | None:
-    """A regression on the images whose label is known, or None where they are of one class."""
+    """Fit a regression on the images whose label is known; None if they are all of one class."""
     known = ~np.isnan(label)
     if len(np.unique(label[known])) < 2:
         return None
@@ -72,9 +72,10 @@ def _fit(features: Floats, label: Floats, c: float) -> LogisticRegression | None
 
 
 def knn_probe(train: Floats, labels: Floats, test: Floats, neighbours: int) -> tuple[Floats, dict[str, float]]:
-    """Weighted vote of the nearest neighbours by cosine similarity, a label at a time among images that know it.
+    """Score by a weighted vote of the nearest neighbours, per label among the images whose label is known.
 
-    Shapes as in `linear_probe`; weights exp(similarity / 0.07). NaN for labels with a single class.
+    Similarity is the cosine, the weights are exp(similarity / 0.07). Shapes as in `linear_probe`; NaN for labels with a
+    single class.
     """
     train = train / np.maximum(np.linalg.norm(train, axis=1, keepdims=True), 1e-12)
     test = test / np.maximum(np.linalg.norm(test, axis=1, keepdims=True), 1e-12)

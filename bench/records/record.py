@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from bench.specs.frozen import Frozen
+from bench.specs.run_spec import EvaluationKey
 from datasets.limits import THREADS
 
 SCHEMA_VERSION = 1
@@ -39,11 +40,6 @@ Environment = Annotated[dict[str, Any], AfterValidator(_readable)]
 Many = Annotated[int, Field(ge=1)]
 Ratio = Annotated[float, Field(gt=0)]
 Interval = tuple[float, float]
-
-
-def evaluation_name(probe: str, labels: float, inference: str) -> str:
-    """The name of the file of an evaluation, and of its predictions, without the ending."""
-    return f"{probe}-{labels:g}-{inference}"
 
 
 class Subset(Frozen):
@@ -195,9 +191,9 @@ class Evaluation(Frozen):
     digest: str = ""
 
     @property
-    def name(self) -> str:
-        """The name of its file without the ending."""
-        return evaluation_name(self.probe, self.labels, self.inference)
+    def key(self) -> EvaluationKey:
+        """Which of the run's evaluations this is; its files are named by it."""
+        return EvaluationKey(self.probe, self.labels, self.inference)
 
 
 PARTS = {

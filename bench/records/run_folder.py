@@ -37,7 +37,7 @@ class SideFile:
 def side_files(folder: Path, record: Record, evaluations: Iterable[Evaluation]) -> list[SideFile]:
     """What the record and the evaluations name: history, selection figure, predictions."""
     named = [SideFile(folder / name, recorded) for name, recorded in record.files.items()]
-    return named + [SideFile(predictions_path(folder, one.name), one.predictions_sha256) for one in evaluations]
+    return named + [SideFile(predictions_path(folder, one.key.name), one.predictions_sha256) for one in evaluations]
 
 
 def predictions_path(folder: Path, evaluation: str) -> Path:
@@ -59,8 +59,8 @@ def misplaced(path: Path, evaluation: Evaluation, run_id: str) -> str:
     """Why an evaluation does not belong where it lies, in words that follow its name; "" where it does."""
     if evaluation.run_id != run_id:
         return f"is an evaluation of another run, {evaluation.run_id}"
-    if path.stem != evaluation.name:
-        return f"is {evaluation.name} by its content"
+    if path.stem != evaluation.key.name:
+        return f"is {evaluation.key.name} by its content"
     return ""
 
 

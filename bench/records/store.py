@@ -15,12 +15,12 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from bench.messages import FULL, disk_full
-from bench.records.record import SIDE_FILES, Evaluation, Record, evaluation_name
+from bench.records.record import SIDE_FILES, Evaluation, Record
 from bench.records.run_folder import evaluation_path, predictions_path
 from bench.records.seal import read_sealed, seal, sha256
 from bench.specs.frozen import file_sha256
-from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, Probe, RunSpec
-from methods import Inference, inference_modes
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec, RunSpec
+from methods import inference_modes
 
 ROOM = 1 << 20  # bytes that a run needs at least, for its weights and its record
 
@@ -171,22 +171,23 @@ class Store:
 
 def missing_evaluations(
     store: Store, spec: RunSpec, evaluation: EvaluationSpec, tuning: FinetuneSpec
-) -> list[tuple[Probe, float, Inference]]:
-    """What of `evaluation` the run still lacks: (probe, per cent, inference)."""
+) -> list[EvaluationKey]:
+    """What of `evaluation` the run still lacks."""
     return [
-        (probe, labels, inference)
-        for probe, labels, inference in wanted_evaluations(spec, evaluation)
-        if not store.has_evaluation(
-            spec.run_id,
-            evaluation_name(probe, labels, inference),
-            evaluation.settings_of(probe, spec.finetune or tuning),
-        )
+        key
+        for key in wanted_evaluations(spec, evaluation)
+        if not store.has_evaluation(spec.run_id, key.name, evaluation.settings_of(key.probe, spec.finetune or tuning))
     ]
 
 
-def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[tuple[Probe, float, Inference]]:
+def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[EvaluationKey]:
     """Every probe at every fraction, for every way in which the strategy runs at inference."""
     if spec.labels is not None:
-        return [("finetune", spec.labels, "dense")]
+        return [EvaluationKey("finetune", spec.labels, "dense")]
     modes = inference_modes(spec.parsed.strategy)
-    return [(probe, labels, mode) for mode in modes for probe in evaluation.probes for labels in evaluation.labels]
+    return [
+        EvaluationKey(probe, labels, mode)
+        for mode in modes
+        for probe in evaluation.probes
+        for labels in evaluation.labels
+    ]

@@ -10,12 +10,12 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, model_validator
 
 from bench.specs.frozen import Frozen, file_sha256
-from methods import Value
+from methods import Inference, Value
 from methods.names import Method, parse_methods
 
 SCIENCE_VERSION = 1
@@ -175,6 +175,19 @@ class EvaluationSpec(Frozen):
             if float(f"{percent:g}") != percent:
                 raise ValueError(f"{what} have at most six digits, and {percent!r} has more: write {percent:g}")
         return self
+
+
+class EvaluationKey(NamedTuple):
+    """Which evaluation of a run: a probe, a label fraction in per cent, and how the strategy runs at inference."""
+
+    probe: Probe
+    labels: float
+    inference: Inference
+
+    @property
+    def name(self) -> str:
+        """The stem of its files, e.g. `linear-10-dense`."""
+        return f"{self.probe}-{self.labels:g}-{self.inference}"
 
 
 class MeasureSpec(Frozen):

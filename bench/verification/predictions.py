@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.evaluation.evaluate import summarise
+from bench.evaluation.evaluate import EvaluationRequest, ScoredDraw, summarise
 from bench.records.record import Evaluation
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.data import RunData
@@ -80,20 +80,12 @@ def _computed(
         raise ValueError(
             f"{len(subsets)} draws were asked for, {len(one.draws)} are recorded, {len(arrays['scores'])} are predicted"
         )
-    chosen = [draw.chosen for draw in one.draws]
-    computed, _ = summarise(
-        one.run_id,
-        arrays["scores"],
-        run_data,
-        evaluation,
-        tuning,
-        one.probe,
-        one.labels,
-        one.inference,
-        subsets,
-        chosen,
-    )
-    return computed
+    request = EvaluationRequest(one.run_id, one.key, evaluation, tuning)
+    draws = [
+        ScoredDraw(index, scores, draw.chosen)
+        for index, scores, draw in zip(subsets, arrays["scores"], one.draws, strict=True)
+    ]
+    return summarise(request, draws, run_data)[0]
 
 
 def plain(one: Evaluation) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from bench.experiment import run_experiment
+from bench.experiment import Experiment, run_experiment
 from bench.records.environment import cores, raise_allocator_thresholds
 from bench.records.record import Evaluation, Record
 from bench.records.store import Store
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.build import build
-from bench.training.data import RunData, prepare
+from bench.training.checkpoint import Checkpoints
+from bench.training.data import RunData, load_run_data
 from bench.training.device import one_device, threads_of
 from bench.training.history import ProgressCallback
 from bench.verification.files import Source
@@ -25,7 +26,7 @@ _NOTHING = (EvaluationSpec(labels=(), probes=()), FinetuneSpec())
 def run_data_of(spec: RunSpec, cache: Path | None) -> RunData:
     """The data that the spec names, whatever their fingerprint, and their splits. Raises what loading raises."""
     fabric = one_device(spec.train.precision)
-    return prepare(spec.model_copy(update={"fingerprint": ""}), fabric, cache)
+    return load_run_data(spec.model_copy(update={"fingerprint": ""}), fabric, cache)
 
 
 def objective_of(spec: RunSpec, checkpoint: Path | None) -> Objective:
@@ -49,7 +50,8 @@ def rerun(source: Source, spec: RunSpec, results: Path, cache: Path | None, prog
     raise_allocator_thresholds()
     with threads_of(threads):
         for evaluation, tuning in _ways(source):
-            record = run_experiment(spec, evaluation, tuning, store, cache, threads, progress)
+            checkpoints = Checkpoints(store.training(spec.run_id))
+            record = run_experiment(Experiment(spec, evaluation, tuning, store, cache, threads, progress, checkpoints))
             if record.status == "failed":
                 break
     return record

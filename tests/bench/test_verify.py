@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from bench.evaluation.evaluate import summarise
+from bench.evaluation.evaluate import EvaluationRequest, ScoredDraw, summarise
 from bench.records.store import Store
 from bench.specs.frozen import file_sha256
 from bench.verification.files import read as read_source
@@ -67,12 +67,17 @@ def test_whoever_forges_all_that_is_on_disk_is_found_by_the_run_made_anew(folder
     assert "learning.rankme: 99 recorded" in whole.said
 
 
+def summarised(run_data: Any, one: Any, scores: Any) -> Any:
+    """An evaluation like this one that follows from other scores."""
+    request = EvaluationRequest(one.run_id, one.key, *how(one))
+    subsets = run_data.draws(one.labels, len(one.draws))
+    draws = [ScoredDraw(i, s, draw.chosen) for i, s, draw in zip(subsets, scores, one.draws, strict=True)]
+    return summarise(request, draws, run_data)
+
+
 def forged(folder: Path, run_data: Any, one: Any, arrays: dict[str, Any]) -> None:
     """Write the evaluation that follows from these predictions, as the suite does."""
-    chosen = [draw.chosen for draw in one.draws]
-    subsets = run_data.draws(one.labels, len(one.draws))
-    way = (run_data, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
-    better, predictions = summarise(one.run_id, arrays["scores"], *way)
+    better, predictions = summarised(run_data, one, arrays["scores"])
     assert better.macro_auroc > one.macro_auroc + 0.05
     Store(folder.parent).write_evaluation(NAME, better, predictions)
 
@@ -137,9 +142,7 @@ def test_an_evaluation_made_elsewhere_is_the_same_but_for_rounding(
 
 def rounded(folder: Path, run_data: Any, one: Any, scores: Any, conditions: dict[str, str]) -> None:
     """Write the evaluation that follows from other scores, as another machine makes them."""
-    chosen, subsets = [draw.chosen for draw in one.draws], run_data.draws(one.labels, len(one.draws))
-    way = (run_data, *how(one), one.probe, one.labels, one.inference, subsets, chosen)
-    made, predictions = summarise(one.run_id, scores, *way)
+    made, predictions = summarised(run_data, one, scores)
     made = made.model_copy(update={"conditions": {**made.conditions, **conditions}})
     Store(folder.parent).write_evaluation(NAME, made, predictions)
 
@@ -264,7 +267,7 @@ def test_ctrl_c_is_quiet(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPa
     stopped = Verified(folder, "--cache", cache)
     assert stopped.code == 130
     assert "Traceback" not in stopped.output
-    monkeypatch.setattr("bench.verification.stages.bench_of", interrupt)
+    monkeypatch.setattr("bench.verification.stages.run_data_of", interrupt)
     assert Verified(folder, "--cache", cache).code == 130
 
 

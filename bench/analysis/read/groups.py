@@ -34,7 +34,7 @@ class Run:
         return trained is None or float(trained) == labels
 
     def predictions(self, evaluation: Evaluation) -> Path:
-        return predictions_path(self.folder, evaluation.name)
+        return predictions_path(self.folder, evaluation.key.name)
 
 
 @dataclass(frozen=True)

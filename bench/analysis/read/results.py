@@ -50,7 +50,7 @@ def _run(path: Path) -> Run:
     for file in evaluation_paths(path.parent):
         one = parse(Evaluation, file)
         if why := misplaced(file, one, record.run_id):
-            raise ReportRefused(f"{file} {why}: {MEND}.")
+            raise ReportRefused(f"{file} {why}: move it to where it belongs, or away.")
         if not one.draws:
             raise ReportRefused(f"{file} has no draw: run it again, or move its folder away.")
         if one.split == "test":

@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bench.evaluation import evaluate as module
-from bench.evaluation.evaluate import Features, evaluate, features_of
-from bench.specs.run_spec import EvaluationSpec, FinetuneSpec
+from bench.evaluation.evaluate import EvaluationRequest, Features, evaluate, features_of
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec
 from bench.training.data import RunData
 from datasets.splits import fraction, make_splits
 from datasets.views import Views
@@ -36,7 +36,8 @@ def features(run_data: RunData) -> Features:
 def evaluated(features: Features, probe: str = "linear", labels: float = 30, **changes: Any):
     spec = SPEC.model_copy(update=changes)
     tuning = FinetuneSpec(epochs=1, batch=8, min_steps=1, max_steps=2)
-    return evaluate("run", features, features.run_data, spec, tuning, probe, labels, "dense", lambda state: None)
+    request = EvaluationRequest("run", EvaluationKey(probe, labels, "dense"), spec, tuning)
+    return evaluate(request, features, lambda state: None)
 
 
 def relabelled(features: Features, labels: np.ndarray) -> Features:

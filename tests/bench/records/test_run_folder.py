@@ -38,7 +38,7 @@ def test_the_files_that_a_record_and_its_evaluations_name(tmp_path: Path) -> Non
     store, one = Store(tmp_path), evaluation("a", "s")
     store.write_history("a", [{"epoch": 1, "loss": 1.0}])
     store.write_record(record("a"))
-    store.write_evaluation(one.name, one, {})
+    store.write_evaluation(one.key.name, one, {})
     folder, stored, found = tmp_path / "a", store.record("a"), store.evaluation("a", "linear-10-dense")
     assert stored is not None and found is not None
     files = side_files(folder, stored, [found])

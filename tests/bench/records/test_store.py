@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.records.record import evaluation_name
 from bench.records.seal import seal, sha256, state_of
 from bench.records.store import Store, as_json, missing_evaluations, write_atomically
-from bench.specs.run_spec import EvaluationSpec, FinetuneSpec
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec
 from tests.bench import small
 from tests.bench.small import evaluation, record
 
@@ -130,7 +129,7 @@ def test_what_is_written_is_sealed_and_names_the_files_that_go_with_it(tmp_path:
 
 
 def test_an_evaluation_counts_when_it_is_whole_and_made_the_same_way(tmp_path: Path) -> None:
-    store, name = Store(tmp_path), evaluation_name("linear", 10.0, "dense")
+    store, name = Store(tmp_path), EvaluationKey("linear", 10.0, "dense").name
     assert name == "linear-10-dense"
     assert not store.has_evaluation("a", name, "s")
     store.write_evaluation(name, evaluation("a", "s"), {"scores": np.ones((1, 2))})
@@ -176,7 +175,7 @@ def test_what_is_missing_of_a_run(tmp_path: Path) -> None:
     assert missing_evaluations(store, run, wanted, tuning) == every
     for probe, labels, inference in every[:3]:
         done = evaluation(run.run_id, wanted.settings_of(probe, tuning), probe, labels)
-        store.write_evaluation(evaluation_name(probe, labels, inference), done, {})
+        store.write_evaluation(EvaluationKey(probe, labels, inference).name, done, {})
     assert missing_evaluations(store, run, wanted, tuning) == every[3:]
     other = FinetuneSpec(lr=0.5)
     assert missing_evaluations(store, run, wanted, other) == [every[2], *every[3:]]

@@ -41,7 +41,7 @@ def test_one_evaluation_of_several(tmp_path: Path, change: dict, verdict: str, w
     store.write_record(small.record("a-run"))
     for labels in (1.0, 10.0):
         one = small.evaluation("a-run", "s", labels=labels)
-        store.write_evaluation(one.name, one, {})
+        store.write_evaluation(one.key.name, one, {})
     path = tmp_path / "a-run" / "evaluations" / "linear-1-dense.json"
     path.write_bytes(as_json(json.loads(path.read_bytes()) | change))
     found = verdicts(tmp_path / "a-run")["evaluations"]

@@ -154,7 +154,7 @@ def test_an_evaluation_of_another_run_is_refused(tmp_path, synthetic, small):
     folders = [synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], seed) for seed in (0, 1)]
     name = Path("evaluations") / "linear-1-pruned.json"
     shutil.copy(folders[0] / name, folders[1] / name)
-    with pytest.raises(ReportRefused, match=rf"{name} is an evaluation of another run, {folders[0].name}: put"):
+    with pytest.raises(ReportRefused, match=rf"{name} is an evaluation of another run, {folders[0].name}: move"):
         read_runs(tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_a_copy_of_an_evaluation_is_not_counted_twice(tmp_path, synthetic, small
     folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)
     path = folder / "evaluations" / "linear-10-pruned.json"
     shutil.copyfile(path, path.with_name("linear-10-pruned (copy).json"))
-    with pytest.raises(ReportRefused, match=r"\(copy\).json is linear-10-pruned by its content: .* move it away"):
+    with pytest.raises(ReportRefused, match=r"\(copy\).json is linear-10-pruned by its content: move it"):
         read_runs(tmp_path)
 
 
