@@ -1,4 +1,4 @@
-"""What is verified: a record with all that lies in its folder, and whether the files are those that were written."""
+"""Reads the folder of a record, and checks that its files are those that were written."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ VERDICTS: dict[State, Verdict] = {"whole": HOLDS, "unsealed": OPEN, "other schem
 
 @dataclass(frozen=True)
 class Source:
-    """A record and its evaluations by the names of their files."""
+    """A record, its folder, and its evaluations by name."""
 
     folder: Path
     record: Record
     evaluations: dict[str, Evaluation]
 
     def predictions(self, name: str) -> Path:
+        """The file with the predictions of an evaluation."""
         return predictions_path(self.folder, name)
 
     def history(self) -> list[dict[str, Any]]:
-        """A line an epoch. Raises OSError, and ValueError for lines that hold anything but numbers."""
+        """The history, one line an epoch. Raises OSError, and ValueError for lines that hold anything but numbers."""
         return read_history(self.folder / "history.jsonl")
 
     @property
     def checkpoint(self) -> SideFile:
+        """The file with the weights of the run, and the SHA-256 that the record states."""
         return SideFile(self.folder / "checkpoint.safetensors", self.record.weights_sha256)
 
 
 def folders_of(place: Path) -> list[Path]:
     """The folders of the records that a path names: a run's folder, its record.json, or a results folder. Raises
-    FileNotFoundError where there is none."""
+    FileNotFoundError where there is no record."""
     if place.name == "record.json" and place.is_file():
         return [place.parent]
     if (place / "record.json").is_file():
@@ -50,7 +52,7 @@ def folders_of(place: Path) -> list[Path]:
 
 
 def read(folder: Path) -> tuple[Source | None, list[Check]]:
-    """What is in a run's folder, None where there is no readable record; and whether it is as it was written."""
+    """The content of a run's folder, None where the record can't be read, and the checks that it is as written."""
     reading = read_sealed(Record, folder / "record.json")
     checks = [verdict_on("record.json", reading)]
     record = reading.model
@@ -74,21 +76,22 @@ def read(folder: Path) -> tuple[Source | None, list[Check]]:
 
 
 def verdict_on(what: str, reading: Reading[Any]) -> Check:
-    """The verdict on a sealed file."""
+    """The check that a sealed file is as it was written."""
     return Check(what, VERDICTS.get(reading.state, FAILS), reading.why)
 
 
 def weights(source: Source) -> Check:
-    """Is the checkpoint the one that the record names?"""
+    """Check that the checkpoint is the one that the record names."""
     what, checkpoint = "checkpoint", source.checkpoint
     if not checkpoint.path.is_file():
         return Check(what, OPEN, f"{checkpoint.path.name} is not there")
     if not checkpoint.recorded:
-        return Check(what, FAILS, "the record does not say which SHA-256 it has")
+        return Check(what, FAILS, "the record does not state its SHA-256")
     return judged(what, _problems([checkpoint]), f"its SHA-256 is weights_sha256, {checkpoint.recorded[:12]}")
 
 
 def _sealed_evaluations(found: dict[Verdict, list[str]]) -> Check:
+    """One check for all evaluations, from what was found by verdict."""
     what = "evaluations"
     if not any(found.values()):
         return Check(what, OPEN, "there are none")
@@ -97,15 +100,15 @@ def _sealed_evaluations(found: dict[Verdict, list[str]]) -> Check:
 
 
 def _beside(source: Source) -> Check:
-    """Are the other files those that were written?"""
-    what, files = "files beside them", side_files(source.folder, source.record, source.evaluations.values())
-    amiss = _problems(files)
+    """Check that the other files are those that were written."""
+    what, files = "other files", side_files(source.folder, source.record, source.evaluations.values())
+    problems = _problems(files)
     unnamed = [file.path.name for file in files if not file.recorded]
     unnamed += [name for name in SIDE_FILES if name not in source.record.files and (source.folder / name).is_file()]
-    if not amiss and (unnamed or not files):
-        why = f"nobody recorded the SHA-256 of {unnamed[0]}" if unnamed else "there are none"
+    if not problems and (unnamed or not files):
+        why = f"no SHA-256 is recorded for {unnamed[0]}" if unnamed else "there are none"
         return Check(what, OPEN, f"{why}{f', and {len(unnamed) - 1} more' if len(unnamed) > 1 else ''}")
-    return judged(what, amiss, f"each of {len(files)} has the SHA-256 that is recorded")
+    return judged(what, problems, f"each of {len(files)} has the recorded SHA-256")
 
 
 def _problems(files: list[SideFile]) -> list[str]:

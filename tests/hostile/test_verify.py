@@ -82,11 +82,26 @@ BAD: dict[str, tuple[str, Damage, str, int]] = {
     "record: a pipe": (RECORD, pipe, "it is not a regular file", 1),
     "record: a link to a device": (RECORD, zero, "it is not a regular file", 1),
     "record: larger than one can be": (RECORD, huge, "at most 67,108,864 are read", 1),
-    "record: conditions that are none": (RECORD, said(environment__also_trained_under=None), "is a list of cond", 1),
-    "record: conditions of another kind": (RECORD, said(environment__also_trained_under=[5]), "is a list of cond", 1),
-    "record: threads without end": (RECORD, said(environment__threads=2**40), "a whole number from 1 to 1024", 1),
-    "record: no thread": (RECORD, said(environment__threads=0), "a whole number from 1 to 1024", 1),
-    "record: threads in words": (RECORD, said(environment__threads="two"), "a whole number from 1 to 1024", 1),
+    "record: conditions that are none": (
+        RECORD,
+        said(environment__also_trained_under=None),
+        "must be a list of cond",
+        1,
+    ),
+    "record: conditions of another kind": (
+        RECORD,
+        said(environment__also_trained_under=[5]),
+        "must be a list of cond",
+        1,
+    ),
+    "record: threads without end": (
+        RECORD,
+        said(environment__threads=2**40),
+        "must be a whole number from 1 to 1024",
+        1,
+    ),
+    "record: no thread": (RECORD, said(environment__threads=0), "must be a whole number from 1 to 1024", 1),
+    "record: threads in words": (RECORD, said(environment__threads="two"), "must be a whole number from 1 to 1024", 1),
     "record: versions that are none": (RECORD, said(environment__versions=5, environment__commit=[]), "no digest", 0),
     "record: a file elsewhere": (RECORD, elsewhere, "files: ", 1),
     "record: no data, no MACs, no learning": (RECORD, said(data=None, macs=None, learning=None), "does not hold", 1),
@@ -140,24 +155,24 @@ def test_what_the_user_has_to_mend_of_one_record_hides_no_other(bench: Commands,
     looked = verify(bench, bench.folder / "results", "--quick")
     assert looked.exit_code == 2
     (line,) = looked.stderr.strip().splitlines()
-    assert line.startswith(f"Error: {run.name}: the record {spec.run_id} was made with a plug-in of the hash")
+    assert line.startswith(f"Error: {run.name}: the record {spec.run_id} was made with a plug-in with hash")
     assert GOOD in looked.output and "holds" in looked.output
 
 
-def test_whatever_looking_ends_in_the_next_record_is_looked_at(bench: Commands, run: Path, monkeypatch) -> None:
+def test_whatever_a_check_fails_with_the_next_record_is_checked(bench: Commands, run: Path, monkeypatch) -> None:
     from bench.verification import stages as module
 
-    look = module.look
+    check_files = module.check_files
 
     def odd(place: Path, *rest: Any) -> Any:
         if place.name != GOOD:
             raise TypeError("an odd \x1b[2J one")
-        return look(place, *rest)
+        return check_files(place, *rest)
 
-    monkeypatch.setattr(module, "look", odd)
+    monkeypatch.setattr(module, "check_files", odd)
     looked = verify(bench, bench.folder / "results", "--quick")
     assert looked.exit_code == 1
-    assert r"looking at it ended in TypeError: an odd \x1b[2J one" in looked.output
+    assert r"checking it failed with TypeError: an odd \x1b[2J one" in looked.output
     assert GOOD in looked.output
 
 

@@ -1,4 +1,4 @@
-"""The tidy pandas frames behind every table and plot: results.csv, cost.csv and the training curves."""
+"""The pandas frames behind every table and plot: results.csv, cost.csv and the training curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.records.run_folder import read_history
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row a run x probe x label fraction x inference, and one for each failed run."""
+    """One row for each run, probe, label fraction and way of inference, and one for each failed run."""
     rows = []
     for run in runs:
         record, (encoder, size) = run.record, encoder_of(run.record)
@@ -67,7 +67,14 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]  # rows that differ share no ratio
+SETTING = [
+    "machine",
+    "device",
+    "threads",
+    "batch",
+    "precision",
+    "attention",
+]  # rows that differ in one can't be compared
 COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", *SETTING]
 RATIOS = [f"{kind}_{what}" for kind in ("infer", "train") for what in ("macs_ratio", "time_over_macs")]
 AA = [f"aa_{kind}_{end}" for kind in ("infer", "train", "run") for end in ("low", "high")]
@@ -75,13 +82,13 @@ COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "disturbed_rounds", "measured"]
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
-    """The newest row a method, encoder, size, channels, keep, ramp, machine and setting. Empty, with no columns, where
+    """The newest row for each method, encoder, size, channels, keep, ramp, machine and setting. Without columns where
     nothing was measured."""
     return newest(cost_tables(results))
 
 
 def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
-    """All rows of the tables, of those that are about the same the newest."""
+    """The rows of the tables; the newest of those that are about the same."""
     ordered = [table_frame(table) for table in sorted(tables, key=lambda one: one.finished)]
     if not ordered:
         return pd.DataFrame()
@@ -90,18 +97,20 @@ def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
 
 
 def table_frame(table: CostTable) -> pd.DataFrame:
-    """A row a method, with the noise baseline of its table (`aa_...`, the interval of dense against itself; none where
-    that was not measured), dense's MACs / its own (`..._macs_ratio`), and the share of that ratio that its speed-up
-    reaches (`..._time_over_macs`)."""
-    again = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
+    """One row for each method, with the noise floor of the table (`aa_...`, the interval of dense against itself; None
+    where that was not measured), dense MACs / method MACs (`..._macs_ratio`), and the speed-up as a share of that ratio
+    (`..._time_over_macs`)."""
+    aa = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
     dense = next((row for row in table.rows if row.method == "simclr/dense"), None)
     rows = []
     for row in table.rows:
-        disturbed = table.environment.get("disturbed_rounds", 0)  # kept though the process did not get its cores
+        disturbed = table.environment.get(
+            "disturbed_rounds", 0
+        )  # rounds kept although the process did not get its cores
         one = row.model_dump() | {"disturbed_rounds": disturbed, "measured": table.finished}
         for kind in ("infer", "train", "run"):
             for end in ("low", "high"):
-                one[f"aa_{kind}_{end}"] = getattr(again, f"{kind}_speedup_{end}") if again else None
+                one[f"aa_{kind}_{end}"] = getattr(aa, f"{kind}_speedup_{end}") if aa else None
         for kind in ("infer", "train") if dense else ():
             ratio = getattr(dense, f"{kind}_gmacs") / getattr(row, f"{kind}_gmacs")
             speedup = getattr(row, f"{kind}_speedup")
@@ -119,7 +128,7 @@ def cost_csv(frame: pd.DataFrame) -> str:
 
 
 def _epochs(path: Path) -> list[dict[str, float | None]]:
-    """The lines of a history.jsonl: epoch, loss, keep and lr of each."""
+    """Epoch, loss, keep and learning rate of each line of a history.jsonl. Raises ReportRefused."""
     keys = ("epoch", "loss", "keep", "lr")
     try:
         lines = read_history(path)
@@ -129,13 +138,13 @@ def _epochs(path: Path) -> list[dict[str, float | None]]:
 
 
 def history_frame(group: Group) -> pd.DataFrame:
-    """A row a run x epoch: arm, objective, seed, epoch, loss, keep, lr."""
+    """One row for each run and epoch: arm, objective, seed, epoch, loss, keep, lr."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for arm in sorted((one for one in group.arms if not one.baseline), key=lambda one: len(one.label)):
         for run in arm.runs:
             path = run.folder / "history.jsonl"
-            if not path.is_file() or run.record.run_id in seen:  # one training, two ways of inference
+            if not path.is_file() or run.record.run_id in seen:  # two arms show one training at two ways of inference
                 continue
             seen.add(run.record.run_id)
             rows += [

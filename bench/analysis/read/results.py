@@ -1,7 +1,7 @@
-"""A results folder -> groups of runs that may be compared.
+"""Reads a results folder into groups of runs that may be compared.
 
-A group is one data set, one split, one preset, one encoder and one set of training settings; across groups nothing is
-averaged. Records that claim the same group but saw different images, labels, subsets or science are refused.
+A group is one data set, split, preset, encoder and set of training settings; nothing is averaged across groups. Records
+that belong to one group and differ in images, labels, subsets or science version are refused.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ MEND = "put the original back, or move it away and rerun the command that made i
 
 
 def read_runs(results: Path) -> list[Run]:
-    """All records of `results/*/record.json` with their test evaluations. Raises ReportRefused on a file that can't be
-    read as what it should be, that was changed since it was written, or that is another run's; FileNotFoundError where
-    there is no record at all."""
+    """All records of `results/*/record.json` with their test evaluations.
+
+    Raises ReportRefused for files that can't be read, were changed after they were written, or belong to another run;
+    FileNotFoundError where there is no record at all.
+    """
     runs, refused = [], []
     for path in sorted(results.glob("*/record.json")):
         try:
@@ -61,7 +63,7 @@ def _run(path: Path) -> Run:
 
 
 def _all_of(refused: list[str]) -> str:
-    """What is wrong with each run, the first of them at least."""
+    """One message on the runs that are refused, with at most SHOWN of them."""
     if len(refused) == 1:
         return refused[0]
     lines = "".join(f"\n- {line}" for line in refused[:SHOWN])
@@ -70,7 +72,7 @@ def _all_of(refused: list[str]) -> str:
 
 
 def _check_spec(record: Record, path: Path) -> None:
-    """What analysis takes from `spec` is a RunSpec's, so that none of it is of another kind."""
+    """Check that the record holds a valid RunSpec, so that what the analysis takes from it has the right types."""
     try:
         RunSpec.model_validate(record.spec)
     except ValidationError as error:
@@ -78,8 +80,8 @@ def _check_spec(record: Record, path: Path) -> None:
 
 
 def parse(kind: type[Sealed], path: Path) -> Sealed:
-    """A record, an evaluation or a cost table. Raises ReportRefused for one of another schema, one that was changed
-    after it was written, and anything else."""
+    """Read a record, an evaluation or a cost table. Raises ReportRefused for one that can't be read, that has another
+    schema, or that was changed after it was written."""
     reading = read_sealed(kind, path)
     if reading.intact is None:
         elsewhere = "move it to another results folder, or run it again"
@@ -93,21 +95,21 @@ def cost_tables(folder: Path) -> list[CostTable]:
 
 
 def _refuse_changed_files(run: Run) -> None:
-    """Raises ReportRefused for a file beside a record that is not the one that the record or an evaluation names, or is
-    not there: without predictions there would be no interval, and nobody would be told."""
+    """Raises ReportRefused where a file that the record or an evaluation names is missing or was changed: without
+    predictions, intervals would be left out silently."""
     for file in side_files(run.folder, run.record, run.evaluations):
         if file.recorded and (why := file.problem()):
             raise ReportRefused(f"{file.path} {why}: {MEND}.")
 
 
 def encoder_of(record: Record) -> tuple[str, int]:
+    """Name and image size of the encoder."""
     encoder = record.spec.get("encoder") or {}
     return str(encoder.get("name", "?")), int(encoder.get("image_size", 0))
 
 
 def _shared(record: Record) -> dict[str, Any]:
-    """The settings that every method of a comparison must have in common, flat; the tuned learning rate is not
-    one."""
+    """The settings that all methods of a comparison must share, by dotted name; the tuned learning rate is not one."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -126,11 +128,12 @@ def _shared(record: Record) -> dict[str, Any]:
 
 
 def _variant(record: Record) -> str:
+    """A text that is the same for runs with the same shared settings."""
     return record.settings or json.dumps(_shared(record), sort_keys=True, default=str)
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Sorts runs into groups; raises ReportRefused where records of one group don't belong together."""
+    """Sort runs into groups. Raises ReportRefused where records of one group must not be compared."""
     done: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     failed: list[Record] = []
     runs = list(runs)
@@ -168,12 +171,14 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def _same_place(record: Record, key: tuple[Any, ...]) -> bool:
+    """Whether a failed run would belong to the group of this data, split, preset and encoder."""
     name = record.data.name if record.data else str((record.spec.get("data") or {}).get("name", ""))
     split = record.splits.hash if record.splits else key[1]
     return (name, split, str(record.spec.get("preset", "")), *encoder_of(record)) == key
 
 
 def _arms(runs: list[Run]) -> tuple[Arm, ...]:
+    """The arms of a group, each with a label that tells it from the others."""
     found: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
         record = run.record
@@ -230,8 +235,8 @@ def _order(arm: Arm) -> tuple[Any, ...]:
 
 
 def _without_copies(runs: list[Run]) -> list[Run]:
-    """Of a baseline's runs with the same weights (another learning rate means another run, but nothing to a baseline) the one
-    that was evaluated most."""
+    """The runs of a baseline without copies: of runs with the same weights, the one with most evaluations. A baseline
+    has a run for each learning rate of the other methods, and the same weights in all of them."""
     best: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         key = (run.seed, str(run.record.spec.get("labels")), run.record.weights_sha256)

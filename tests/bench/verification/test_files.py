@@ -1,4 +1,4 @@
-"""Nothing holds of what was not looked at."""
+"""What is in a run's folder: what was not checked does not hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_where_there_is_nothing_nothing_holds(tmp_path: Path) -> None:
     found = verdicts(tmp_path / "a-run")
     assert found["record.json"][0] == "holds"
     assert found["evaluations"] == ("can't be compared", "there are none")
-    assert found["files beside them"] == ("can't be compared", "there are none")
+    assert found["other files"] == ("can't be compared", "there are none")
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_a_file_whose_hash_nobody_recorded_does_not_hold(tmp_path: Path) -> None
     store.write_history("a-run", [{"epoch": 1, "loss": 1.0}])
     store.write_record(small.record("a-run"))
     path = tmp_path / "a-run" / "record.json"
-    assert verdicts(path.parent)["files beside them"][0] == "holds"
+    assert verdicts(path.parent)["other files"][0] == "holds"
     record = store.record("a-run")
     assert record is not None
     path.write_bytes(as_json(seal(record.model_copy(update={"files": {}}))))
     assert json.loads(path.read_bytes())["files"] == {}
-    said = "nobody recorded the SHA-256 of history.jsonl"
-    assert verdicts(path.parent)["files beside them"] == ("can't be compared", said)
+    said = "no SHA-256 is recorded for history.jsonl"
+    assert verdicts(path.parent)["other files"] == ("can't be compared", said)

@@ -1,4 +1,4 @@
-"""Recorded speed-ups against those measured anew."""
+"""Recorded speed-ups against remeasured ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bench.verification.remeasure import cost
 from tests.bench import small
 
 METHOD = "simclr/sparsecontrast"
-KINDS = ["inference speed-up, measured anew", "step speed-up, measured anew", "run speed-up, measured anew"]
+KINDS = ["inference speed-up, remeasured", "step speed-up, remeasured", "run speed-up, remeasured"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def store(source: Source, table: CostTable, name: str = "a") -> Path:
     return path
 
 
-def test_measured_anew_for_real(source: Source, spec: RunSpec, table: CostTable) -> None:
+def test_remeasured_for_real(source: Source, spec: RunSpec, table: CostTable) -> None:
     store(source, with_interval(table, 0.001, 1000.0))
     checks = cost(source, spec)
     assert [one.what for one in checks] == KINDS
@@ -105,8 +105,8 @@ def refuse(*args: Any, **kwargs: Any) -> None:
         ({"keep": 0.7}, "no table in results/cost holds this method"),
         ({"image_size": 64}, "no table in results/cost holds this method"),
         ({"ramp": 0.9}, "no table in results/cost holds this method"),
-        ({"machine": "a Z80, 1 cores"}, "measured on a Z80, 1 cores, 1 thread(s); this is "),
-        ({"threads": 2}, "2 thread(s); this is "),
+        ({"machine": "a Z80, 1 cores"}, "measured on a Z80, 1 cores with 1 thread(s); this is "),
+        ({"threads": 2}, "with 2 thread(s); this is "),
     ],
 )
 def test_what_was_measured_otherwise_is_not_compared(source, spec, table, monkeypatch, changes, why: str) -> None:
@@ -152,8 +152,8 @@ def test_a_table_of_another_schema_is_not_used(source, spec, table, monkeypatch)
     ("changes", "why"),
     [
         ({"rounds": 0}, "rows.1.rounds: Input should be greater than or equal to 1"),
-        ({"train_speedup_low": None}, "a part is missing"),
-        ({"train_ms": None}, "a part is missing"),
+        ({"train_speedup_low": None}, "must all be there, or all be left out"),
+        ({"train_ms": None}, "must all be there, or all be left out"),
         ({"infer_speedup_high": 0.0}, "rows.1.infer_speedup_high: Input should be greater than 0"),
         ({"batch": "many"}, "rows.1.batch: Input should be a valid integer"),
         (None, "can't be read as a cost table (its JSON is nested too deeply)"),
