@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bench.measure.counters import CountersDisagree
-from bench.measure.table import measure
+from bench.measure.table import Measurement, measure
 from bench.records.environment import machine
 from bench.records.record import AA_SUFFIX, CostRow, CostTable, Record
 from bench.records.seal import state_of
@@ -53,7 +53,7 @@ def cost(source: Source, spec: RunSpec) -> list[Check]:
     training = row.train_ms is not None
     try:
         spent = MeasureSpec(rounds=row.rounds, batch=row.batch)
-        rerun_stage = measure([method], spec.encoder, spec.train, spent, row.threads, training=training)
+        rerun_stage = measure(Measurement([method], spec.encoder, spec.train, spent, row.threads, training))
     except (ValueError, CountersDisagree) as error:
         return [*checks, Check(WHAT, OPEN, f"they can't be measured here: {error}")]
     now = next(one for one in rerun_stage.rows if one.method == method.name)
