@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.messages import plain
+from bench.messages import exit_on, plain
+from bench.specs.options import Cache, DataRoot, Options, Plugin, default_cache, examples, takes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,38 +19,45 @@ if TYPE_CHECKING:
     from bench.verification.stages import FileChecks
 
 app = typer.Typer(add_completion=False)
+EXAMPLES = (
+    "python -m bench.verify results --quick",
+    "python -m bench.verify results/RUN --data-root ~/xrays --no-measure",
+)
 
 
-@app.command()
-def main(
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(Options):
+    """The command line of `bench.verify`."""
+
     records: Annotated[
         list[Path], typer.Argument(help="results/<run id>, its record.json, or a results folder; repeatable.")
-    ],
+    ]
     quick: Annotated[
         bool, typer.Option("--quick", help="Don't train: check digests, splits, MACs, and accuracy by the predictions.")
-    ] = False,
-    data_root: Annotated[Path | None, typer.Option(help="Where the data are, if not where the record says.")] = None,
-    plugin: Annotated[
-        list[Path] | None, typer.Option(help="Python file with the method of a record; repeatable.")
-    ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
-    measure: Annotated[bool, typer.Option(help="Remeasure speed-ups that were measured on this machine.")] = True,
-) -> None:
+    ] = False
+    measure: Annotated[bool, typer.Option(help="Remeasure speed-ups that were measured on this machine.")] = True
+    data_root: DataRoot = None
+    plugin: Plugin = None
+    cache: Cache = None
+
+
+@app.command(epilog=examples(*EXAMPLES))
+@takes(VerifyOptions)
+def main(options: VerifyOptions) -> None:
     """Verify records: list what holds, what does not hold, and what can't be compared here."""
-    from bench.grid.plan import default_cache
     from bench.messages import console_of
     from bench.verification.check import FAILS, HOLDS, OPEN
 
     console = console_of()
-    where = cache or default_cache()
+    cache = options.cache or default_cache()
     counts = dict.fromkeys((HOLDS, FAILS, OPEN), 0)
     try:
-        found = _check_files(records, data_root, where, tuple(plugin or ()), console)
+        found = _check_files(options, cache, console)
         for one in found:
             checks = list(one.checks)
-            if not quick:
+            if not options.quick:
                 with console.status(f"Rerunning {one.folder.name} ...") as status:
-                    checks += _check_rerun(one, where, measure, lambda state: status.update(_progress(state)))
+                    checks += _check_rerun(one, cache, options.measure, lambda state: status.update(_progress(state)))
             _print(one.folder.name, checks, console)
             for check in checks:
                 counts[check.verdict] += 1
@@ -63,9 +72,7 @@ def main(
     raise typer.Exit(1 if counts[FAILS] else 0)
 
 
-def _check_files(
-    records: list[Path], data_root: Path | None, cache: Path, plugins: tuple[Path, ...], console: Console
-) -> list[FileChecks]:
+def _check_files(options: VerifyOptions, cache: Path, console: Console) -> list[FileChecks]:
     """Check the files of all records. What the user has to fix is reported before anything is trained, after the checks
     of the other records."""
     from bench.messages import error_line
@@ -75,16 +82,13 @@ def _check_files(
 
     found: list[FileChecks] = []
     mistakes: list[str] = []
-    try:
-        load_plugins(plugins)
-        folders = dict.fromkeys(folder for place in records for folder in folders_of(place))
-    except (ValueError, OSError) as mistake:
-        typer.echo(f"Error: {error_line(mistake)}", err=True)
-        raise typer.Exit(2) from None
+    with exit_on(ValueError, OSError, code=2):
+        load_plugins(options.plugin or ())
+        folders = dict.fromkeys(folder for place in options.records for folder in folders_of(place))
     for folder in folders:
         with console.status(f"Checking {folder.name} ..."):
             try:
-                found.append(check_files(folder, data_root, cache))
+                found.append(check_files(folder, options.data_root, cache))
             except (ValueError, OSError) as mistake:
                 mistakes.append(f"{plain(folder.name)}: {error_line(mistake)}")
             except Exception as error:

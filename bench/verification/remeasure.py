@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.measure.counters import CountersDisagree
-from bench.measure.table import measure
+from bench.measure.table import Measurement, measure
 from bench.records.environment import machine
 from bench.records.record import AA_SUFFIX, CostRow, CostTable, Record
 from bench.records.seal import read_sealed
@@ -43,7 +43,7 @@ def cost(source: Source, spec: RunSpec) -> list[Check]:
     training = row.train_ms is not None
     try:
         spent = MeasureSpec(rounds=row.rounds, batch=row.batch)
-        remeasured = measure([method], spec.encoder, spec.train, spent, row.threads, training=training)
+        remeasured = measure(Measurement([method], spec.encoder, spec.train, spent, row.threads, training))
     except (ValueError, CountersDisagree) as error:
         return [*checks, Check(WHAT, OPEN, f"they can't be measured here: {error}")]
     now = next(one for one in remeasured.rows if one.method == method.name)

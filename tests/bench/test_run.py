@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from bench.launch.leases import Leases
+from bench.measure.table import Measurement
 from bench.records.record import CostTable, Evaluation, Record
 from bench.training.failures import TrainingFailed
 from tests.bench import small
@@ -432,8 +433,9 @@ def test_a_provisional_report_after_the_first_seed(world: small.World, light: No
 def test_cost_is_measured_once_and_before_anything_runs(world: small.World, light: None, monkeypatch) -> None:
     measured: list[tuple[list[str], int, int]] = []
 
-    def measure(methods, encoder, train, spec, threads) -> CostTable:
-        measured.append(([method.name for method in methods], threads, len(list(world.results.glob("*/record.json")))))
+    def measure(what: Measurement) -> CostTable:
+        done = len(list(world.results.glob("*/record.json")))
+        measured.append(([method.name for method in what.methods], what.threads, done))
         return CostTable(rows=(), environment={}, started="", finished="")
 
     monkeypatch.setattr("bench.measure.table.measure", measure)

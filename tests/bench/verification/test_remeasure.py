@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.measure.table import measure
+from bench.measure.table import Measurement, measure
 from bench.records.environment import environment
 from bench.records.record import CostTable
 from bench.records.seal import seal
@@ -31,7 +31,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 @pytest.fixture(scope="module")
 def table(spec: RunSpec) -> CostTable:
     """A real measurement, far too short to tell anything."""
-    return measure([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1)
+    return measure(Measurement([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1))
 
 
 @pytest.fixture
@@ -86,13 +86,9 @@ def test_intervals_overlap_or_not(
     store(source, with_interval(table, *recorded))
     now = with_interval(table, *remeasured).model_copy(update={"environment": {"disturbed_rounds": disturbed}})
     asked: list[Any] = []
-    monkeypatch.setattr(
-        "bench.verification.remeasure.measure", lambda *args, **kwargs: (asked.append((args, kwargs)), now)[1]
-    )
+    monkeypatch.setattr("bench.verification.remeasure.measure", lambda what: (asked.append(what), now)[1])
     assert [(one.what, one.verdict) for one in cost(source, spec)] == [(kind, verdict) for kind in KINDS]
-    args, kwargs = asked[0]
-    assert args == ([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1)
-    assert kwargs == {"training": True}
+    assert asked == [Measurement([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1)]
 
 
 def refuse(*args: Any, **kwargs: Any) -> None:
