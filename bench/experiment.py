@@ -39,6 +39,7 @@ from bench.training.finetune import finetune, finetune_steps, spent
 from bench.training.history import ProgressCallback, with_current_conditions
 from bench.training.pretrain import Trained, pretrain
 from bench.training.ranks import fabric_of, leading
+from methods import ALL_TOKENS, SUPERVISED, UNTRAINED
 from methods.objectives.objective import Objective
 
 
@@ -81,7 +82,7 @@ def run_experiment(run: Experiment) -> Record:
         run_data = load_run_data(spec, one_device(spec.train.precision), run.cache)
         if record is None or record.status != "done":
             torch.manual_seed(spec.seed)
-            make = train_on_labels if spec.parsed.strategy == "supervised" else pretrain_and_measure
+            make = train_on_labels if spec.parsed.strategy == SUPERVISED else pretrain_and_measure
             record = write_run(run, run_data, make(run, run_data), started)
         run.checkpoints.clear()
         evaluate_missing(spec, run.evaluation, run.finetune, run_data, store, run.progress)
@@ -98,7 +99,7 @@ def run_experiment(run: Experiment) -> Record:
 def pretrain_and_measure(run: Experiment, run_data: RunData) -> Made:
     """Pre-train the method's encoder, diagnose what it learned, measure what it costs."""
     spec = run.spec
-    trained = None if spec.parsed.strategy == "untrained" else _pretrain(run, run_data)
+    trained = None if spec.parsed.strategy == UNTRAINED else _pretrain(run, run_data)
     objective = build(spec.parsed, spec.encoder, spec.seed) if trained is None else trained.objective
     encoder = objective.encoder.eval()
     run.progress({"doing": "diagnosing"})
@@ -140,7 +141,7 @@ def train_on_labels(run: Experiment, run_data: RunData) -> Made:
         run_data,
         index,
         spec.finetune,
-        inference="dense",
+        inference=ALL_TOKENS,
         progress=run.progress,
         checkpoints=run.checkpoints,
     )

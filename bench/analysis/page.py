@@ -29,6 +29,7 @@ from bench.analysis.show import (
 from bench.analysis.show.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from bench.messages import plain
 from bench.specs.grid_spec import read_tuning
+from methods import CONTROL, REFERENCE
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _group(
             ),
         ]
         blocks += [accuracy_tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
-        blocks += _present(accuracy_tables.differences(main, "dense"), accuracy_tables.differences(main, "fixed"))
+        blocks += _present(accuracy_tables.differences(main, REFERENCE), accuracy_tables.differences(main, CONTROL))
         blocks += [
             accuracy_tables.per_finding(main),
             accuracy_tables.precision(main),

@@ -12,6 +12,7 @@ from bench.evaluation.evaluate import Features, features_of
 from bench.records.record import Learning
 from bench.training.data import RunData
 from bench.training.pretrain import Trained
+from methods import ALL_TOKENS, PRUNED
 from methods.encoders.encoder import Encoder
 
 Floats = npt.NDArray[np.floating]
@@ -91,9 +92,9 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
     dropped, in 95 % of the images; 1 means that a crop was learnt, not saliency. `lesion_kept`, where masks exist:
     share of the lesion area inside kept patches, to be compared with `kept_inference`.
     """
-    if encoder.strategy.inference[0] == "dense":
+    if encoder.strategy.inference[0] == ALL_TOKENS:
         return {}
-    kept = features_of(encoder, run_data, index, "pruned").get("kept")
+    kept = features_of(encoder, run_data, index, PRUNED).get("kept")
     if kept is None:
         return {}
     share = kept.mean(0)
@@ -116,7 +117,7 @@ def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArr
     They are chosen by rule: for each finding, in order, the positive test image with the lesion of median area, or the
     first positive image where there are no masks.
     """
-    if encoder.strategy.inference[0] == "dense":
+    if encoder.strategy.inference[0] == ALL_TOKENS:
         return None
     data, index = run_data.dataset, run_data.images_of("test")
     chosen: list[int] = []
@@ -130,7 +131,7 @@ def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArr
     if not chosen:
         return None
     rows = np.asarray(chosen[:SHOWN])
-    kept = features_of(encoder, run_data, rows, "pruned").get("kept")
+    kept = features_of(encoder, run_data, rows, PRUNED).get("kept")
     if kept is None:
         return None
     grid = encoder.geometry.grid

@@ -27,9 +27,9 @@ from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
 from bench.statistics.ratios import RatioEstimate
 from bench.training.device import one_device, threads_of
 from methods import BASELINES
-from methods.names import Method
+from methods.names import REFERENCE_METHOD, Method
 
-DENSE = Method("simclr", "dense")
+DENSE = REFERENCE_METHOD
 AGAIN = f"{DENSE.name}{AA_SUFFIX}"
 LOOKS = 3  # steps watched, and calls of inference, for where the time goes
 

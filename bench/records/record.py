@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bench.specs.frozen import Frozen
 from bench.specs.run_spec import EvaluationKey
 from datasets.limits import THREADS
+from methods import Inference
 
 SCHEMA_VERSION = 1
 SIDE_FILES = ("history.jsonl", "selection.npz")  # of a run, written before its record
@@ -171,7 +172,7 @@ class Evaluation(Frozen):
     run_id: str
     probe: Literal["linear", "knn", "finetune"]
     labels: float  # per cent
-    inference: Literal["pruned", "dense"]  # the strategy selects tokens, or all are computed
+    inference: Inference  # the strategy selects tokens, or all are computed
     split: Literal["test", "val"]
     macro_auroc: float
     macro_auprc: float

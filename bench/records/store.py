@@ -20,7 +20,7 @@ from bench.records.run_folder import evaluation_path, predictions_path
 from bench.records.seal import read_sealed, seal, sha256
 from bench.specs.frozen import file_sha256
 from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec, RunSpec
-from methods import inference_modes
+from methods import ALL_TOKENS, inference_modes
 
 ROOM = 1 << 20  # bytes; the least that a run needs for its weights and its record
 
@@ -186,7 +186,7 @@ def missing_evaluations(
 def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[EvaluationKey]:
     """Every probe at every fraction, in every way that the strategy runs at inference."""
     if spec.labels is not None:
-        return [EvaluationKey("finetune", spec.labels, "dense")]
+        return [EvaluationKey("finetune", spec.labels, ALL_TOKENS)]
     modes = inference_modes(spec.parsed.strategy)
     return [
         EvaluationKey(probe, labels, mode)

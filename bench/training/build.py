@@ -9,7 +9,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
 from bench.specs.run_spec import EncoderSpec, TrainSpec
-from methods import build_encoder, build_objective
+from methods import DEFAULT_OBJECTIVE, REFERENCE, build_encoder, build_objective
 from methods.names import Method
 from methods.objectives.objective import Loss, Objective
 from methods.schedule import keep_at
@@ -21,7 +21,7 @@ def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
     strategy_options = method.strategy_options
     built = build_encoder(
         encoder.name,
-        method.strategy if method.objective != "none" else "dense",
+        method.strategy if method.objective != "none" else REFERENCE,
         strategy_options,
         image_size=encoder.image_size,
         channels=encoder.channels,
@@ -29,7 +29,7 @@ def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
         positions=encoder.positions,
         weights=encoder.weights,
     )
-    objective = method.objective if method.objective != "none" else "simclr"
+    objective = method.objective if method.objective != "none" else DEFAULT_OBJECTIVE
     return build_objective(objective, built, method.objective_options, seed=seed)
 
 

@@ -16,6 +16,8 @@ from bench.training.finetune import finetune_steps
 from bench.verification.check import FAILS, HOLDS, OPEN, Check, compare, differences, judged
 from bench.verification.files import Source, weights
 from bench.verification.reconstruct import objective_of
+from methods.encoders.encoder import Encoder
+from methods.objectives.objective import Objective
 
 
 def data(record: Record, run_data: RunData) -> Check:
@@ -47,7 +49,7 @@ def macs(source: Source, spec: RunSpec, run_data: RunData) -> Check:
     recorded = {"keep_effective": record.keep_effective, "train_execution": record.train_execution}
     found = {"keep_effective": strategy.target, "train_execution": execution}
     problems = list(differences(recorded, found)) + macs_differences(record.macs, counted)
-    if problems and _by_content(spec) and not (trusted and spec.parsed.objective == "simclr"):
+    if problems and _by_content(spec) and not (trusted and _keeps_all_encoders(objective)):
         return Check(what, OPEN, "they depend on weights that were not kept: only a rerun can check them")
     return judged(
         what,
@@ -104,4 +106,9 @@ def _pretraining_steps(spec: RunSpec, run_data: RunData) -> int:
 
 def _by_content(spec: RunSpec) -> bool:
     """Whether the amount of computation depends on images and weights."""
-    return bool(spec.code) or spec.parsed.strategy_options.get("select", "topk") != "topk"
+    return bool(spec.code) or "select" in spec.parsed.strategy_options
+
+
+def _keeps_all_encoders(objective: Objective) -> bool:
+    """Whether a checkpoint, which holds one encoder, holds all of them: there is no teacher."""
+    return sum(isinstance(module, Encoder) for module in objective.modules()) == 1

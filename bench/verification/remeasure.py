@@ -17,6 +17,7 @@ from bench.specs.run_spec import MeasureSpec, RunSpec
 from bench.statistics.ratios import noise_floor
 from bench.verification.check import FAILS, HOLDS, OPEN, Check
 from bench.verification.files import Source, verdict_on
+from methods.names import REFERENCE_METHOD
 
 WHAT = "speed-ups"
 KINDS = {"infer": "inference", "train": "step", "run": "run"}
@@ -27,7 +28,7 @@ def cost(source: Source, spec: RunSpec) -> list[Check]:
     method = spec.parsed
     if method.objective == "none":
         return [Check(WHAT, OPEN, "baselines are not measured")]
-    if method.name == "simclr/dense":
+    if method == REFERENCE_METHOD:
         return [Check(WHAT, OPEN, "dense is what all other methods are measured against")]
     tables, checks = _tables(source.folder.resolve().parent / "cost")
     fitting = [(table, row) for table in tables for row in table.rows if _about(row, source.record, spec)]

@@ -27,6 +27,7 @@ from bench.verification.check import FAILS, HOLDS, OPEN, TOLERANCE, Check, diffe
 from bench.verification.files import Source
 from bench.verification.reconstruct import NO_SETTINGS, rerun
 from bench.verification.rescore import close, rescore
+from methods import SUPERVISED
 
 UNLIKE = "the weights differ, so only accuracy is compared"
 
@@ -109,7 +110,7 @@ def _evaluation(what: str, name: str, recorded: Source, made: Source) -> Check:
     changed = changes(one.conditions, other.conditions) if one.conditions else []
     if not changed:
         return _equal(what, name, recorded, made)
-    if one.probe == "finetune" and recorded.record.strategy != "supervised":
+    if one.probe == "finetune" and recorded.record.strategy != SUPERVISED:
         return within(what, one, other)
     return close(what, one, other, f"evaluated elsewhere: {changed[0]}")
 

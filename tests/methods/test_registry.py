@@ -2,12 +2,28 @@
 
 import inspect
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from methods import BASELINES, HEADLINE, OBJECTIVES, STRATEGIES, Entry, build_encoder, build_objective, inference_modes
-from methods.names import parse_methods
+from methods import (
+    BASELINES,
+    CONTROL,
+    DEFAULT_OBJECTIVE,
+    HEADLINE,
+    OBJECTIVES,
+    REFERENCE,
+    STRATEGIES,
+    SUPERVISED,
+    UNTRAINED,
+    BaselineName,
+    Entry,
+    build_encoder,
+    build_objective,
+    inference_modes,
+)
+from methods.names import REFERENCE_METHOD, parse_methods
 from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call, Strategy
@@ -58,6 +74,14 @@ def test_the_headline_set_is_known() -> None:
     assert inference_modes("patchdropout") == inference_modes("dense") == ("dense",)
     assert inference_modes("random") == ("pruned", "dense")
     assert all(inference_modes(baseline) == ("dense",) for baseline in BASELINES)
+
+
+def test_what_the_science_speaks_of_is_in_the_registry() -> None:
+    assert {REFERENCE, CONTROL} <= STRATEGIES.keys()
+    assert DEFAULT_OBJECTIVE in OBJECTIVES
+    assert REFERENCE_METHOD.name == "simclr/dense" == next(iter(HEADLINE))
+    assert list(BASELINES) == [UNTRAINED, SUPERVISED] == list(get_args(BaselineName))
+    assert {entry.tuned_as for entry in STRATEGIES.values()} <= STRATEGIES.keys()
 
 
 def call(step: int) -> Call:

@@ -10,7 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bench.analysis.read.groups import BASELINES, ReportRefused, Run
+from bench.analysis.read.groups import ReportRefused, Run
+from methods import BASELINES
 
 Values = Iterable[tuple[str, Any]]  # (run, value)
 SHOWN = 6  # differences that are listed

@@ -12,6 +12,7 @@ from bench.analysis.read.groups import Group, ReportRefused, Run
 from bench.analysis.read.results import cost_tables, encoder_of
 from bench.records.record import AA_SUFFIX, CostRow, CostTable
 from bench.records.run_folder import read_history
+from methods.names import REFERENCE_METHOD
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
@@ -101,7 +102,7 @@ def table_frame(table: CostTable) -> pd.DataFrame:
     where that was not measured), dense MACs / method MACs (`..._macs_ratio`), and the speed-up as a share of that ratio
     (`..._time_over_macs`)."""
     aa = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
-    dense = next((row for row in table.rows if row.method == "simclr/dense"), None)
+    dense = next((row for row in table.rows if row.method == REFERENCE_METHOD.name), None)
     rows = []
     for row in table.rows:
         disturbed = table.environment.get(

@@ -8,8 +8,7 @@ from typing import Any
 
 from bench.records.record import Evaluation, Record
 from bench.records.run_folder import predictions_path
-
-BASELINES = ("untrained", "supervised")
+from methods import BASELINES, SUPERVISED
 
 
 class ReportRefused(ValueError):
@@ -65,9 +64,7 @@ class Arm:
             for one in run.evaluations:
                 if one.inference != self.inference or one.labels != labels or not run.own(labels):
                     continue
-                if one.probe == probe or (
-                    self.strategy == "supervised" and probe == "linear" and run.seed not in found
-                ):
+                if one.probe == probe or (self.strategy == SUPERVISED and probe == "linear" and run.seed not in found):
                     found[run.seed] = (run, one)
         return found
 

@@ -15,12 +15,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.analysis.read.compatible import refuse_changed_data, refuse_strangers, refuse_twins
-from bench.analysis.read.groups import BASELINES, Arm, Group, ReportRefused, Run
+from bench.analysis.read.groups import Arm, Group, ReportRefused, Run
 from bench.records.record import CostTable, Evaluation, Record
 from bench.records.run_folder import evaluation_paths, misplaced, side_files
 from bench.records.seal import Sealed, read_sealed
 from bench.specs.frozen import mistakes
 from bench.specs.run_spec import RunSpec
+from methods import ALL_TOKENS, BASELINES, OBJECTIVES, STRATEGIES, place_in
 
 SHOWN = 6  # runs that a refusal lists
 MEND = "put the original back, or move it away and rerun the command that made it"
@@ -194,7 +195,7 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
             label += f" keep {keep:g}" if keep is not None else ""
         if len({key[2] for key in rivals if key[1] == keep}) > 1:
             label += f" lr {rate:g}"
-        if len({key[3] for key in rivals}) > 1 and inference == "dense":
+        if len({key[3] for key in rivals}) > 1 and inference == ALL_TOKENS:
             label += " (all tokens at inference)"
         first = members[0].record
         arms.append(
@@ -213,25 +214,11 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
     return tuple(sorted(arms, key=_order))
 
 
-_STRATEGIES = (
-    "untrained",
-    "supervised",
-    "dense",
-    "sparsecontrast",
-    "dynamicvit",
-    "tokenlearner",
-    "topk",
-    "evit",
-    "tome",
-    "fixed",
-    "patchdropout",
-)
-
-
 def _order(arm: Arm) -> tuple[Any, ...]:
-    rank = _STRATEGIES.index(arm.strategy) if arm.strategy in _STRATEGIES else len(_STRATEGIES)
-    objective = {"none": 0, "simclr": 1, "moco": 2}.get(arm.objective, 3)
-    return (0 if arm.baseline else 1, objective, rank, arm.label)
+    """Sort key of an arm: baselines, then methods by objective and strategy, as the registry has them."""
+    if arm.baseline:
+        return (0, list(BASELINES).index(arm.strategy))
+    return (1, place_in(OBJECTIVES, arm.objective), place_in(STRATEGIES, arm.strategy), arm.label)
 
 
 def _without_copies(runs: list[Run]) -> list[Run]:

@@ -1,13 +1,11 @@
 """The figures: label efficiency, accuracy against training cost with its front, training curves.
 
-A strategy has one colour everywhere (Okabe and Ito's palette, told apart by colour-blind readers too), an
-objective one marker and line. Time on an axis is the paired step time x steps, never the wall-clock of runs
-that shared a machine.
+Time on an axis is the paired step time x steps, never the wall-clock of runs that shared a machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,39 +25,24 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from bench.analysis.judge.scores import Scores
 from bench.analysis.judge.speedups import cost_of
 from bench.analysis.read.groups import Arm, Group
+from bench.analysis.show import styles
 from bench.analysis.show.accuracy_tables import PROBES
+from methods import UNTRAINED
 
-COLOURS = {
-    "dense": "#000000",
-    "sparsecontrast": "#D55E00",
-    "dynamicvit": "#0072B2",
-    "tokenlearner": "#009E73",
-    "topk": "#1B7F8C",
-    "evit": "#A3195B",
-    "tome": "#6B8E23",
-    "fixed": "#CC79A7",
-    "patchdropout": "#E69F00",
-    "random": "#56B4E9",
-    "centre": "#8C6D31",
-    "frozen": "#7B4F9E",
-    "oracle": "#B5A800",
-    "untrained": "#9A9A9A",
-    "supervised": "#5F5F5F",
-}
-SPARE = ("#3D5A80", "#A44A3F", "#4F772D", "#6D597A")
-MARKERS = {"simclr": "o", "moco": "s", "none": "D"}
-LINES = {"simclr": "-", "moco": "--", "none": ":"}
+TWINS = "^vP*Xd"  # markers of further arms of one strategy and objective
 
 
 def style_of(arm: Arm, group: Group) -> dict[str, Any]:
     """Colour by strategy, marker and line by objective; further arms of one strategy and objective get other
     markers."""
-    strategies = sorted({one.strategy for one in group.arms} - set(COLOURS))
-    colour = COLOURS.get(arm.strategy) or SPARE[strategies.index(arm.strategy) % len(SPARE)]
     twins = [one.label for one in group.arms if (one.strategy, one.objective) == (arm.strategy, arm.objective)]
     place = twins.index(arm.label)
-    marker = MARKERS.get(arm.objective, "^") if place == 0 else "^vP*Xd"[(place - 1) % 6]
-    return {"color": colour, "marker": marker, "linestyle": LINES.get(arm.objective, "-.")}
+    marker = styles.marker_of(arm.objective, (one.objective for one in group.arms))
+    return {
+        "color": styles.colour_of(arm.strategy, (one.strategy for one in group.arms)),
+        "marker": marker if place == 0 else TWINS[(place - 1) % len(TWINS)],
+        "linestyle": styles.line_of(arm.objective),
+    }
 
 
 @contextmanager
@@ -166,13 +149,16 @@ def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bo
             _panel(axes, scores, points, scale)
             axes.set_xlabel(title)
         grid[0][0].set_ylabel(f"macro AUROC, {fraction:g} % labels, {PROBES[scores.probe]}")
-        handles = {
-            text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        grid[0][-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+        _common_legend(grid[0])
         canvas.tight_layout()
         save(canvas, folder, name)
     return True
+
+
+def _common_legend(panels: Sequence[Axes]) -> None:
+    """One legend for all panels, at the right of the last: each label once."""
+    handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    panels[-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def beside(values: list[float], gap: float) -> list[float]:
@@ -221,10 +207,11 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
     right = max(*places, widest) * 1.04
     x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
     axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
-    baseline = next((arm for arm in scores.group.arms if arm.strategy == "untrained"), None)
+    baseline = next((arm for arm in scores.group.arms if arm.strategy == UNTRAINED), None)
     base = scores.estimate(baseline, scores.primary) if baseline else None
     if base:
-        axes.axhline(base.value, color=COLOURS["untrained"], linestyle=":", linewidth=1.3, label="untrained", zorder=1)
+        colour, line = styles.colour_of(UNTRAINED, ()), styles.line_of("none")
+        axes.axhline(base.value, color=colour, linestyle=line, linewidth=1.3, label=UNTRAINED, zorder=1)
     axes.set_xlim(left=0, right=right)
 
 
@@ -256,10 +243,7 @@ def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool
             axes.set(title=objective, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0][0].set_ylabel("contrastive loss")
-        handles = {
-            text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        grid[0][-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+        _common_legend(grid[0])
         canvas.tight_layout()
         save(canvas, folder, name)
     return True

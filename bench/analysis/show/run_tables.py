@@ -10,6 +10,7 @@ from bench.analysis.judge.claims import READINGS, Claim, signed
 from bench.analysis.read.groups import Group
 from bench.analysis.show.accuracy_tables import NONE, keep_cell
 from bench.analysis.show.document import Table
+from methods import REFERENCE, STRATEGIES
 
 UNMEASURED = "not measured"
 
@@ -17,7 +18,7 @@ UNMEASURED = "not measured"
 def macs(group: Group) -> Table:
     """MACs and memory, from the records."""
     rows = []
-    dense = {arm.objective: arm for arm in group.arms if arm.strategy == "dense"}
+    dense = {arm.objective: arm for arm in group.arms if arm.strategy == REFERENCE}
     for arm in (one for one in group.arms if not one.baseline):
         record = arm.runs[0].record
         base = dense[arm.objective].runs[0].record.macs if arm.objective in dense else None
@@ -96,9 +97,7 @@ def learning(group: Group) -> Table | None:
     return Table("Did it learn?", head, tuple(rows), note) if rows else None
 
 
-NAMES = {
-    "logit_spread": "logit spread",
-    "noise_spread": "noise spread",
+NAMES = {  # of the diagnostics that every strategy can have; the registry names each strategy's own
     "spread_over_noise": "logit spread / noise",
     "overlap": "overlap, last epoch",
     "overlap_run": "overlap, whole run",
@@ -117,10 +116,12 @@ def selection(group: Group) -> Table | None:
             for key, value in found.items():
                 by_arm.setdefault(arm.label, {}).setdefault(key, []).append(value)
     known = list(dict.fromkeys(key for diagnostics in by_arm.values() for key in diagnostics))
-    keys = [key for key in NAMES if key in known]  # others are parts of a loss: they stand in the records
-    if not keys:
+    own = {key: name for entry in STRATEGIES.values() for key, name in entry.diagnostics.items()}
+    # what has no name is part of a loss, and found in the records
+    names = {key: name for key, name in (own | NAMES).items() if key in known}
+    if not names:
         return None
-    rows = [(label, *(_mean(one.get(key, [])) for key in keys)) for label, one in by_arm.items()]
+    rows = [(label, *(_mean(one.get(key, [])) for key in names)) for label, one in by_arm.items()]
     note = (
         "Mean over seeds (range). Spreads are of the last epoch, when the noise is nearly gone; logit spread / noise "
         "is of the whole run: well under 1, and the noise chose the tokens in training. Overlap: of the tokens kept in "
@@ -128,8 +129,7 @@ def selection(group: Group) -> Table | None:
         "or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, not saliency. Lesion "
         "area kept: to be compared with the share of patches kept."
     )
-    heads = tuple(NAMES[key] for key in keys)
-    return Table("Selection diagnostics", ("method", *heads), tuple(rows), note)
+    return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
 
 
 def _mean(values: list[float]) -> str:

@@ -21,6 +21,7 @@ from bench.analysis.show.document import Table
 from bench.records.environment import machine
 from bench.records.record import AA_SUFFIX, CostTable
 from bench.statistics.ratios import interval_name
+from methods.names import REFERENCE_METHOD
 
 UNMEASURED = "not measured"
 LARGE, SIZE = "vit_small_patch16_224", 224
@@ -82,7 +83,7 @@ def speed_cell(row: pd.Series, kind: str) -> str:
     speed = speed_of(row, kind)
     if speed is None:
         return UNMEASURED
-    if row["method"] == "simclr/dense":
+    if row["method"] == REFERENCE_METHOD.name:
         return "1 (reference)"
     if speed.no_difference and not row["method"].endswith(AA_SUFFIX):
         return f"no difference seen [{speed.low:.2f}, {speed.high:.2f}]"

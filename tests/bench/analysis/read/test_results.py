@@ -13,6 +13,7 @@ from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
 from bench.records.seal import digest_of
 from bench.specs.frozen import file_sha256
+from methods import BASELINES, OBJECTIVES, STRATEGIES, Entry
 
 
 @pytest.fixture
@@ -110,6 +111,20 @@ def test_all_that_differs_is_said_at_once_and_by_whom(tmp_path, synthetic, small
     assert len(lines) == 2
     assert "move the ones that don't belong to another results folder" in mend
     assert "rerun them" in mend
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_arms_come_in_the_order_of_the_registry_and_plugins_last(tmp_path, synthetic, registries, loaded):
+    own = [f"{objective}/{strategy}" for objective in OBJECTIVES for strategy in STRATEGIES]
+    names = [*BASELINES, *own[: len(STRATEGIES)], "simclr/a", "simclr/b", "moco/dense", "x/dense", "y/a"]
+    world = synthetic.World(patients=20, seeds=(0,), labels=("nodule",), probes=("linear",), fractions={100.0: 1.0})
+    for name in reversed(names):
+        synthetic.write_run(tmp_path, world, synthetic.Method(name, 0.8), 0)
+    if loaded:
+        for registry, plugins in ((STRATEGIES, "ba"), (OBJECTIVES, "yx")):
+            registry |= {name: Entry(":Mine", "", "", code="of a file") for name in plugins}
+    (group,) = group_runs(read_runs(tmp_path))
+    assert [arm.label for arm in group.arms] == names
 
 
 def test_one_method_from_two_versions_of_a_plugin_is_refused_and_two_methods_are_not(tmp_path, synthetic, small):
