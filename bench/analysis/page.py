@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.analysis import account, costplots, document, finding, frames, plots, saliency, speed, tables
-from bench.analysis.claims import Claim, all_claims
+from bench.analysis.claims import SEEDS, Claim, all_claims
 from bench.analysis.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.groups import Group, Run
@@ -102,13 +102,15 @@ def _group(
             table,
             Figure(
                 f"{name}-labels",
-                "Label efficiency: macro AUROC against the share of labelled patients, "
-                f"{group.data}; bars are 95 % intervals; points are set side by side within a fraction.",
+                f"Label efficiency: macro AUROC against the share of labelled patients, {group.data}; bars are"
+                " intervals; points are set side by side within a fraction. "
+                + tables.intervals_note([main.estimate(arm, f) for arm in group.arms for f in main.fractions]),
             ),
         ]
         blocks += [tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
         blocks += _present(tables.differences(main, "dense"), tables.differences(main, "fixed"))
-        blocks += [tables.per_finding(main), tables.precision(main), *_present(tables.subgroups(main))]
+        blocks += [tables.per_finding(main), *_present(tables.differences_per_finding(main, "dense"))]
+        blocks += [tables.precision(main), *_present(tables.subgroups(main))]
     blocks += [Heading(3, "Cost"), account.macs(group), *_present(speed.times(group, cost))]
     if not any(isinstance(block, Table) and block.title.startswith("Paired time") for block in blocks):
         blocks.append(Paragraph("No paired time was measured at this scale, so nothing is said about speed."))
@@ -117,9 +119,9 @@ def _group(
         blocks.append(
             Figure(
                 f"{name}-cost",
-                f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; the line"
-                " is the front: no method beyond it is both cheaper and better. Bars are 95 % intervals;"
-                " the bars of points of (nearly) equal cost are set side by side.",
+                f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; {_front(main)}"
+                " Bars are intervals; those of points of (nearly) equal cost are set side by side. "
+                + tables.intervals_note([main.estimate(arm, main.primary) for arm in group.arms if not arm.floor]),
             )
         )
     blocks += [Heading(3, "Claims"), *account.claims_tables(claims)]
@@ -164,8 +166,14 @@ def _large_scale(large: speed.LargeTable | None, figures: Path) -> tuple[list[Bl
     return [*blocks, Figure(LARGE_PARTS, costplots.PARTS_CAPTION)], {LARGE_PARTS}
 
 
+def _front(scores: Scores) -> str:
+    if plots.shows_front(scores):
+        return "the line is the front: no method beyond it is both cheaper and better, by these estimates."
+    return f"no front is drawn of fewer than {SEEDS} seeds."
+
+
 def _lead(sentences: list[str]) -> list[Block]:
-    warnings = [s for s in sentences if s.startswith(("This is the ", "Provisional"))]
+    warnings = [s for s in sentences if s.startswith(("This is the ", "Provisional", finding.NO_VERDICT))]
     rest = tuple(s for s in sentences if s not in warnings)
     return [*(Paragraph(warning, strong=True) for warning in warnings), *([Bullets(rest)] if rest else [])]
 
@@ -184,8 +192,9 @@ def _trouble(group: Group) -> list[Block]:
 def _standing(group: Group) -> list[str]:
     """What holds for every report."""
     out = [
-        "An interval holds for other test patients, for other seeds where there are two or more, and for other draws of"
-        " the labelled patients where there are several. supervised is trained on the first draw alone.",
+        "An interval holds for other test patients; with three or more seeds, for other seeds too; with three or more"
+        " draws of the labelled patients besides, for other draws. docs/intervals.md says how intervals are made, and"
+        " how often they hold the truth. supervised is trained on the first draw alone.",
         "Nothing is averaged across data sets, splits, presets, encoders or training settings.",
     ]
     record = group.runs[0].record

@@ -6,7 +6,7 @@ draws and label fractions at hand. Where that set is empty, each fraction gets i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Scores:
     probe: str
     _values: dict[tuple[Any, ...], Array | None] = field(default_factory=dict, repr=False)
     _patients: Array | None = field(default=None, repr=False)
+    _by_class: Array | None = field(default=None, repr=False)  # (findings, 2): test patients without and with each
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ class Scores:
                 scores, labels, patients = _predictions(path, len(self.names))
                 values, who = statistics.pseudo_values(scores[:draws], labels, patients, mask)
                 if self._patients is None:
-                    self._patients = who
+                    self._patients, self._by_class = who, statistics.patients_by_class(labels, patients)
                 if not np.array_equal(self._patients, who):
                     raise ReportRefused(
                         f"{path} holds other test patients than the other runs of its group; run "
@@ -118,21 +119,22 @@ class Scores:
         return out
 
     def estimate(self, arm: Arm, fraction: float, finding: str | None = None) -> Estimate | None:
-        """Macro AUROC of an arm, or the AUROC of one finding; its interval ends where an AUROC does, at 0 and 1."""
+        """Macro AUROC of an arm, or the AUROC of one finding, with its interval on the logit scale."""
         names = (finding,) if finding else self.findings(fraction)
         if not names or (finding and finding in self._undefined.get(fraction, {})):
             return None
         found = _interval(list(self._of(arm, fraction, names).values()))
-        if found is None or not np.isfinite(found.low):
-            return found
-        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+        return self._among_patients(statistics.of_auroc(found), names) if found else None
 
-    def difference(self, arm: Arm, reference: Arm, fraction: float) -> Estimate | None:
-        """Macro AUROC of `arm` minus that of `reference`, paired by seed, patient and draw; None without a common seed.
+    def difference(self, arm: Arm, reference: Arm, fraction: float, finding: str | None = None) -> Estimate | None:
+        """Macro AUROC of `arm` minus that of `reference`, or of one finding, paired by seed, patient and draw; None
+        without a common seed.
 
         Of an arm with more draws of the labelled patients than the other the first ones count.
         """
-        names = self.findings(fraction)
+        names = (finding,) if finding else self.findings(fraction)
+        if finding and finding in self._undefined.get(fraction, {}):
+            return None
         counts = {self.draws(one, fraction) for one in (arm, reference)} - {0}
         draws = min(counts) if len(counts) > 1 else None
         mine, theirs = self._of(arm, fraction, names, draws), self._of(reference, fraction, names, draws)
@@ -140,7 +142,17 @@ class Scores:
         for seed in sorted(set(mine) & set(theirs)):
             (a, mean_a), (b, mean_b) = mine[seed], theirs[seed]
             pairs.append((None if a is None or b is None else a - b, mean_a - mean_b))
-        return _interval(pairs)
+        found = _interval(pairs)
+        return self._among_patients(statistics.of_difference(found), names) if found else None
+
+    def _among_patients(self, found: Estimate, names: tuple[str, ...]) -> Estimate:
+        """What the rarest class of these findings among the test patients allows: an interval, a rough one, or none."""
+        if self._by_class is None or not found.patients:
+            return found  # over seeds alone
+        by_class = dict(zip(self.names, self._by_class.tolist(), strict=True))
+        fewest, name, side = min((n, name, side) for name in names for side, n in enumerate(by_class[name]))
+        noun = "test patient" if fewest == 1 else "test patients"
+        return statistics.among_patients(found, fewest, f"{noun} {('without', 'with')[side]} {name}")
 
     def draws(self, arm: Arm, fraction: float) -> int:
         """Draws of the fraction that all seeds of the arm were scored on; 0 where it was not scored."""

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import special
 from sklearn.metrics import roc_auc_score
 
 from bench.analysis import tables
@@ -72,6 +73,96 @@ def test_a_paired_difference_is_far_tighter_than_two_unpaired_ones(folder):
     assert gap.high - gap.low < 0.7 * unpaired
 
 
+def test_the_interval_of_an_auroc_is_symmetric_in_its_odds_and_that_of_a_difference_is_not(folder):
+    scores = scores_of(folder)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    for finding in (None, "effusion"):
+        found = scores.estimate(dense, 10.0, finding)
+        low, middle, high = special.logit([found.low, found.value, found.high])
+        assert middle - low == pytest.approx(high - middle)
+        gap = scores.difference(dense, fixed, 10.0, finding)
+        assert gap.value - gap.low == pytest.approx(gap.high - gap.value)
+
+
+def test_the_difference_on_one_finding_is_that_of_its_aurocs_by_sklearn(folder):
+    scores = scores_of(folder)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    means = []
+    for arm in (dense, fixed):
+        values = []
+        for run in arm.runs:
+            with np.load(run.folder / "predictions" / f"linear-10-{arm.inference}.npz") as saved:
+                values += [roc_auc_score(saved["labels"][:, 2], one[:, 2]) for one in saved["scores"]]
+        means.append(np.mean(values))
+    found = scores.difference(dense, fixed, 10.0, "effusion")
+    assert found.value == pytest.approx(means[0] - means[1], abs=1e-9)
+    each = [scores.difference(dense, fixed, 10.0, name).value for name in scores.names]
+    assert scores.difference(dense, fixed, 10.0).value == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize(("positives", "bounded", "rough"), [(4, False, False), (7, True, True), (12, True, False)])
+def test_the_rarest_finding_decides_on_an_interval(tmp_path, synthetic, positives, bounded, rough):
+    world = synthetic.World(patients=200, seeds=(0, 1, 2), draws=1, probes=("linear",), fractions={10.0: 1.0})
+    world.truth[:, 0] = np.arange(400) < 2 * positives  # two images a patient
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
+    scores = scores_of(results)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    rare = [scores.estimate(dense, 10.0, "nodule"), scores.difference(dense, fixed, 10.0, "nodule")]
+    macro = [scores.estimate(dense, 10.0), scores.difference(dense, fixed, 10.0)]
+    for found in (*rare, *macro):
+        assert (found.bounded, found.rough) == (bounded, rough)
+        assert found.reason == ("" if bounded else "4 test patients with nodule, and an interval needs 5")
+    common = scores.estimate(dense, 10.0, "effusion")
+    assert (common.bounded, common.rough) == (True, False)
+    (row,) = [one for one in tables.per_finding(scores).rows if one[0] == "simclr/dense"]
+    low, high = f"{rare[0].low:.3f}", f"{rare[0].high:.3f}"
+    assert row[1] == f"{rare[0].value:.3f} " + (f"[{low}, {high}]{' (rough)' * rough}" if bounded else "(no interval)")
+    note = tables.accuracy(scores).note
+    assert ("Rough: " in note) == rough
+    assert ("No interval: 4 test patients with nodule, and" in note) == (not bounded)
+
+
+def test_a_finding_that_nearly_all_have_is_as_rare(tmp_path, synthetic):
+    world = synthetic.World(patients=60, seeds=(0, 1, 2), draws=1, probes=("linear",), fractions={10.0: 1.0})
+    world.truth[:, 0] = np.arange(120) >= 6
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense"), cost=False)
+    scores = scores_of(results)
+    found = scores.estimate(scores.group.arms[0], 10.0, "nodule")
+    assert found.reason == "3 test patients without nodule, and an interval needs 5"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_have_intervals_over_test_patients_alone_named_so(tmp_path, synthetic, seeds):
+    world = synthetic.World(patients=150, seeds=tuple(range(seeds)), draws=4, probes=("linear",))
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
+    scores = scores_of(results)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    for found in (scores.estimate(dense, 10.0), scores.difference(dense, fixed, 10.0)):
+        assert (found.basis, found.seeds) == (("patients",), seeds)
+        assert found.high - found.low < 0.2  # with one degree of freedom: several times as wide
+    for table in (
+        tables.accuracy(scores),
+        tables.per_finding(scores),
+        tables.differences(scores, "dense"),
+        tables.differences_per_finding(scores, "dense"),
+    ):
+        assert "95 % intervals: test patients alone (t); seeds, fewer than 3, are taken as they are" in table.note
+
+
+def test_an_arm_that_lacks_seeds_has_its_intervals_marked(tmp_path, synthetic):
+    world = synthetic.World(patients=150, seeds=(0, 1, 2), draws=1, probes=("linear",), fractions={10.0: 1.0})
+    dense, fixed = named(synthetic, "simclr/dense", "simclr/fixed")
+    synthetic.write_results(tmp_path, world, [dense], cost=False)
+    for seed in (0, 1):
+        synthetic.write_run(tmp_path, world, fixed, seed)
+    scores = scores_of(tmp_path)
+    table = tables.accuracy(scores)
+    cells = {row[0]: row[-1] for row in table.rows}
+    assert cells["simclr/fixed"].endswith("] (patients alone) * (2)")
+    assert cells["simclr/dense"].endswith("]")
+    assert "; (patients alone): fewer than 3 seeds, test patients alone." in table.note
+
+
 def test_an_undefined_finding_leaves_every_fraction_and_is_named(tmp_path, synthetic):
     world = synthetic.World(patients=60, seeds=(0,), draws=2, probes=("linear",))
     results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
@@ -109,7 +200,11 @@ def test_without_predictions_intervals_are_over_seeds(tmp_path, synthetic):
     results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
     scores = scores_of(results)
     dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
-    assert scores.estimate(dense, 10.0).basis == ("seeds",)
+    found = scores.estimate(dense, 10.0)
+    assert (found.basis, found.rough, found.bounded) == (("seeds",), False, True)
+    assert tables.accuracy(scores).note.endswith(
+        "95 % intervals: seeds alone (t), for the records keep no predictions."
+    )
     gap = np.array(scores.seed_means(dense, 10.0)) - np.array(scores.seed_means(fixed, 10.0))
     assert scores.difference(dense, fixed, 10.0).value == pytest.approx(gap.mean())
 
@@ -150,7 +245,7 @@ def test_the_reference_is_of_the_same_objective_and_keep(tmp_path, synthetic):
 
 def test_a_difference_is_on_the_draws_that_both_have(tmp_path, synthetic):
     """`supervised` is trained on the first draw alone, and one draw can be luckier than another."""
-    world = synthetic.World(patients=80, seeds=(0, 1), draws=3, probes=("linear",))
+    world = synthetic.World(patients=80, seeds=(0, 1, 2), draws=3, probes=("linear",))
     results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
     for folder in results.glob("simclr-fixed*"):
         file, predictions = (folder / f"{kind}/linear-10-pruned.{end}" for kind, end in SAVED)
