@@ -28,6 +28,7 @@ from methods.strategies.strategy import Call
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating]
 BATCH = 256
+VALIDATION = "validation_"  # begins the names of the predictions on validation images
 
 
 @dataclass
@@ -44,6 +45,10 @@ class Bench:
         """Images of a split that carry a label."""
         index = cast(Indices, getattr(self.splits, split))
         return index[~np.isnan(self.data.labels[index]).all(1)]
+
+    def images_scored(self, split: Literal["test", "val"]) -> Indices:
+        """The images of the split, then, beside the test images, those of the validation split."""
+        return np.concatenate([self.images_of(part) for part in dict.fromkeys((split, "val"))])
 
     def draws(self, percent: float, draws: int) -> list[Indices]:
         """The subsets of a fraction; the whole is one."""
@@ -111,7 +116,7 @@ def evaluate(
     report: Report,
 ) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
     """One probe at one fraction: every draw trained and scored, then summed up. Also the predictions, to be kept."""
-    test = bench.images_of(spec.split)
+    test = bench.images_scored(spec.split)
     subsets, scores, chosen = bench.draws(labels, spec.draws), [], []
     for index in subsets:
         if probe == "finetune":
@@ -177,8 +182,11 @@ def summarise(
     subsets: list[Indices],
     chosen: list[dict[str, float]],
 ) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
-    """From scores (draws, images, L) on a split to an Evaluation and its predictions."""
+    """From scores (draws, images, L) to an Evaluation and its predictions. The images are those of `images_scored`, or
+    of the split alone. Validation images beside test images have a score by finding, and are in no other number."""
     index = bench.images_of(spec.split)
+    scores, beside = scores[:, : len(index)], scores[:, len(index) :]
+    others = bench.images_scored(spec.split)[len(index) :] if beside.size else np.empty(0, np.int64)
     truth, patients, names = bench.data.labels[index], bench.data.patients[index], bench.data.label_names
     mask = defined_labels(scores, truth)
     undefined = {n: _why_undefined(truth[:, i]) for i, n in enumerate(names) if not mask[i]}
@@ -212,6 +220,7 @@ def summarise(
         interval=whole,
         per_label=per_label,
         undefined=undefined,
+        validation=_by_finding(beside, bench.data, others),
         draws=tuple(
             Draw(
                 draw=d,
@@ -231,7 +240,27 @@ def summarise(
         finetune=tuning.model_dump(mode="json") if probe == "finetune" else {},
         conditions=conditions(environment(torch.get_num_threads(), ranks=1)),
     )
-    return evaluation, {"scores": scores, "labels": truth, "patients": patients.astype(str), "index": index}
+    predictions = _predictions(scores, bench.data, index)
+    if len(others):
+        predictions |= {f"{VALIDATION}{name}": a for name, a in _predictions(beside, bench.data, others).items()}
+    return evaluation, predictions
+
+
+def _predictions(scores: Floats, data: Dataset, index: Indices) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "scores": scores,
+        "labels": data.labels[index],
+        "patients": data.patients[index].astype(str),
+        "index": index,
+    }
+
+
+def _by_finding(scores: Floats, data: Dataset, index: Indices) -> dict[str, float]:
+    """AUROC of each finding that is defined, averaged over the draws."""
+    truth = data.labels[index]
+    mask = defined_labels(scores, truth)
+    means = _by_draw(auroc, scores, truth, mask).mean(0)
+    return {data.label_names[i]: float(mean) for i, mean in zip(np.flatnonzero(mask), means, strict=True)}
 
 
 def _by_draw(score: Any, scores: Floats, truth: Floats, mask: npt.NDArray[np.bool_]) -> Floats:

@@ -247,7 +247,7 @@ def _evaluate_supervised(
     classifier = Classifier(objective.encoder, bench.data.labels.shape[1], "dense").eval()
     classifier.load_state_dict(tensors)
     index = bench.draws(spec.labels, 1)[0]
-    scores = classify(classifier.to(bench.fabric.device), bench, bench.images_of(evaluation.split))
+    scores = classify(classifier.to(bench.fabric.device), bench, bench.images_scored(evaluation.split))
     result, predictions = summarise(
         spec.run_id,
         scores[None].astype("float32"),

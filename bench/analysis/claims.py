@@ -109,11 +109,8 @@ def alike(found: Estimate, sensitive: bool) -> bool:
 def sensitivity(scores: Scores, fraction: float) -> Estimate | None:
     """Dense minus the untrained encoder: what pre-training gave; None where there is no such pair. By the paired
     interval of it a comparison is sensitive or not (assay sensitivity of a non-inferiority trial, ICH E10)."""
-    arms = scores.group.arms
-    dense = next((one for one in arms if (one.objective, one.strategy) == ("simclr", "dense")), None)
-    dense = dense or next((one for one in arms if one.strategy == "dense"), None)
-    floor = next((one for one in arms if one.strategy == "untrained"), None)
-    return scores.difference(dense, floor, fraction) if dense and floor else None
+    arms = scores.dense_and_untrained
+    return scores.difference(*arms, fraction) if arms else None
 
 
 def is_sensitive(scores: Scores, fraction: float) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bench.analysis.claims import (
     MARGIN,
     MEASURES,
@@ -35,15 +37,16 @@ def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: i
         return [*out, "No evaluation on the test split is at hand, so nothing can be said about accuracy."]
     if len(group.seeds) < SEEDS:
         out.append(
-            f"{NO_VERDICT}: it needs {SEEDS} seeds, and there {_seeds(group)}. What follows on accuracy are estimates;"
-            " the same seeds on another processor can give others, because training that selects tokens amplifies"
-            " rounding."
+            f"{NO_VERDICT}: it needs {SEEDS} seeds, and there {_seeds(group, '')}. What follows on accuracy are"
+            " estimates; the same seeds on another processor can give others, because training that selects tokens"
+            " amplifies rounding."
         )
     fraction = scores.primary
-    out += _discriminates(scores, fraction) + _weak_floor(scores, fraction)
+    out += _discriminates(scores, fraction) + _not_learned(scores) + _weak_floor(scores, fraction)
     for name in dict.fromkeys(claim.arm for claim in claims):
         mine = [claim for claim in claims if claim.arm == name and claim.fraction in (None, fraction)]
         out += [_accuracy(c, scores, fraction) for c in mine if c.kind == "accuracy" and c.verdict != "not measured"]
+        out += _where_dense_learns(name, scores)
         out += [
             _rival(c, group, scores, fraction)
             for c in mine
@@ -75,8 +78,8 @@ def provisional(group: Group, scores: Scores | None, planned: int = 0) -> str:
     return "; ".join(parts)
 
 
-def _seeds(group: Group) -> str:
-    return "is one seed" if len(group.seeds) == 1 else f"are {len(group.seeds)} seeds"
+def _seeds(group: Group, noun: str = " seeds") -> str:
+    return f"is one{noun[:-1]}" if len(group.seeds) == 1 else f"are {len(group.seeds)}{noun}"
 
 
 def incomplete(arm: Arm, scores: Scores, fraction: float) -> bool:
@@ -97,12 +100,10 @@ def unlearned(group: Group) -> list[str]:
 
 
 def _discriminates(scores: Scores, fraction: float) -> list[str]:
-    dense = next((a for a in scores.group.arms if a.strategy == "dense" and a.objective == "simclr"), None)
-    dense = dense or next((a for a in scores.group.arms if a.strategy == "dense"), None)
-    found = sensitivity(scores, fraction)
-    if dense is None or found is None:
+    arms, found = scores.dense_and_untrained, sensitivity(scores, fraction)
+    if arms is None or found is None:
         return []
-    text = f"{dense.label} against the untrained encoder at {fraction:g} % of the labels: {in_words(found)}"
+    text = f"{arms[0].label} against the untrained encoder at {fraction:g} % of the labels: {in_words(found)}"
     share = f"{100 * MARGIN / found.value:.0f} %" if found.value > 0 else ""
     margin = f"the margin of {MARGIN} for comparable accuracy is {share} of that gain"
     if no_verdict(found):
@@ -110,6 +111,35 @@ def _discriminates(scores: Scores, fraction: float) -> list[str]:
     if found.low > 0:
         return [f"{text}; pre-training teaches something here, so methods can differ; {margin}."]
     return [f"{text}; the interval does not exclude 0, so this set-up can't tell good methods from bad ones."]
+
+
+def _not_learned(scores: Scores) -> list[str]:
+    """A sentence on the findings of the macro mean that tell no methods apart."""
+    arms, names = scores.dense_and_untrained, scores.learned
+    others = [name for name in scores.findings(scores.primary) if name not in (names or ())]
+    if arms is None or names is None or not others:
+        return []
+    text = f"Among the validation patients {arms[0].label} is not seen to beat the untrained encoder on"
+    where = f"at {scores.primary:g} % of the labels"
+    if not names:
+        return [f"{text} any finding {where}."]
+    return [f"{text} {listed(others)} {where}: in a macro mean over all findings these hide differences."]
+
+
+def _where_dense_learns(label: str, scores: Scores) -> list[str]:
+    """A sentence on one method over the findings that dense learns, where these are not all."""
+    arm = next(one for one in scores.group.arms if one.label == label)
+    rival, names, fraction = scores.reference(arm, "dense"), scores.learned, scores.primary
+    if not names or rival is None or names == scores.findings(fraction):
+        return []
+    found = scores.difference(arm, rival, fraction, names)
+    text = f"Over {listed(names)}, which dense learns, {label} against dense at {fraction:g} % of the labels"
+    return [f"{text}: {in_words(found)}."] if found else []
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _weak_floor(scores: Scores, fraction: float) -> list[str]:

@@ -108,7 +108,11 @@ def _group(
             ),
         ]
         blocks += [tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
-        blocks += _present(tables.differences(main, "dense"), tables.differences(main, "fixed"))
+        blocks += _present(
+            tables.differences(main, "dense"),
+            tables.differences_where_dense_learns(main),
+            tables.differences(main, "fixed"),
+        )
         blocks += [tables.per_finding(main), *_present(tables.differences_per_finding(main, "dense"))]
         blocks += [tables.precision(main), *_present(tables.subgroups(main))]
     blocks += [Heading(3, "Cost"), account.macs(group), *_present(speed.times(group, cost))]

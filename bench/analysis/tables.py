@@ -62,7 +62,7 @@ def intervals_note(estimates: list[Estimate | None]) -> str:
     if any(one.rough for one in known):
         text += (
             f" Rough: some finding has fewer than {SOUND_PATIENTS} positive, or negative, test patients, so the"
-            " interval is too narrow."
+            " interval may be too narrow."
         )
     reasons = dict.fromkeys(one.reason for one in known if one.reason)
     return text + (f" No interval: {'; '.join(reasons)}." if reasons else "")
@@ -141,7 +141,7 @@ def differences_per_finding(scores: Scores, strategy: str) -> Table | None:
     """Every arm minus the arm of `strategy`, finding by finding at the primary fraction, findings as columns."""
     fraction = scores.primary
     found = {
-        (name, arm.label): scores.difference(arm, rival, fraction, name)
+        (name, arm.label): scores.difference(arm, rival, fraction, (name,))
         for arm in scores.group.arms
         if (rival := scores.reference(arm, strategy))
         for name in scores.names
@@ -228,6 +228,29 @@ def differences(scores: Scores, strategy: str) -> Table | None:
         tuple(rows),
         f"{PAIRED} {_note(scores, seen)} {UNCORRECTED}{rule}",
     )
+
+
+def differences_where_dense_learns(scores: Scores) -> Table | None:
+    """Every arm minus dense, over the findings that dense learns; None where these are all, none, or not known."""
+    names, arms = scores.learned, scores.dense_and_untrained
+    others = [name for name in scores.findings(scores.primary) if name not in (names or ())]
+    if not names or not others or arms is None:
+        return None
+    pairs = [(arm, rival) for arm in scores.group.arms if (rival := scores.reference(arm, "dense"))]
+    found = {arm.label: [scores.difference(arm, rival, f, names) for f in scores.fractions] for arm, rival in pairs}
+    seen = [one for row in found.values() for one in row]
+    rows = [
+        (arm.label, rival.label, *(span(one) + _alone(one, seen) if one else NONE for one in found[arm.label]))
+        for arm, rival in pairs
+        if any(found[arm.label])
+    ]
+    note = (
+        f"Over {', '.join(names)}: the findings on which {arms[0].label} is seen to beat the untrained encoder among"
+        f" the validation patients at {scores.primary:g} % of the labels. Left out: {', '.join(others)}. {PAIRED}"
+        f" {_note(scores, seen)} {UNCORRECTED}"
+    )
+    heads = ("method", "minus", *(f"{f:g} % labels" for f in scores.fractions))
+    return Table(caption(scores, "Macro AUROC over what dense learns, difference to dense"), heads, tuple(rows), note)
 
 
 def subgroups(scores: Scores) -> Table | None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import special
 from sklearn.metrics import roc_auc_score
 
 from bench.analysis import tables
+from bench.analysis.claims import all_claims, signed, span
+from bench.analysis.finding import finding
 from bench.analysis.gather import group_runs, read_runs
 from bench.analysis.groups import ReportRefused
 from bench.analysis.scores import Scores
@@ -76,11 +80,11 @@ def test_a_paired_difference_is_far_tighter_than_two_unpaired_ones(folder):
 def test_the_interval_of_an_auroc_is_symmetric_in_its_odds_and_that_of_a_difference_is_not(folder):
     scores = scores_of(folder)
     dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
-    for finding in (None, "effusion"):
-        found = scores.estimate(dense, 10.0, finding)
+    for name in (None, "effusion"):
+        found = scores.estimate(dense, 10.0, name)
         low, middle, high = special.logit([found.low, found.value, found.high])
         assert middle - low == pytest.approx(high - middle)
-        gap = scores.difference(dense, fixed, 10.0, finding)
+        gap = scores.difference(dense, fixed, 10.0, name and (name,))
         assert gap.value - gap.low == pytest.approx(gap.high - gap.value)
 
 
@@ -94,9 +98,9 @@ def test_the_difference_on_one_finding_is_that_of_its_aurocs_by_sklearn(folder):
             with np.load(run.folder / "predictions" / f"linear-10-{arm.inference}.npz") as saved:
                 values += [roc_auc_score(saved["labels"][:, 2], one[:, 2]) for one in saved["scores"]]
         means.append(np.mean(values))
-    found = scores.difference(dense, fixed, 10.0, "effusion")
+    found = scores.difference(dense, fixed, 10.0, ("effusion",))
     assert found.value == pytest.approx(means[0] - means[1], abs=1e-9)
-    each = [scores.difference(dense, fixed, 10.0, name).value for name in scores.names]
+    each = [scores.difference(dense, fixed, 10.0, (name,)).value for name in scores.names]
     assert scores.difference(dense, fixed, 10.0).value == pytest.approx(np.mean(each))
 
 
@@ -107,7 +111,7 @@ def test_the_rarest_finding_decides_on_an_interval(tmp_path, synthetic, positive
     results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
     scores = scores_of(results)
     dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
-    rare = [scores.estimate(dense, 10.0, "nodule"), scores.difference(dense, fixed, 10.0, "nodule")]
+    rare = [scores.estimate(dense, 10.0, "nodule"), scores.difference(dense, fixed, 10.0, ("nodule",))]
     macro = [scores.estimate(dense, 10.0), scores.difference(dense, fixed, 10.0)]
     for found in (*rare, *macro):
         assert (found.bounded, found.rough) == (bounded, rough)
@@ -161,6 +165,96 @@ def test_an_arm_that_lacks_seeds_has_its_intervals_marked(tmp_path, synthetic):
     assert cells["simclr/fixed"].endswith("] (patients alone) * (2)")
     assert cells["simclr/dense"].endswith("]")
     assert "; (patients alone): fewer than 3 seeds, test patients alone." in table.note
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory, synthetic):
+    """Nodule and pneumothorax can't be told among the validation patients; among the test patients all can."""
+    world = synthetic.World(
+        patients=150,
+        seeds=(0, 1, 2),
+        draws=3,
+        probes=("linear",),
+        validation=300,
+        flat=("nodule", "pneumothorax"),
+        fractions={10.0: 1.0},
+    )
+    names = ("untrained", "simclr/dense", "simclr/fixed", "simclr/sparsecontrast")
+    return synthetic.write_results(tmp_path_factory.mktemp("flat"), world, named(synthetic, *names), cost=False)
+
+
+def test_what_dense_learns_is_chosen_on_validation_patients_alone(flat):
+    scores = scores_of(flat)
+    assert scores.learned == ("consolidation", "effusion", "cardiomegaly")
+    dense, floor = scores.dense_and_untrained
+    assert (dense.label, floor.label) == ("simclr/dense", "untrained")
+    assert scores.difference(dense, floor, 10.0, ("nodule",)).low > 0  # had test patients been asked
+
+
+def test_the_second_macro_is_over_what_dense_learns_and_names_the_others(flat):
+    scores = scores_of(flat)
+    table = tables.differences_where_dense_learns(scores)
+    arm, dense = arm_of(scores, "simclr/fixed"), arm_of(scores, "simclr/dense")
+    gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.learned])
+    (row,) = [one for one in table.rows if one[0] == "simclr/fixed"]
+    assert row[1:] == ("simclr/dense", span(scores.difference(arm, dense, 10.0, scores.learned)))
+    assert row[2].startswith(signed(gap))
+    assert gap != pytest.approx(scores.difference(arm, dense, 10.0).value, abs=1e-3)
+    assert "Left out: nodule, pneumothorax." in table.note
+    text = finding(scores.group, scores, all_claims(scores.group, scores, pd.DataFrame()))
+    (others,) = [one for one in text if "Among the validation patients" in one]
+    assert "simclr/dense is not seen to beat the untrained encoder on nodule and pneumothorax at 10 %" in others
+    sparse = scores.difference(arm_of(scores, "simclr/sparsecontrast"), dense, 10.0, scores.learned)
+    over = (
+        "Over consolidation, effusion and cardiomegaly, which dense learns, simclr/sparsecontrast against dense at 10 %"
+    )
+    assert f"{over} of the labels: {span(sparse)} macro AUROC." in text
+
+
+def test_without_predictions_what_dense_learns_is_chosen_by_the_recorded_aurocs(flat, tmp_path):
+    for folder in flat.glob("*/predictions"):
+        shutil.copytree(folder.parent, tmp_path / folder.parent.name, ignore=shutil.ignore_patterns("predictions"))
+    scores = scores_of(tmp_path)
+    found = scores._on_validation("effusion")
+    values = [
+        [one.validation["effusion"] for _, one in arm.evaluations("linear", 10.0).values()]
+        for arm in scores.dense_and_untrained
+    ]
+    assert found.value == pytest.approx(np.mean(values[0]) - np.mean(values[1]))
+    assert found.basis == ("seeds",)
+    assert "effusion" in scores.learned
+    assert "nodule" not in scores.learned
+
+
+def test_where_dense_learns_nothing_it_is_said_and_there_is_no_second_macro(tmp_path, synthetic):
+    world = synthetic.World(
+        patients=80, probes=("linear",), fractions={10.0: 1.0}, validation=100, flat=synthetic.LABELS
+    )
+    synthetic.write_results(tmp_path, world, named(synthetic, "untrained", "simclr/dense", "simclr/fixed"), cost=False)
+    scores = scores_of(tmp_path)
+    assert scores.learned == ()
+    assert tables.differences_where_dense_learns(scores) is None
+    text = finding(scores.group, scores, [])
+    assert any(
+        one.endswith("is not seen to beat the untrained encoder on any finding at 10 % of the labels.") for one in text
+    )
+
+
+def test_records_without_validation_scores_have_no_second_macro_and_say_so(folder):
+    scores = scores_of(folder)
+    assert scores.learned is None
+    assert tables.differences_where_dense_learns(scores) is None
+    assert any("was not scored on the validation patients" in note for note in scores.notes)
+
+
+def test_other_validation_patients_are_refused(tmp_path, synthetic):
+    for seed, validation in ((0, 100), (1, 101)):
+        world = synthetic.World(patients=60, probes=("linear",), fractions={10.0: 1.0}, validation=validation)
+        for method in named(synthetic, "untrained", "simclr/dense"):
+            synthetic.write_run(tmp_path, world, method, seed)
+    scores = scores_of(tmp_path)
+    with pytest.raises(ReportRefused, match="other validation patients"):
+        assert scores.learned
 
 
 def test_an_undefined_finding_leaves_every_fraction_and_is_named(tmp_path, synthetic):
