@@ -62,7 +62,7 @@ def _evaluate_supervised(
     """Score a network that was trained on labels from scratch, on the first draw of its fraction."""
     assert spec.labels is not None and spec.finetune is not None
     request = EvaluationRequest(spec.run_id, EvaluationKey("finetune", spec.labels, "dense"), evaluation, spec.finetune)
-    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_of(evaluation.split))
+    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_scored(evaluation.split))
     draw = ScoredDraw(run_data.draws(spec.labels, 1)[0], scores, {"lr": spec.finetune.lr})
     return summarise(request, [draw], run_data)
 

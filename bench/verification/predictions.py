@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.evaluation.evaluate import EvaluationRequest, ScoredDraw, summarise
+from bench.evaluation.evaluate import VALIDATION, EvaluationRequest, ScoredDraw, summarise
 from bench.records.record import Evaluation
 from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.data import RunData
@@ -29,8 +29,11 @@ def evaluations(source: Source, spec: RunSpec, run_data: RunData) -> list[Check]
 
 
 def read(path: Path) -> Arrays:
-    """The arrays of a predictions file. Raises FileNotFoundError, or ValueError for one that is none."""
-    return read_npz(path, NAMES)
+    """The arrays of a predictions file, those on validation images if it has them. Raises FileNotFoundError, or
+    ValueError for one that is none."""
+    beside = [f"{VALIDATION}{name}" for name in NAMES]
+    arrays = read_npz(path, NAMES, optional=beside)
+    return arrays if len(arrays) == len(NAMES) else read_npz(path, [*NAMES, *beside])
 
 
 def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, run_data: RunData) -> Check:
@@ -54,15 +57,23 @@ def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, run_d
 def _about(arrays: Arrays, run_data: RunData, evaluation: EvaluationSpec) -> list[str]:
     """What is wrong with the shapes of predictions, and with the images, labels and patients that they are about."""
     index = run_data.images_of(evaluation.split)
-    wanted = {
-        "index": index,
-        "labels": run_data.dataset.labels[index],
-        "patients": run_data.dataset.patients[index].astype(str),
-    }
-    found = [f"{key} of the predictions are others" for key, value in wanted.items() if not _equal(arrays[key], value)]
-    scores, shape = arrays["scores"], wanted["labels"].shape
-    if scores.ndim != 3 or scores.shape[1:] != shape or scores.dtype.kind != "f":
-        found.append(f"scores are {scores.dtype} {scores.shape}, and (draws, {shape[0]}, {shape[1]}) floats are wanted")
+    parts = {"": index}
+    if len(arrays) > len(NAMES):
+        parts[VALIDATION] = run_data.images_scored(evaluation.split)[len(index) :]
+    found = []
+    for part, rows in parts.items():
+        wanted = {
+            f"{part}index": rows,
+            f"{part}labels": run_data.dataset.labels[rows],
+            f"{part}patients": run_data.dataset.patients[rows].astype(str),
+        }
+        found += [
+            f"{key} of the predictions are others" for key, value in wanted.items() if not _equal(arrays[key], value)
+        ]
+        scores, shape = arrays[f"{part}scores"], run_data.dataset.labels[rows].shape
+        if scores.ndim != 3 or scores.shape[1:] != shape or scores.dtype.kind != "f":
+            wants = f"(draws, {shape[0]}, {shape[1]}) floats are wanted"
+            found.append(f"{part}scores are {scores.dtype} {scores.shape}, and {wants}")
     return found
 
 
@@ -76,14 +87,16 @@ def _computed(
     """The evaluation that follows from predictions; what cross-validation chose can't be seen in them. Raises
     ValueError where the draws are not as many as were asked for, or nothing can be scored."""
     subsets = run_data.draws(one.labels, 1 if spec.labels is not None else evaluation.draws)
-    if not len(arrays["scores"]) == len(one.draws) == len(subsets):
+    parts = [arrays[key] for key in ("scores", f"{VALIDATION}scores") if key in arrays]
+    counts = [len(part) for part in parts]
+    if {len(subsets), len(one.draws), *counts} != {len(subsets)}:
         raise ValueError(
-            f"{len(subsets)} draws were asked for, {len(one.draws)} are recorded, {len(arrays['scores'])} are predicted"
+            f"{len(subsets)} draws were asked for, {len(one.draws)} are recorded, {max(counts)} are predicted"
         )
     request = EvaluationRequest(one.run_id, EvaluationKey(one.probe, one.labels, one.inference), evaluation, tuning)
     draws = [
         ScoredDraw(index, scores, draw.chosen)
-        for index, scores, draw in zip(subsets, arrays["scores"], one.draws, strict=True)
+        for index, scores, draw in zip(subsets, np.concatenate(parts, axis=1), one.draws, strict=True)
     ]
     return summarise(request, draws, run_data)[0]
 
