@@ -65,7 +65,7 @@ def _evaluate_supervised(
     request = EvaluationRequest(
         spec.run_id, EvaluationKey("finetune", spec.labels, ALL_TOKENS), evaluation, spec.finetune
     )
-    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_of(evaluation.split))
+    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_scored(evaluation.split))
     draw = ScoredDraw(run_data.draws(spec.labels, 1)[0], scores, {"lr": spec.finetune.lr})
     return summarise(request, [draw], run_data)
 

@@ -179,6 +179,7 @@ class Evaluation(Frozen):
     interval: Interval
     per_label: dict[str, LabelScore]
     undefined: dict[str, str]  # finding -> why it has no score
+    validation: dict[str, float] = {}  # finding -> AUROC on the validation patients; by an earlier version {}
     draws: tuple[Draw, ...]
     draw_std: float  # of macro AUROC over draws; 0 where there is one
     subgroups: dict[str, dict[str, float]]  # "sex" -> {"F": macro AUROC, ...}

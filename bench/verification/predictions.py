@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.evaluation.evaluate import EvaluationRequest, ScoredDraw, summarise
+from bench.evaluation.evaluate import VALIDATION, EvaluationRequest, ScoredDraw, summarise
 from bench.records.record import Evaluation
 from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.data import RunData
@@ -29,8 +29,11 @@ def evaluations(source: Source, spec: RunSpec, run_data: RunData) -> list[Check]
 
 
 def read(path: Path) -> Arrays:
-    """The arrays of a predictions file. Raises FileNotFoundError, and ValueError for a file that is not one."""
-    return read_npz(path, NAMES)
+    """The arrays of a predictions file, with those on validation images if it has them. Raises FileNotFoundError, and
+    ValueError for a file that is not one."""
+    beside = [f"{VALIDATION}{name}" for name in NAMES]
+    arrays = read_npz(path, NAMES, optional=beside)
+    return arrays if len(arrays) == len(NAMES) else read_npz(path, [*NAMES, *beside])
 
 
 def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, run_data: RunData) -> Check:
@@ -54,16 +57,22 @@ def _evaluation(source: Source, name: str, one: Evaluation, spec: RunSpec, run_d
 def _about(arrays: Arrays, run_data: RunData, evaluation: EvaluationSpec) -> list[str]:
     """What is wrong with the shapes of predictions, or with their images, labels and patients."""
     index = run_data.images_of(evaluation.split)
-    labels, patients = run_data.dataset.labels[index], run_data.dataset.patients[index].astype(str)
-    expected = {"images": ("index", index), "labels": ("labels", labels), "patients": ("patients", patients)}
-    found = [
-        f"the predictions are for other {what} than the data"
-        for what, (key, value) in expected.items()
-        if not _equal(arrays[key], value)
-    ]
-    scores, shape = arrays["scores"], labels.shape
-    if scores.ndim != 3 or scores.shape[1:] != shape or scores.dtype.kind != "f":
-        found.append(f"scores are {scores.dtype} {scores.shape}, not floats (draws, {shape[0]}, {shape[1]})")
+    parts = {"": index}
+    if len(arrays) > len(NAMES):
+        parts[VALIDATION] = run_data.images_scored(evaluation.split)[len(index) :]
+    found = []
+    for part, rows in parts.items():
+        labels, patients = run_data.dataset.labels[rows], run_data.dataset.patients[rows].astype(str)
+        expected = {"images": ("index", rows), "labels": ("labels", labels), "patients": ("patients", patients)}
+        kind = "validation " if part else ""
+        found += [
+            f"the predictions are for other {kind}{what} than the data"
+            for what, (key, value) in expected.items()
+            if not _equal(arrays[f"{part}{key}"], value)
+        ]
+        scores, shape = arrays[f"{part}scores"], labels.shape
+        if scores.ndim != 3 or scores.shape[1:] != shape or scores.dtype.kind != "f":
+            found.append(f"{part}scores are {scores.dtype} {scores.shape}, not floats (draws, {shape[0]}, {shape[1]})")
     return found
 
 
@@ -77,14 +86,14 @@ def _computed(
     """The evaluation that follows from predictions; hyperparameters that cross-validation chose are taken from the
     record. Raises ValueError where the number of draws is not the one asked for, or nothing can be scored."""
     subsets = run_data.draws(one.labels, 1 if spec.labels is not None else evaluation.draws)
-    if not len(arrays["scores"]) == len(one.draws) == len(subsets):
-        raise ValueError(
-            f"{len(subsets)} draws were asked for, {len(one.draws)} are recorded, {len(arrays['scores'])} predicted"
-        )
+    parts = [arrays[key] for key in ("scores", f"{VALIDATION}scores") if key in arrays]
+    counts = [len(part) for part in parts]
+    if {len(subsets), len(one.draws), *counts} != {len(subsets)}:
+        raise ValueError(f"{len(subsets)} draws were asked for, {len(one.draws)} are recorded, {max(counts)} predicted")
     request = EvaluationRequest(one.run_id, one.key, evaluation, tuning)
     draws = [
         ScoredDraw(index, scores, draw.chosen)
-        for index, scores, draw in zip(subsets, arrays["scores"], one.draws, strict=True)
+        for index, scores, draw in zip(subsets, np.concatenate(parts, axis=1), one.draws, strict=True)
     ]
     return summarise(request, draws, run_data)[0]
 

@@ -19,7 +19,7 @@ from bench.verification.predictions import read
 from bench.verification.reconstruct import how, objective_of, run_data_of
 from bench.verification.stages import check_files
 from tests.bench import small
-from tests.bench.verification.tampering import Verified, edit, edit_history
+from tests.bench.verification.tampering import Verified, edit, edit_history, edit_predictions
 
 NAME = "linear-100-pruned"
 ACCURACY = f"{NAME} from its predictions"
@@ -113,6 +113,15 @@ def test_on_another_machine_the_checkpoint_must_have_the_recorded_accuracy(folde
     assert honest.verdicts["linear-100-pruned from the checkpoint"] == "holds"
     (folder / "checkpoint.safetensors").unlink()
     assert Verified(folder, "--cache", cache).verdicts["accuracy from the checkpoint"] == "can't be compared"
+
+
+def test_a_record_from_before_validation_patients_were_scored_holds(folder: Path, cache: Path) -> None:
+    for path in (folder / "evaluations").glob("*.json"):
+        edit(path, lambda one: one.pop("validation"), forge=True)
+        edit_predictions(folder, path.stem, lambda a: [a.pop(n) for n in list(a) if n.startswith("validation_")])
+    found = Verified(folder, "--cache", cache)
+    assert found.code == 0, found.output
+    assert found.verdicts[f"{NAME} from its predictions"] == found.verdicts[f"{NAME} of the rerun"] == "holds"
 
 
 @pytest.mark.parametrize(

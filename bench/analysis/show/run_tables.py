@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.judge.claims import READINGS, Claim, signed
+from bench.analysis.judge.claims import READINGS, SEEDS, Claim, signed, span
 from bench.analysis.read.groups import Group
-from bench.analysis.show.accuracy_tables import NONE, keep_cell
+from bench.analysis.show.accuracy_tables import ALONE, NONE, keep_cell
 from bench.analysis.show.document import Table
 from methods import REFERENCE, STRATEGIES
 
@@ -51,7 +51,9 @@ def claims_tables(claims: list[Claim]) -> list[Table]:
     note = (
         "Supported: the whole interval lies above the threshold; refuted: below; undecided: the threshold"
         f" lies in it. “40 % faster” as a rate is {READINGS['rate']:.2f}×, as time saved"
-        f" {READINGS['time']:.2f}×. Each verdict stands alone: none is corrected for their number."
+        f" {READINGS['time']:.2f}×. Accuracy gets no verdict from fewer than {SEEDS} seeds, or without an interval;"
+        f" {ALONE}: the interval is over test patients alone. Each verdict stands alone: none is corrected for"
+        " their number."
     )
     out = []
     for arm in dict.fromkeys(claim.arm for claim in claims):
@@ -70,9 +72,10 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
     elif speed:
         cell = f"{claim.value:.2f} [{claim.low:.2f}, {claim.high:.2f}]"
     else:
-        cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}]"
+        assert claim.estimate is not None
+        cell = span(claim.estimate) + (f" {ALONE}" if claim.estimate.basis == ("patients",) else "")
     limit = f"{claim.threshold:.2f}×" if speed else signed(claim.threshold) if claim.threshold else "0"
-    return text, limit, cell, claim.verdict
+    return text, limit, cell, f"no verdict: {claim.why}" if claim.verdict == "no verdict" else claim.verdict
 
 
 def learning(group: Group) -> Table | None:

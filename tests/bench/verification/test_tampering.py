@@ -98,6 +98,7 @@ EVALUATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "labelled images": lambda e: e["draws"][0]["subset"].update(hash="0" * 64),
     "labelled patients": lambda e: e["draws"][0]["subset"].update(patients=1),
     "spread over draws": lambda e: e.update(draw_std=0.5),
+    "accuracy on validation patients": lambda e: e["validation"].update(nodule=0.9),
     "subgroups": lambda e: e["subgroups"].update(sex={"F": 0.9, "M": 0.1}),
     "patients": lambda e: e.update(n_patients=1000),
     "settings": lambda e: e.update(settings="0123456789"),
@@ -129,6 +130,20 @@ PREDICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "the predictions are for other patients than the data",
     ),
     "images": (lambda a: a.update(index=a["index"] + 1), "the predictions are for other images than the data"),
+    "validation scores": (lambda a: a.update(validation_scores=1 - a["validation_scores"]), "validation.nodule: "),
+    "validation labels": (
+        lambda a: a.update(validation_labels=1 - a["validation_labels"]),
+        "the predictions are for other validation labels than the data",
+    ),
+    "no validation labels": (lambda a: a.pop("validation_labels"), "has no array 'validation_labels'"),
+    "validation images left out": (
+        lambda a: a.update(validation_scores=a["validation_scores"][:, 1:]),
+        "validation_scores are float32",
+    ),
+    "validation forgotten": (
+        lambda a: [a.pop(name) for name in list(a) if name.startswith("validation_")],
+        "validation.nodule",
+    ),
     "a draw more": (lambda a: a.update(scores=np.repeat(a["scores"], 2, 0)), "1 draws were asked for"),
     "images left out": (lambda a: a.update(scores=a["scores"][:, 1:]), "scores are float32"),
     "whole numbers": (lambda a: a.update(scores=a["scores"].astype(int)), "scores are int64"),

@@ -349,7 +349,10 @@ def test_the_results_frame_has_a_row_an_evaluation(tmp_path, synthetic, small):
     sparse = frame[frame["method"] == "simclr/sparsecontrast"]
     assert set(sparse["keep"]) == {0.5}
     stored = json.loads((tmp_path / sparse.iloc[0]["run_id"] / "evaluations" / "linear-1-pruned.json").read_text())
-    assert sparse[(sparse["labels"] == 1)].iloc[0]["macro_auroc"] == stored["macro_auroc"]
+    row = sparse[(sparse["labels"] == 1)].iloc[0]
+    assert row["macro_auroc"] == stored["macro_auroc"]
+    assert [row[f"macro_auroc_patients_{end}"] for end in ("low", "high")] == stored["interval"]
+    assert not {"macro_auroc_low", "macro_auroc_high"} & set(frame.columns)  # they said not what they cover
 
 
 def test_the_newest_cost_row_wins_and_brings_its_own_noise_floor(tmp_path, synthetic):
