@@ -88,14 +88,17 @@ def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> 
 
 
 def train_step(
-    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric
+    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric, done: float
 ) -> Loss:
-    """Forward, backward, optimizer, teacher: all that a step does after its views are made."""
+    """Forward, backward, optimizer, teacher: all that a step does after its views are made.
+
+    `done`: share of the run that is over after this step.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss: Loss = objective(views, call)
     fabric.backward(loss.total)
     optimizer.step()
-    objective.after_step(call.progress)
+    objective.after_step(done)
     return loss
 
 
@@ -184,7 +187,7 @@ def pretrain(
                 )
                 parameters = draw_views(spec, objective.blur_probabilities, step, len(index)).rows(rows)
                 pair, call = lesions.make_views(views, index[rows], parameters, call, fabric.device)
-                loss = train_step(model, optimizer, pair, call, fabric)
+                loss = train_step(model, optimizer, pair, call, fabric, (step + 1) / total)
                 value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
                 if any_rank(fabric, not math.isfinite(whole)):  # else the others would wait for this one
                     became = "not finite on another rank" if math.isfinite(whole) else whole

@@ -41,11 +41,13 @@ def test_the_symmetric_loss_with_gradient(strategy: str) -> None:
     views = torch.randn(2, 5, 1, 32, 32)
     loss = objective(views, CALL)
     stacked = torch.cat([views[0], views[1]])
-    queries = objective.predictor(objective.projector(objective.encoder(stacked, CALL).features))
+    features = objective.encoder(stacked, CALL).features
+    queries = [objective.predictor(objective.projector(one)) for one in (features[:5], features[5:])]
     teacher_call = Call(0.5, 0.0, Noise(0, 0, 5, role="teacher"))
     with torch.no_grad():
-        keys = objective.teacher_projector(objective.teacher_encoder(stacked, teacher_call).features)
-    expected = slow_contrast(queries[:5], keys[5:], 0.2) + slow_contrast(queries[5:], keys[:5], 0.2)
+        features = objective.teacher_encoder(stacked, teacher_call).features
+        keys = [objective.teacher_projector(one) for one in (features[:5], features[5:])]
+    expected = slow_contrast(queries[0], keys[1], 0.2) + slow_contrast(queries[1], keys[0], 0.2)
     torch.testing.assert_close(loss.contrastive, expected, rtol=1e-4, atol=1e-5)
     weight = objective.encoder.vit.blocks[0].attn.qkv.weight
     got, want = (torch.autograd.grad(term, weight, retain_graph=True)[0] for term in (loss.contrastive, expected))
