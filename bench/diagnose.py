@@ -81,9 +81,10 @@ def _over_the_run(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def selection_statistics(encoder: Encoder, bench: Bench, index: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Of what inference keeps on `index`: `kept_inference` share of patches; `static_share` of the positions that are
-    kept or dropped alike in 95 % of the images (1: it has learnt a crop, not saliency); `lesion_kept` share of the
-    lesion area inside kept patches, where masks exist (compare it with `kept_inference`). Empty without a selection."""
+    """Of what inference keeps on `index`: `kept_inference` share of patches, and `kept_inference_1`, ... by stage of a
+    strategy that keeps another share in training; `static_share` of the positions that are kept or dropped alike in
+    95 % of the images (1: it has learnt a crop, not saliency); `lesion_kept` share of the lesion area inside kept
+    patches, where masks exist (compare it with `kept_inference`). Empty without a selection."""
     if encoder.strategy.inference[0] == "dense":
         return {}
     kept = features_of(encoder, bench, index, "pruned").get("kept")
@@ -93,6 +94,7 @@ def selection_statistics(encoder: Encoder, bench: Bench, index: npt.NDArray[np.i
     found = {
         "kept_inference": float(kept.mean()),
         "static_share": float(((share >= STATIC) | (share <= 1 - STATIC)).mean()),
+        **{f"kept_inference_{stage}": part for stage, part in enumerate(encoder.strategy.stage_shares, 1)},
     }
     if bench.data.masks is not None:
         grid = encoder.geometry.grid

@@ -31,7 +31,6 @@ from methods.attention import constant_bias_core, run_attention, run_block, run_
 from methods.strategies.selection import ranked
 from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, embed, pool, take, with_prefix
 
-
 Proportional = Literal["always", "inference", "never"]
 
 

@@ -1,11 +1,12 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from methods import build_encoder, build_objective
+from methods import STRATEGIES, build_encoder, build_objective
 from methods.noise import Noise
 from methods.objectives.moco import MoCo
 from methods.strategies.strategy import Call
@@ -127,6 +128,18 @@ def test_the_teacher_runs_the_same_strategy_or_all_tokens(teacher: str, tokens: 
         block.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape[1]}))
     objective(torch.randn(2, 5, 1, 32, 32), CALL)
     assert seen == {"encoder": 8, "teacher_encoder": tokens}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_dense_teacher_is_one_under_every_strategy(strategy: str) -> None:
+    objective, dense = make(strategy, teacher="dense"), make("dense")
+    features: list[Tensor] = []
+    objective.teacher_encoder.register_forward_hook(lambda module, given, out: features.append(out.features))
+    views = torch.randn(2, 5, 1, 32, 32)
+    with torch.no_grad():
+        objective(views, replace(CALL, lesions=torch.rand(10, 16)))
+        expected = dense.teacher_encoder(views.flatten(0, 1), replace(CALL, noise=None)).features
+    torch.testing.assert_close(features[0], expected)
 
 
 def test_the_plateau_is_the_loss_of_features_that_tell_nothing() -> None:

@@ -1,8 +1,8 @@
 """The recipe of the reference outputs: weights and inputs that depend on a seed and a name alone.
 
-NumPy's legacy generator is frozen, so the files beside this one hold outputs and no weights. Weights and inputs are made
-in float32, in which the authors' code ran, and then widened: ours runs in float64, so that what is compared differs by
-the rounding of the committed numbers and not by that of the processor which runs the test.
+NumPy's legacy generator is frozen, so the files beside this one hold outputs and no weights. Weights and inputs are
+made in float32, in which the authors' code ran, and then widened: ours runs in float64, so that what is compared
+differs by the rounding of the committed numbers and not by that of the processor which runs the test.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ def slow_keys(attn: torch.nn.Module, x: Tensor) -> Tensor:
     return sum(k[:, h * d : (h + 1) * d] for h in range(heads)) / heads
 
 
-def slow_tome(
-    vit: VisionTransformer, image: Tensor, r: int, proportional: bool = True
-) -> tuple[Tensor, list[Members]]:
+def slow_tome(vit: VisionTransformer, image: Tensor, r: int, proportional: bool = True) -> tuple[Tensor, list[Members]]:
     """Features of one image, and after each block the patches in each token."""
     prefix = vit.num_prefix_tokens
     x, members, history = slow.embed(vit, image), [[j] for j in range(16)], []
