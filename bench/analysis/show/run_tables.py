@@ -102,6 +102,7 @@ NAMES = {
     "spread_over_noise": "logit spread / noise",
     "overlap": "overlap, last epoch",
     "overlap_run": "overlap, whole run",
+    "kept_share": "kept in training",
     "kept_inference": "kept at inference",
     "static_share": "static share",
     "lesion_kept": "lesion area kept",
@@ -117,19 +118,32 @@ def selection(group: Group) -> Table | None:
             for key, value in found.items():
                 by_arm.setdefault(arm.label, {}).setdefault(key, []).append(value)
     known = list(dict.fromkeys(key for diagnostics in by_arm.values() for key in diagnostics))
-    keys = [key for key in NAMES if key in known]  # others are parts of a loss: they stand in the records
+    # others are parts of a loss: they stand in the records
+    keys = [key for key in NAMES if any(_is_of(name, key) for name in known)]
     if not keys:
         return None
-    rows = [(label, *(_mean(one.get(key, [])) for key in keys)) for label, one in by_arm.items()]
+    rows = [(label, *(_by_stage(one, key) for key in keys)) for label, one in by_arm.items()]
     note = (
         "Mean over seeds (range). Spreads are of the last epoch, when the noise is nearly gone; logit spread / noise "
         "is of the whole run: well under 1, and the noise chose the tokens in training. Overlap: of the tokens kept in "
-        "training and at inference; chance is the share kept then, so the ramp raises it. Static share: positions kept "
-        "or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, not saliency. Lesion "
-        "area kept: to be compared with the share of patches kept."
+        "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
+        "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
+        "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
+        "not saliency. Lesion area kept: to be compared with the share of patches kept."
     )
     heads = tuple(NAMES[key] for key in keys)
     return Table("Selection diagnostics", ("method", *heads), tuple(rows), note)
+
+
+def _is_of(name: str, key: str) -> bool:
+    """Is `name` the diagnostic `key`, or that of one of its stages (`kept_share_2`)?"""
+    return name == key or name.rpartition("_")[0] == key and name.rpartition("_")[2].isdecimal()
+
+
+def _by_stage(found: dict[str, list[float]], key: str) -> str:
+    """The diagnostic `key` of one method: by stage where it is known so."""
+    stages = sorted(name for name in found if name != key and _is_of(name, key))
+    return " / ".join(f"{np.mean(found[name]):.2f}" for name in stages) or _mean(found.get(key, []))
 
 
 def _mean(values: list[float]) -> str:
