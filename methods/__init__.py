@@ -185,7 +185,12 @@ STRATEGIES: dict[str, Entry] = {
         "methods.strategies.tome:ToMe",
         "merges the most alike tokens in every block",
         "Bolya et al., ICLR 2023, arXiv 2210.09461",
-        {"r": Option(13, "tokens merged in every block, at most half of them", low=0, high=4096)},
+        {
+            "r": Option(13, "tokens merged in every block, at most half of them", low=0, high=4096),
+            "proportional": Option(
+                "always", "when attention counts a token by its size", ("always", "inference", "never")
+            ),
+        },
         colour="#6B8E23",
     ),
     "fixed": Entry(

@@ -88,9 +88,10 @@ def _over_the_run(history: list[dict[str, Any]]) -> dict[str, float]:
 def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray[np.int64]) -> dict[str, float]:
     """Describe what inference keeps of the images `index`. Empty for strategies without a selection.
 
-    `kept_inference`: share of the patches that are kept. `static_share`: share of the positions that are kept, or
-    dropped, in 95 % of the images; 1 means that a crop was learnt, not saliency. `lesion_kept`, where masks exist:
-    share of the lesion area inside kept patches, to be compared with `kept_inference`.
+    `kept_inference`: share of the patches that are kept, and `kept_inference_1`, ... by stage for a strategy that keeps
+    another share in training. `static_share`: share of the positions that are kept, or dropped, in 95 % of the images;
+    1 means that a crop was learnt, not saliency. `lesion_kept`, where masks exist: share of the lesion area inside kept
+    patches, to be compared with `kept_inference`.
     """
     if encoder.strategy.inference[0] == ALL_TOKENS:
         return {}
@@ -101,6 +102,7 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
     found = {
         "kept_inference": float(kept.mean()),
         "static_share": float(((share >= STATIC) | (share <= 1 - STATIC)).mean()),
+        **{f"kept_inference_{stage}": part for stage, part in enumerate(encoder.strategy.stage_shares, 1)},
     }
     if run_data.dataset.masks is not None:
         grid = encoder.geometry.grid

@@ -18,7 +18,7 @@ from bench.specs.frozen import Frozen, file_sha256
 from methods import Inference, Value
 from methods.names import Method, parse_methods
 
-SCIENCE_VERSION = 1
+SCIENCE_VERSION = 2
 """Raised whenever the same spec would give other weights; a test with golden losses fails until it is."""
 
 Number = Annotated[float, Field(strict=True)]  # true is no number

@@ -50,14 +50,17 @@ def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> 
 
 
 def train_step(
-    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric
+    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric, done: float
 ) -> Loss:
-    """Run forward, backward, optimizer and teacher update on views (2, B, channels, H, W) that are already made."""
+    """Run forward, backward, optimizer and teacher update on views (2, B, channels, H, W) that are already made.
+
+    `done` is the share of the run that is over after this step.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss: Loss = objective(views, call)
     fabric.backward(loss.total)
     optimizer.step()
-    objective.after_step(call.progress)
+    objective.after_step(done)
     return loss
 
 

@@ -51,7 +51,7 @@ class Objective(nn.Module):
                 module.use_attention(backend, device)
 
     def after_step(self, progress: float) -> None:
-        """What follows the optimizer's step; `progress` is the share of the run that is over."""
+        """What follows the optimizer's step; `progress`: share of the run that is over after it, 1 after the last."""
 
     def plateau(self, batch: int) -> float:
         """The contrastive loss at which nothing is told apart, for a global batch of `batch` samples."""

@@ -140,6 +140,12 @@ class Strategy(nn.Module):
         """Does the number of tokens depend on what is in an image?"""
         return False
 
+    @property
+    def stage_shares(self) -> tuple[float, ...]:
+        """Shares of the patches that inference keeps after each stage, where training keeps others
+        (`Encoding.stats`, kept_share_1 ...); empty elsewhere."""
+        return ()
+
     def meet_target(self, images: Tensor) -> bool:
         """Have an untrained strategy keep its target of `images` (N, channels, H, W) on the mean, as a trained one
         would, so that its cost can be measured; False where only training can say how many tokens it keeps."""

@@ -3,7 +3,12 @@
 `fixed`: one random mask for all images, drawn by the seed, in training and at inference. `centre`: the patches
 nearest the image's centre. `random`: a fresh subset for every image and step; at inference a subset that depends on
 the image's pixels alone, or all tokens. `patchdropout` (Liu et al., WACV 2023, arXiv 2208.07220): fresh subsets in
-training, all tokens at inference; there on a supervised task, here on a contrastive one.
+training, all tokens at inference.
+
+Departures of `patchdropout`. The paper trains on supervised tasks, here the task is contrastive. Its code keeps
+int(patches x keep) patches, here the number is rounded half up, as for all strategies with a keep ratio
+(`kept_tokens`). There one keep ratio holds throughout training (or a random one is drawn at every step), here it falls
+from 1 along the schedule that all these strategies share: `train.ramp=0` keeps it constant.
 
 At `equal_macs` (the default) they keep as many tokens as leave their MACs equal to SparseContrast's with its
 predictor at the keep ratio asked for: some 0.53 against 0.5 at ViT-S/16 scale.

@@ -8,8 +8,8 @@ run the block on them, spread them over the positions again (TokenFuser), add wh
 
 Departures. Pooling is the mean of the learnt tokens (of all patches with the fuser), as for every strategy.
 The published configurations have no class token: where an encoder has prefix tokens, they pass by the learner
-and go through the later blocks beside the learnt tokens. GELU is exact instead of its tanh approximation. No
-dropout.
+and go through the later blocks beside the learnt tokens. GELU is exact instead of its tanh approximation. The initial
+weights of v1's convolutions are torch's. No dropout.
 
 To know when reading its results: the mean of learnt, weighted averages is in effect a learnt attention pooling, which
 other strategies do not have.
@@ -104,6 +104,8 @@ class TokenLearner(Strategy):
         self.fusers = nn.ModuleList(TokenFuser(geometry.dim, tokens) for _ in range(count)) if fuser else None
 
     def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
+        if not call.training and call.inference == "dense":
+            return super().forward(vit, images, call)
         x, prefix = embed(vit, images), self.geometry.prefix
         for block in vit.blocks[: self.before]:
             x = run_block(block, x, self.core)

@@ -104,6 +104,7 @@ NAMES = {  # of the diagnostics that every strategy can have; the registry names
     "spread_over_noise": "logit spread / noise",
     "overlap": "overlap, last epoch",
     "overlap_run": "overlap, whole run",
+    "kept_share": "kept in training",
     "kept_inference": "kept at inference",
     "static_share": "static share",
     "lesion_kept": "lesion area kept",
@@ -121,18 +122,30 @@ def selection(group: Group) -> Table | None:
     known = list(dict.fromkeys(key for diagnostics in by_arm.values() for key in diagnostics))
     own = {key: name for entry in STRATEGIES.values() for key, name in entry.diagnostics.items()}
     # what has no name is part of a loss, and found in the records
-    names = {key: name for key, name in (own | NAMES).items() if key in known}
+    names = {key: name for key, name in (own | NAMES).items() if any(_is_of(one, key) for one in known)}
     if not names:
         return None
-    rows = [(label, *(_mean(one.get(key, [])) for key in names)) for label, one in by_arm.items()]
+    rows = [(label, *(_by_stage(one, key) for key in names)) for label, one in by_arm.items()]
     note = (
         "Mean over seeds (range). Spreads are of the last epoch, when the noise is nearly gone; logit spread / noise "
         "is of the whole run: well under 1, and the noise chose the tokens in training. Overlap: of the tokens kept in "
-        "training and at inference; chance is the share kept then, so the ramp raises it. Static share: positions kept "
-        "or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, not saliency. Lesion "
-        "area kept: to be compared with the share of patches kept."
+        "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
+        "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
+        "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
+        "not saliency. Lesion area kept: to be compared with the share of patches kept."
     )
     return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
+
+
+def _is_of(name: str, key: str) -> bool:
+    """Is `name` the diagnostic `key`, or that of one of its stages (`kept_share_2`)?"""
+    return name == key or name.rpartition("_")[0] == key and name.rpartition("_")[2].isdecimal()
+
+
+def _by_stage(found: dict[str, list[float]], key: str) -> str:
+    """The diagnostic `key` of one method: by stage where it is known so."""
+    stages = sorted(name for name in found if name != key and _is_of(name, key))
+    return " / ".join(f"{np.mean(found[name]):.2f}" for name in stages) or _mean(found.get(key, []))
 
 
 def _mean(values: list[float]) -> str:

@@ -22,6 +22,14 @@ ENVIRONMENT = {
     "git": {"commit": "0123abc", "dirty": False},
 }
 
+SELECTION = {
+    "sparsecontrast": {"logit_spread": 0.9, "noise_spread": 0.06, "spread_over_noise": 0.7, "static_share": 0.4},
+    "dynamicvit": {
+        **{"kept_share_1": 0.742, "kept_share_2": 0.511, "kept_share_3": 0.402, "kept_inference": 0.342},
+        **{"kept_inference_1": 0.699, "kept_inference_2": 0.49, "kept_inference_3": 0.342},
+    },
+}
+
 
 def strength(auroc: float) -> float:
     return float(np.sqrt(2) * norm.ppf(auroc))
@@ -164,9 +172,7 @@ def write_run(results: Path, world: World, method: Method, seed: int, **changes:
             "feature_std": 0.002 if method.verdict == "plateaued" else 0.09,
             "rankme": 21.0 + seed,
             "verdict": method.verdict,
-            "selection": {"logit_spread": 0.9, "noise_spread": 0.06, "spread_over_noise": 0.7, "static_share": 0.4}
-            if method.strategy == "sparsecontrast"
-            else {},
+            "selection": SELECTION.get(method.strategy, {}),
         },
         "weights_sha256": "ab" * 32,
         "environment": ENVIRONMENT,

@@ -146,6 +146,10 @@ def test_learning_and_selection(made):
     found = row(run_tables.selection(group), "simclr/sparsecontrast")
     assert found["logit spread / noise"] == "0.7"  # of the whole run, not 0.9 / 0.06
     assert found["static share"] == "0.4"
+    assert found["kept in training"] == accuracy_tables.NONE
+    staged = row(run_tables.selection(group), "simclr/dynamicvit")
+    assert staged["kept in training"] == "0.74 / 0.51 / 0.40"
+    assert staged["kept at inference"] == "0.70 / 0.49 / 0.34"
 
 
 def test_counts_and_settings_name_what_was_run(made):
