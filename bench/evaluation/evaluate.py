@@ -113,7 +113,7 @@ def _score_draw(
     if probe == "knn":
         scores, chosen = knn_probe(train, labels, at_test, spec.neighbours)
     else:
-        scores, chosen = linear_probe(train, labels, run_data.dataset.patients[index], at_test, spec.c)
+        scores, chosen = linear_probe(train, labels, run_data.dataset.patients[index], at_test, spec.c, spec.repeats)
     return ScoredDraw(index, scores, chosen)
 
 
