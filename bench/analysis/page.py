@@ -128,6 +128,7 @@ def _group(
             accuracy_tables.per_finding(main),
             *_present(accuracy_tables.differences_per_finding(main, REFERENCE)),
             accuracy_tables.precision(main),
+            *_present(accuracy_tables.regularisation(main)),
             *_present(accuracy_tables.subgroups(main)),
         ]
     blocks += [Heading(3, "Cost"), run_tables.macs(group), *_present(time_tables.times(group, cost))]

@@ -187,6 +187,35 @@ def precision(scores: Scores) -> Table:
     )
 
 
+def regularisation(scores: Scores) -> Table | None:
+    """What cross-validation chose for the linear probe, and how often that lies at an end of the search."""
+    rows = []
+    for arm in scores.group.arms:
+        cells = []
+        for fraction in scores.fractions:
+            runs = arm.evaluations(scores.probe, fraction).values()
+            chosen = [draw.chosen for _, one in runs for draw in one.draws if "at_edge" in draw.chosen]
+            strengths = [one["C"] for one in chosen]
+            edge = np.mean([one["at_edge"] for one in chosen]) if chosen else 0.0
+            cells.append(
+                f"{np.median(strengths):g} ({min(strengths):g}–{max(strengths):g}), {edge:.0%} at an end"
+                if chosen
+                else NONE
+            )
+        if any(cell != NONE for cell in cells):
+            rows.append((arm.label, *cells))
+    if not rows:
+        return None
+    return Table(
+        caption(scores, "Inverse regularisation C"),
+        ("method", *(f"{fraction:g} % labels" for fraction in scores.fractions)),
+        tuple(rows),
+        "Chosen by cross-validation over patients inside each draw of the label fraction: median over draws and seeds"
+        " (range), and the share of draws in which the choice lies at an end of all that was tried, where the grid no"
+        " longer brackets it.",
+    )
+
+
 def _prevalence(scores: Scores, fraction: float) -> float:
     for arm in scores.group.arms:
         for _, one in arm.evaluations(scores.probe, fraction).values():

@@ -139,6 +139,13 @@ def test_times_with_intervals_and_the_noise_floor(made):
     assert time_tables.times(group, cost.iloc[:0]) is None
 
 
+def test_what_cross_validation_chose_and_whether_the_grid_brackets_it(made):
+    _, scores, _ = made
+    dense = row(accuracy_tables.regularisation(scores), "simclr/dense")
+    assert dense["10 % labels"] == "1 (0.01–100), 20% at an end"  # one of five draws
+    assert dense["100 % labels"] == "0.01 (0.01–0.01), 100% at an end"
+
+
 def test_learning_and_selection(made):
     group, _, _ = made
     assert row(run_tables.learning(group), "simclr/dense")["runs"] == "3 learned"
