@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 Value = bool | int | float | str
 Inference = Literal["pruned", "dense"]  # "pruned": the strategy is active; "dense": all tokens are computed
 Family = Literal["vit", "convnext", "resnet"]  # encoder families
+BaselineName = Literal["untrained", "supervised"]
+
+PRUNED: Inference = "pruned"
+ALL_TOKENS: Inference = "dense"
+REFERENCE = "dense"  # strategy that the others are compared with, and that baselines use
+CONTROL = "fixed"  # strategy with one mask for all images; a selection that depends on the image should beat it
+DEFAULT_OBJECTIVE = "simclr"  # objective of methods named by their strategy alone, and of the reference for times
+UNTRAINED: BaselineName = "untrained"
+SUPERVISED: BaselineName = "supervised"
 
 
 @dataclass(frozen=True)
@@ -42,12 +51,24 @@ class Entry:
     inference: tuple[Inference, ...] = ("pruned",)  # modes in which a strategy is evaluated, the default one first
     encoders: tuple[Family, ...] = ("vit",)  # encoder families on which a strategy is defined
     tuned_as: str = "dense"  # strategy whose learning rate is used where a preset has none for this one
+    colour: str = ""  # of a strategy in plots, "#RRGGBB"; blank, as in every plug-in: a spare colour
+    marker: str = ""  # of an objective in plots, in matplotlib's notation; blank, as in every plug-in: a spare marker
+    line: str = ""  # line style of an objective in plots, likewise
+    diagnostics: dict[str, str] = field(default_factory=dict)  # a strategy's `stats` in tables: key -> column heading
     code: str = ""  # hash of the plug-in file, part of the run id because it determines the weights; blank if built in
 
     def load(self) -> Any:
         """Import the module and return the class."""
         module, name = self.target.split(":")
         return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Registry entry of a baseline: the question that it answers, and its colour in plots."""
+
+    question: str
+    colour: str
 
 
 KEEP = Option(0.5, "share of patches kept after the ramp", low=0.02, high=1.0)
@@ -67,6 +88,7 @@ SELECTION = {
     "fuse": Option(False, "add the weighted mean of the dropped tokens as one token"),
     "trim": Option("tokens", "drop whole tokens, or only their keys", ("tokens", "keys")),
 }
+SPREADS = {"logit_spread": "logit spread", "noise_spread": "noise spread"}
 
 OBJECTIVES: dict[str, Entry] = {
     "simclr": Entry(
@@ -80,6 +102,8 @@ OBJECTIVES: dict[str, Entry] = {
             ),
             "out": Option(128, "dimension of the contrasted vectors", low=8, high=4096),
         },
+        marker="o",
+        line="-",
     ),
     "moco": Entry(
         "methods.objectives.moco:MoCo",
@@ -97,9 +121,12 @@ OBJECTIVES: dict[str, Entry] = {
                 "symmetric", "draw both views alike, or blur each as in the paper", ("symmetric", "asymmetric")
             ),
         },
+        marker="s",
+        line="--",
     ),
 }
 
+# Tables and plots show strategies and objectives in this order.
 STRATEGIES: dict[str, Entry] = {
     "dense": Entry(
         "methods.strategies.dense:Dense",
@@ -107,46 +134,7 @@ STRATEGIES: dict[str, Entry] = {
         "Dosovitskiy et al., ICLR 2021, arXiv 2010.11929",
         inference=("dense",),
         encoders=("vit", "convnext", "resnet"),
-    ),
-    "dynamicvit": Entry(
-        "methods.strategies.dynamicvit:DynamicViT",
-        "prunes tokens in three stages with predictors; masked in training, gathered at inference",
-        "Rao et al., NeurIPS 2021, arXiv 2106.02034",
-        {
-            "rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0),
-            "ratio_weight": Option(2.0, "weight of the loss on the kept ratio", low=0.0),
-            "distil_weight": Option(0.5, "weight of the losses that distil the dense branch", low=0.0),
-        },
-    ),
-    "tokenlearner": Entry(
-        "methods.strategies.tokenlearner:TokenLearner",
-        "replaces the tokens with a few learned ones, late in the network",
-        "Ryoo et al., NeurIPS 2021, arXiv 2106.11297",
-        {
-            "tokens": Option(8, "number of learned tokens", low=1, high=1024),
-            "at": Option(0.75, "relative depth of the block before which tokens are learned", low=0.0, high=1.0),
-            "version": Option("v1.1", "MLP with softmax (v1.1), or convolutions with sigmoid (v1)", ("v1.1", "v1")),
-            "fuser": Option(False, "add a TokenFuser after every later block"),
-        },
-    ),
-    "topk": Entry(
-        "methods.strategies.topk:TopK",
-        "keeps the tokens that receive most attention from the class token, in three stages",
-        "Haurum et al., ICCV-W 2023, arXiv 2308.04657",
-        {"rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0)},
-    ),
-    "evit": Entry(
-        "methods.strategies.evit:EViT",
-        "keeps the tokens that receive most attention, in three stages, and fuses the others into one",
-        "Liang et al., ICLR 2022, arXiv 2202.07800",
-        {"rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0)},
-        tuned_as="topk",
-    ),
-    "tome": Entry(
-        "methods.strategies.tome:ToMe",
-        "merges the most similar tokens in every block",
-        "Bolya et al., ICLR 2023, arXiv 2210.09461",
-        {"r": Option(13, "number of tokens merged per block, at most half of them", low=0, high=4096)},
+        colour="#000000",
     ),
     "sparsecontrast": Entry(
         "methods.strategies.sparsecontrast:SparseContrast",
@@ -160,14 +148,58 @@ STRATEGIES: dict[str, Entry] = {
             "execution": EXECUTION,
         },
         encoders=PATCHES,
+        colour="#D55E00",
+        diagnostics=SPREADS,
     ),
-    "frozen": Entry(
-        "methods.strategies.sparsecontrast:Frozen",
-        "control: SparseContrast with an untrained predictor",
-        "control: what does learning the selection add?",
-        {"keep": KEEP, **SELECTION, "execution": EXECUTION},
-        encoders=PATCHES,
-        tuned_as="sparsecontrast",
+    "dynamicvit": Entry(
+        "methods.strategies.dynamicvit:DynamicViT",
+        "prunes tokens in three stages with predictors; masked in training, gathered at inference",
+        "Rao et al., NeurIPS 2021, arXiv 2106.02034",
+        {
+            "rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0),
+            "ratio_weight": Option(2.0, "weight of the loss on the kept ratio", low=0.0),
+            "distil_weight": Option(0.5, "weight of the losses that distil the dense branch", low=0.0),
+        },
+        colour="#0072B2",
+    ),
+    "tokenlearner": Entry(
+        "methods.strategies.tokenlearner:TokenLearner",
+        "replaces the tokens with a few learned ones, late in the network",
+        "Ryoo et al., NeurIPS 2021, arXiv 2106.11297",
+        {
+            "tokens": Option(8, "number of learned tokens", low=1, high=1024),
+            "at": Option(0.75, "relative depth of the block before which tokens are learned", low=0.0, high=1.0),
+            "version": Option("v1.1", "MLP with softmax (v1.1), or convolutions with sigmoid (v1)", ("v1.1", "v1")),
+            "fuser": Option(False, "add a TokenFuser after every later block"),
+        },
+        colour="#009E73",
+    ),
+    "topk": Entry(
+        "methods.strategies.topk:TopK",
+        "keeps the tokens that receive most attention from the class token, in three stages",
+        "Haurum et al., ICCV-W 2023, arXiv 2308.04657",
+        {"rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0)},
+        colour="#1B7F8C",
+    ),
+    "evit": Entry(
+        "methods.strategies.evit:EViT",
+        "keeps the tokens that receive most attention, in three stages, and fuses the others into one",
+        "Liang et al., ICLR 2022, arXiv 2202.07800",
+        {"rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0)},
+        tuned_as="topk",
+        colour="#A3195B",
+    ),
+    "tome": Entry(
+        "methods.strategies.tome:ToMe",
+        "merges the most similar tokens in every block",
+        "Bolya et al., ICLR 2023, arXiv 2210.09461",
+        {
+            "r": Option(13, "number of tokens merged per block, at most half of them", low=0, high=4096),
+            "proportional": Option(
+                "always", "when attention counts a token by its size", ("always", "inference", "never")
+            ),
+        },
+        colour="#6B8E23",
     ),
     "fixed": Entry(
         "methods.strategies.subset:Fixed",
@@ -175,6 +207,16 @@ STRATEGIES: dict[str, Entry] = {
         "control: does the selection depend on the image?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
         encoders=PATCHES,
+        colour="#CC79A7",
+    ),
+    "patchdropout": Entry(
+        "methods.strategies.subset:PatchDropout",
+        "control: a new random subset at every training step, all tokens at inference",
+        "Liu et al., WACV 2023, arXiv 2208.07220",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
+        inference=("dense",),
+        colour="#E69F00",
     ),
     "centre": Entry(
         "methods.strategies.subset:Centre",
@@ -183,6 +225,26 @@ STRATEGIES: dict[str, Entry] = {
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
         encoders=PATCHES,
         tuned_as="fixed",
+        colour="#8C6D31",
+    ),
+    "frozen": Entry(
+        "methods.strategies.sparsecontrast:Frozen",
+        "control: SparseContrast with an untrained predictor",
+        "control: what does learning the selection add?",
+        {"keep": KEEP, **SELECTION, "execution": EXECUTION},
+        encoders=PATCHES,
+        tuned_as="sparsecontrast",
+        colour="#7B4F9E",
+        diagnostics=SPREADS,
+    ),
+    "oracle": Entry(
+        "methods.strategies.oracle:Oracle",
+        "diagnostic: lesion patches first, where masks exist",
+        "control: a selection that knows where lesions are",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
+        tuned_as="sparsecontrast",
+        colour="#B5A800",
     ),
     "random": Entry(
         "methods.strategies.subset:Random",
@@ -192,24 +254,16 @@ STRATEGIES: dict[str, Entry] = {
         encoders=PATCHES,
         inference=("pruned", "dense"),
         tuned_as="patchdropout",
-    ),
-    "patchdropout": Entry(
-        "methods.strategies.subset:PatchDropout",
-        "control: a new random subset at every training step, all tokens at inference",
-        "Liu et al., WACV 2023, arXiv 2208.07220",
-        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
-        encoders=PATCHES,
-        inference=("dense",),
-    ),
-    "oracle": Entry(
-        "methods.strategies.oracle:Oracle",
-        "diagnostic: lesion patches first, for data with masks",
-        "control: a selection that knows where the lesions are",
-        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
-        encoders=PATCHES,
-        tuned_as="sparsecontrast",
+        colour="#56B4E9",
     ),
 }
+
+
+def place_in(registry: dict[str, Entry], name: str) -> tuple[int, str]:
+    """Return the sort key of an entry in tables and plots: built-in entries in the order of the registry, then plug-ins
+    by name. The place of a plug-in does not depend on whether it is loaded, so that a report can be made without it."""
+    built_in = [one for one, entry in registry.items() if not entry.code]
+    return (built_in.index(name), "") if name in built_in else (len(built_in), name)
 
 
 def family_of(encoder: str) -> Family:
@@ -231,7 +285,7 @@ def check_defined(strategy: str, encoder: str) -> None:
 
 def inference_modes(strategy: str) -> tuple[Inference, ...]:
     """Return the modes in which a strategy or a baseline is evaluated, the default one first."""
-    return STRATEGIES[strategy].inference if strategy in STRATEGIES else ("dense",)
+    return STRATEGIES[strategy].inference if strategy in STRATEGIES else (ALL_TOKENS,)
 
 
 def code_of(objective: str, strategy: str) -> str:
@@ -240,9 +294,11 @@ def code_of(objective: str, strategy: str) -> str:
     return "+".join(entry.code for entry in found if entry is not None and entry.code)
 
 
-BASELINES: dict[str, str] = {
-    "untrained": "the same encoder with its initial weights: what does training contribute?",
-    "supervised": "trained from scratch on each label fraction: what does pre-training contribute?",
+BASELINES: dict[str, Baseline] = {
+    "untrained": Baseline("the same encoder with its initial weights: what does training contribute?", "#9A9A9A"),
+    "supervised": Baseline(
+        "trained from scratch on each label fraction: what does pre-training contribute?", "#5F5F5F"
+    ),
 }
 
 HEADLINE = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from methods import BASELINES, HEADLINE, OBJECTIVES, STRATEGIES, Option, Value
+from methods import BASELINES, DEFAULT_OBJECTIVE, HEADLINE, OBJECTIVES, REFERENCE, STRATEGIES, Option, Value
 
 MAX_CHARACTERS = 10_000  # of --methods
 
@@ -58,6 +58,10 @@ class Method:
         return self._among(mine)
 
 
+REFERENCE_METHOD = Method(DEFAULT_OBJECTIVE, REFERENCE)
+"""The method that times are relative to."""
+
+
 def parse_methods(text: str) -> list[Method]:
     """Parse a comma-separated list of methods; keep its order and drop duplicates.
 
@@ -91,7 +95,7 @@ def _parse_one(part: str) -> list[Method]:
             raise ValueError(f"'{base}' takes no options.")
         return [Method("none", base)]
     if "/" not in base:
-        base = f"simclr/{base}"
+        base = f"{DEFAULT_OBJECTIVE}/{base}"
     known = [f"{objective}/{strategy}" for objective in OBJECTIVES for strategy in STRATEGIES]
     names = [name for name in known if fnmatchcase(name, base)]
     if not names:

@@ -70,3 +70,9 @@ def _check_entry(where: str, name: Any, entry: Any, module: ModuleType) -> None:
         raise ValueError(
             f"{where}: the options of '{name}' are not a dict of Option; write {{'keep': Option(0.5, '...')}}."
         )
+    shown = [what for what in ("colour", "marker", "line", "diagnostics") if getattr(entry, what)]
+    if shown:
+        raise ValueError(
+            f"{where}: '{name}' sets {' and '.join(shown)}: leave {'it' if len(shown) == 1 else 'them'} out; reports "
+            "choose how plug-ins look, because they are also made without them."
+        )

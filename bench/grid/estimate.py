@@ -124,12 +124,12 @@ def _macs_per_second(grid: GridSpec) -> float:
     from bench.measure.inputs import random_views
     from bench.measure.macs import count
     from bench.training.build import build
-    from methods.names import parse_methods
+    from methods.names import REFERENCE_METHOD
     from methods.noise import Noise
     from methods.strategies.strategy import Call
 
     batch = min(16, grid.train.batch)
-    objective = build(parse_methods("simclr/dense")[0], grid.encoder, 0)
+    objective = build(REFERENCE_METHOD, grid.encoder, 0)
     views = random_views(grid.encoder, batch)
     took = []
     for step in range(3):

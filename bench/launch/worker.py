@@ -158,7 +158,7 @@ def _train_along(sweep: Sweep, fabric: Fabric, stopping: Stopping) -> int:
 
 def _do(sweep: Sweep, run: RunSpec, stopping: Stopping) -> Record:
     """One run that is ours to do, up to its record."""
-    from bench.experiment import run_experiment
+    from bench.experiment import Experiment, run_experiment
     from bench.records.outcome import failure, write_failure
     from bench.training.checkpoint import Checkpoints
 
@@ -175,7 +175,16 @@ def _do(sweep: Sweep, run: RunSpec, stopping: Stopping) -> Record:
     progress = ProgressFile(sweep.results, run.run_id, sweep.orphaned)
     try:
         return run_experiment(
-            run, sweep.evaluation, sweep.finetune, store, sweep.cache, sweep.threads, progress, checkpoints=checkpoints
+            Experiment(
+                spec=run,
+                evaluation=sweep.evaluation,
+                finetune=sweep.finetune,
+                store=store,
+                cache=sweep.cache,
+                threads=sweep.threads,
+                progress=progress,
+                checkpoints=checkpoints,
+            )
         )
     finally:
         progress.remove()

@@ -118,7 +118,8 @@ class TimedMethod:
 
         def step_at(kept: int) -> Call0:
             def step() -> None:
-                train_step(model, optimizer, self.views, self._call(kept), self.fabric)
+                call = self._call(kept)
+                train_step(model, optimizer, self.views, call, self.fabric, call.progress)
 
             return step
 

@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -27,7 +27,7 @@ from bench.specs.run_spec import (
     once,
 )
 from datasets.limits import SPEC_BYTES, read_within
-from methods import STRATEGIES, code_of
+from methods import DEFAULT_OBJECTIVE, REFERENCE, STRATEGIES, SUPERVISED, UNTRAINED, BaselineName, code_of
 from methods.names import Method, parse_methods, split_outside_brackets, suggest
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -43,7 +43,7 @@ class GridSpec(Frozen):
     preset: str = ""
     evidence: bool = True  # False: a test of the machinery, whose numbers say nothing
     methods: str = "all"
-    baselines: tuple[Literal["untrained", "supervised"], ...] = ("untrained", "supervised")
+    baselines: tuple[BaselineName, ...] = (UNTRAINED, SUPERVISED)
     seeds: Annotated[tuple[Seed, ...], Field(max_length=SEEDS), AfterValidator(once)] = (0, 1, 2)
     keep: Annotated[tuple[Share, ...], AfterValidator(once)] = ()
     data: DataSpec = DataSpec()
@@ -96,10 +96,11 @@ class GridSpec(Frozen):
         ratios = ",".join(f"{keep:g}" for keep in self.keep)
         names = ", ".join(method.name for method, _ in asked)
         rho = [m.strategy for m, _ in asked if m.strategy in STRATEGIES and "rho" in STRATEGIES[m.strategy].options]
+        takers = [name for name, entry in STRATEGIES.items() if "keep" in entry.options]
         meant = f"; for {rho[0]} write {rho[0]}[rho={self.keep[0]:g}]" if rho else ""
         raise ValueError(
             f"--keep {ratios} goes to no method: {names} has no option 'keep' or names its own; leave --keep out, or "
-            f"add a method that takes it, e.g. sparsecontrast or fixed{meant}."
+            f"add a method that takes it, e.g. {' or '.join(takers[:2])}{meant}."
         )
 
     def runs(self, fingerprint: str = "") -> list[RunSpec]:
@@ -113,7 +114,8 @@ class GridSpec(Frozen):
         entry = STRATEGIES.get(method.strategy)
         names = [method.name, f"{method.objective}/{method.strategy}"]
         if entry is not None:
-            names += [f"{method.objective}/{entry.tuned_as}", f"{method.objective}/dense", f"simclr/{method.strategy}"]
+            names += [f"{method.objective}/{strategy}" for strategy in (entry.tuned_as, REFERENCE)]
+            names.append(f"{DEFAULT_OBJECTIVE}/{method.strategy}")
         return next((self.tuned[name] for name in names if name in self.tuned), self.train.lr)
 
     def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:
@@ -129,7 +131,7 @@ class GridSpec(Frozen):
             preset=self.preset,
             evidence=self.evidence,
         )
-        if method.strategy != "supervised":
+        if method.strategy != SUPERVISED:
             return [run]
         return [
             run.model_copy(update={"labels": percent, "finetune": self.finetune}) for percent in self.evaluation.labels

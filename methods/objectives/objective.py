@@ -54,7 +54,7 @@ class Objective(nn.Module):
                 module.use_attention(backend, device)
 
     def after_step(self, progress: float) -> None:
-        """What follows the optimizer's step; `progress` is the share of the run that is over."""
+        """What follows the optimizer's step; `progress`: share of the run that is over after it, 1 after the last."""
 
     def plateau(self, batch: int) -> float:
         """Return the contrastive loss of an encoder that does not distinguish any of `batch` samples (all ranks)."""

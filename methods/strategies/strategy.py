@@ -158,6 +158,12 @@ class Strategy(nn.Module):
         """Whether the number of kept tokens depends on the image."""
         return False
 
+    @property
+    def stage_shares(self) -> tuple[float, ...]:
+        """Shares of the patches that inference keeps after each stage, where training keeps other shares
+        (`Encoding.stats`, kept_share_1 ...); empty elsewhere."""
+        return ()
+
     def calibrate(self, images: Tensor) -> bool:
         """Make an untrained strategy keep its target ratio of `images` (N, channels, H, W) on average.
 

@@ -3,7 +3,12 @@
 `fixed`: one random mask for all images, drawn from the seed, in training and at inference. `centre`: the patches
 nearest to the image centre. `random`: a new subset for every image and step; at inference a subset that depends only on
 the pixels of the image, or all tokens. `patchdropout` (Liu et al., WACV 2023, arXiv 2208.07220): new subsets in
-training, all tokens at inference; there on a supervised task, here on a contrastive one.
+training, all tokens at inference.
+
+Departures of `patchdropout`. The paper trains on supervised tasks, here the task is contrastive. Its code keeps
+int(patches x keep) patches, here the number is rounded half up, as for all strategies with a keep ratio
+(`kept_tokens`). There, one keep ratio holds throughout training (or a random one is drawn at every step); here, it
+falls from 1 along the schedule that all these strategies share: `train.ramp=0` keeps it constant.
 
 With `equal_macs` (the default) they keep more tokens than requested, so that their MACs equal those of SparseContrast
 with its predictor at the requested keep ratio: about 0.53 instead of 0.5 at ViT-S/16 scale.

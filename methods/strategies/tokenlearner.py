@@ -8,7 +8,8 @@ learns tokens, runs on them, spreads them over the positions again (TokenFuser),
 
 Departures. The features are the mean of the learned tokens (with the fuser, of all patches), as for every strategy.
 The published configurations have no class token. Here, prefix tokens bypass the learner and go through the later blocks
-together with the learned tokens. GELU is exact instead of its tanh approximation. There is no dropout.
+together with the learned tokens. GELU is exact instead of its tanh approximation. The initial weights of v1's
+convolutions are torch's. There is no dropout.
 
 Note for reading results: the mean of learned, weighted averages amounts to a learned attention pooling, which the other
 strategies do not have.
@@ -109,6 +110,8 @@ class TokenLearner(Strategy):
         self.fusers = nn.ModuleList(TokenFuser(geometry.dim, tokens) for _ in range(count)) if fuser else None
 
     def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
+        if not call.training and call.inference == "dense":
+            return super().forward(vit, images, call)
         x, prefix = embed(vit, images), self.geometry.prefix
         for block in vit.blocks[: self.before]:
             x = run_block(block, x, self.core)

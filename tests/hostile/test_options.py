@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.grid.plan import _seeds, numbers
+from bench.grid.options import seeds
 from bench.specs.grid_spec import read_change
+from bench.specs.options import numbers
 from methods.names import parse_methods
 from tests.hostile.harness import Commands, check, error_line
 
@@ -45,7 +46,10 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
         r"GB free, but the images take .* GB; use fewer patients",
     ),
     "data root that is not there": (("--data", "folder", "--data-root", "{folder}/no"), "folder .*no does not exist"),
-    "data root that is a file": (("--data", "folder", "--data-root", "{folder}/home/thesis.txt"), "does not exist; give"),
+    "data root that is a file": (
+        ("--data", "folder", "--data-root", "{folder}/home/thesis.txt"),
+        "does not exist; give",
+    ),
     "data root in a circle": (("--data", "folder", "--data-root", "{folder}/circle"), "circle does not exist"),
     "labels none": (("--labels", " , "), "is no comma list of numbers: write e.g. --labels 1,10,100"),
     "labels nan": (("--labels", "nan"), "is no comma list of numbers"),
@@ -196,9 +200,9 @@ def test_what_needs_no_data_is_found_before_they_are_loaded(bench: Commands, mon
 COST: dict[str, tuple[tuple[str, ...], str]] = {
     "methods misspelt": (("--methods", "dens"), "did you mean .*dense"),
     "threads none": (("--threads", "0"), "--threads is 0: it is at least 1"),
-    "keep in words": (("--keep", "half"), "--keep has 'half': it takes numbers"),
+    "keep in words": (("--keep", "half"), "--keep 'half' is no comma list of numbers: write e.g. --keep 0.5,0.7"),
     "keep of nobody": (("--methods", "dense", "--keep", "0.5"), "--keep 0.5 goes to no method"),
-    "image size in words": (("--image-size", "224,big"), "--image-size has 'big'"),
+    "image size in words": (("--image-size", "224,big"), "--image-size '224,big' is no comma list of whole numbers"),
     "image size too large": (("--image-size", "100000"), "image_size: .*4096"),
     "channels of two": (("--channels", "2"), "channels: .*1 or 3"),
     "rounds none": (("--rounds", "0"), "measure.rounds: .*greater than or equal to 1"),
@@ -286,7 +290,7 @@ def test_any_text_is_a_list_of_methods_or_a_mistake(text: str) -> None:
 @FUZZ
 @given(text=TEXT | st.text(alphabet="0123456789,.-e ", max_size=20))
 def test_any_text_is_numbers_or_seeds_or_a_mistake(text: str) -> None:
-    for read in (lambda: numbers("--labels", text, "1,10"), lambda: _seeds(text)):
+    for read in (lambda: numbers("--labels", text, "1,10"), lambda: seeds("--seeds", text)):
         try:
             found = read()
         except ValueError:

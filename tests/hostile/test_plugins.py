@@ -68,6 +68,14 @@ BAD: dict[str, tuple[str | bytes, str]] = {
         defines("STRATEGIES = {'mine': Entry(':Mine', 'a', 'b', {'keep': 0.5})}"),
         "the options of 'mine' are not a dict of Option",
     ),
+    "a colour of its own": (
+        defines("STRATEGIES = {'mine': Entry(':Mine', 'a', 'b', colour='red', diagnostics={'x': 'y'})}"),
+        "'mine' sets colour and diagnostics: leave them out; reports choose how plug-ins look",
+    ),
+    "a marker that is none": (
+        defines("OBJECTIVES = {'mine': Entry(':Mine', 'a', 'b', marker=5)}"),
+        "'mine' sets marker: leave it out",
+    ),
     "shadows a strategy": (
         defines("STRATEGIES = {'dense': Entry(':Mine', 'a', 'b')}"),
         "'dense', a name that is taken",

@@ -89,7 +89,7 @@ def train(encoder: str, method: str) -> Results:
             gradient = parameter.grad
             found[f"{step} gradient {name}"] = None if gradient is None else gradient.clone()
         optimizer.step()
-        objective.after_step(0.5 * step)
+        objective.after_step(0.5 * step + 0.25)
         found |= {f"{step} state {name}": tensor.clone() for name, tensor in objective.state_dict().items()}
     return found
 

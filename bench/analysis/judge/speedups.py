@@ -15,6 +15,7 @@ import pandas as pd
 from bench.analysis.read.frames import SETTING
 from bench.analysis.read.groups import Arm, Group
 from bench.statistics.ratios import ENOUGH, no_difference, noise_floor
+from methods import DEFAULT_OBJECTIVE, REFERENCE
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str) -> Speed | N
     """
     row = cost_of(arm, group, cost)
     own = None if row is None else speed_of(row, kind)
-    if row is None or own is None or arm.objective == "simclr":
+    if row is None or own is None or arm.objective == DEFAULT_OBJECTIVE:
         return own
-    dense = next((one for one in group.arms if (one.objective, one.strategy) == (arm.objective, "dense")), None)
+    dense = next((one for one in group.arms if (one.objective, one.strategy) == (arm.objective, REFERENCE)), None)
     other = cost_of(dense, group, cost) if dense else None
     base = None if other is None or other["measured"] != row["measured"] else speed_of(other, kind)
     if base is None:
@@ -116,6 +117,6 @@ class Elsewhere:
         for _, row in self.frame.iterrows():
             keep = None if pd.isna(row["keep"]) else float(row["keep"])
             same = (row["method"], keep) == (arm.method, arm.keep) and (pd.isna(row["ramp"]) or row["ramp"] == ramp)
-            if same and arm.objective == "simclr":
+            if same and arm.objective == DEFAULT_OBJECTIVE:
                 return speed_of(row, kind)
         return None

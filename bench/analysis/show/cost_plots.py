@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from bench.analysis.show.plots import COLOURS, SPARE, save, theme
+from bench.analysis.show import styles
+from bench.analysis.show.plots import save, theme
 from bench.records.record import AA_SUFFIX, PARTS, CostRow
 
 PREFIX = "cost-"  # names of the figures that `bench.cost` writes
@@ -117,9 +118,13 @@ def _guides(axes: Axes, dense: Line) -> None:
 
 
 def _style(method: str, methods: list[str]) -> dict[str, Any]:
-    strategy = method.split("/")[-1].split("[")[0]
-    spare = SPARE[methods.index(method) % len(SPARE)]
-    return {"color": COLOURS.get(strategy, spare), "marker": "s" if method.startswith("moco/") else "o"}
+    """Colour and marker of one of the methods of a figure, as everywhere."""
+    parts = {name: name.split("[")[0].split("/") for name in methods}
+    objective, strategy = parts[method]
+    return {
+        "color": styles.colour_of(strategy, (shown for _, shown in parts.values())),
+        "marker": styles.marker_of(objective, (shown for shown, _ in parts.values())),
+    }
 
 
 def _points(rows: pd.DataFrame, column: str, tokens: dict[int, int], scale: float = 1.0) -> Line:

@@ -1,13 +1,11 @@
 """The figures: label efficiency, accuracy against training cost with its front, training curves.
 
-A strategy has one colour everywhere (Okabe and Ito's palette, told apart by colour-blind readers too), an
-objective one marker and line. Time on an axis is the paired step time x steps, never the wall-clock of runs
-that shared a machine.
+Time on an axis is the paired step time x steps, never the wall-clock of runs that shared a machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,49 +15,34 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot: no display is needed
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns  # type: ignore[import-untyped,unused-ignore]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from bench.analysis.judge.claims import SEEDS
 from bench.analysis.judge.scores import Scores
 from bench.analysis.judge.speedups import cost_of
 from bench.analysis.read.groups import Arm, Group
+from bench.analysis.show import styles
 from bench.analysis.show.accuracy_tables import PROBES
+from methods import UNTRAINED
 
-COLOURS = {
-    "dense": "#000000",
-    "sparsecontrast": "#D55E00",
-    "dynamicvit": "#0072B2",
-    "tokenlearner": "#009E73",
-    "topk": "#1B7F8C",
-    "evit": "#A3195B",
-    "tome": "#6B8E23",
-    "fixed": "#CC79A7",
-    "patchdropout": "#E69F00",
-    "random": "#56B4E9",
-    "centre": "#8C6D31",
-    "frozen": "#7B4F9E",
-    "oracle": "#B5A800",
-    "untrained": "#9A9A9A",
-    "supervised": "#5F5F5F",
-}
-SPARE = ("#3D5A80", "#A44A3F", "#4F772D", "#6D597A")
-MARKERS = {"simclr": "o", "moco": "s", "none": "D"}
-LINES = {"simclr": "-", "moco": "--", "none": ":"}
+TWINS = "^vP*Xd"  # markers of further arms of one strategy and objective
 
 
 def style_of(arm: Arm, group: Group) -> dict[str, Any]:
     """Colour by strategy, marker and line by objective; further arms of one strategy and objective get other
     markers."""
-    strategies = sorted({one.strategy for one in group.arms} - set(COLOURS))
-    colour = COLOURS.get(arm.strategy) or SPARE[strategies.index(arm.strategy) % len(SPARE)]
     twins = [one.label for one in group.arms if (one.strategy, one.objective) == (arm.strategy, arm.objective)]
     place = twins.index(arm.label)
-    marker = MARKERS.get(arm.objective, "^") if place == 0 else "^vP*Xd"[(place - 1) % 6]
-    return {"color": colour, "marker": marker, "linestyle": LINES.get(arm.objective, "-.")}
+    marker = styles.marker_of(arm.objective, (one.objective for one in group.arms))
+    return {
+        "color": styles.colour_of(arm.strategy, (one.strategy for one in group.arms)),
+        "marker": marker if place == 0 else TWINS[(place - 1) % len(TWINS)],
+        "linestyle": styles.line_of(arm.objective),
+    }
 
 
 @contextmanager
@@ -100,8 +83,8 @@ def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
             found = [(f * shift, e) for f in fractions if (e := scores.estimate(arm, f))]
             x, y = [at for at, _ in found], [e.value for _, e in found]
             reach = [
-                [e.value - e.low if np.isfinite(e.low) else 0 for _, e in found],
-                [e.high - e.value if np.isfinite(e.high) else 0 for _, e in found],
+                [e.value - e.low if e.bounded else 0 for _, e in found],
+                [e.high - e.value if e.bounded else 0 for _, e in found],
             ]
             axes.errorbar(
                 x,
@@ -145,6 +128,12 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return out
 
 
+def shows_front(scores: Scores) -> bool:
+    """Whether the seeds are as many as a statement on who is best needs, for every trained method."""
+    found = [scores.estimate(arm, scores.primary) for arm in scores.group.arms if not arm.baseline]
+    return all(estimate.seeds >= SEEDS for estimate in found if estimate)
+
+
 def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bool:
     """Macro AUROC at the primary fraction against training time and whole-run MACs; False where nothing is known."""
     group, fraction = scores.group, scores.primary
@@ -166,13 +155,16 @@ def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bo
             _panel(axes, scores, points, scale)
             axes.set_xlabel(title)
         grid[0][0].set_ylabel(f"macro AUROC, {fraction:g} % labels, {PROBES[scores.probe]}")
-        handles = {
-            text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        grid[0][-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+        _common_legend(grid[0])
         canvas.tight_layout()
         save(canvas, folder, name)
     return True
+
+
+def _common_legend(panels: Sequence[Axes]) -> None:
+    """One legend for all panels, at the right of the last: each label once."""
+    handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    panels[-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def beside(values: list[float], gap: float) -> list[float]:
@@ -195,8 +187,7 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
     places = beside([at * scale for _, _, at in points], 0.022 * widest)
     for (arm, estimate, at), place in zip(points, places, strict=True):
         style = style_of(arm, scores.group) | {"linestyle": "none"}
-        low, high = max(0, estimate.value - estimate.low), max(0, estimate.high - estimate.value)
-        reach = [[low], [high]] if np.isfinite(low + high) else None
+        reach = [[estimate.value - estimate.low], [estimate.high - estimate.value]] if estimate.bounded else None
         axes.errorbar(
             [place],
             [estimate.value],
@@ -217,14 +208,16 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
             zorder=3,
             **style,
         )
-    best = front([(at * scale, estimate.value) for _, estimate, at in points])
     right = max(*places, widest) * 1.04
-    x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
-    axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
-    baseline = next((arm for arm in scores.group.arms if arm.strategy == "untrained"), None)
+    if shows_front(scores):
+        best = front([(at * scale, estimate.value) for _, estimate, at in points])
+        x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
+        axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
+    baseline = next((arm for arm in scores.group.arms if arm.strategy == UNTRAINED), None)
     base = scores.estimate(baseline, scores.primary) if baseline else None
     if base:
-        axes.axhline(base.value, color=COLOURS["untrained"], linestyle=":", linewidth=1.3, label="untrained", zorder=1)
+        colour, line = styles.colour_of(UNTRAINED, ()), styles.line_of("none")
+        axes.axhline(base.value, color=colour, linestyle=line, linewidth=1.3, label=UNTRAINED, zorder=1)
     axes.set_xlim(left=0, right=right)
 
 
@@ -256,10 +249,7 @@ def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool
             axes.set(title=objective, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0][0].set_ylabel("contrastive loss")
-        handles = {
-            text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        grid[0][-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+        _common_legend(grid[0])
         canvas.tight_layout()
         save(canvas, folder, name)
     return True

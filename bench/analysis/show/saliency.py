@@ -15,8 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from bench.analysis.judge.claims import judged
 from bench.analysis.read.groups import Arm, Group, ReportRefused
-from bench.analysis.show.plots import COLOURS, save, theme
+from bench.analysis.show import styles
+from bench.analysis.show.plots import save, theme
 from bench.statistics.accuracy import Array
 from datasets.archives import read_npz
 
@@ -38,9 +40,9 @@ class Kept:
 
 def read(group: Group) -> list[Kept]:
     """The first seed's selection of every arm that saved one over the same images as the first such arm;
-    SparseContrast first."""
+    those whose claims are judged first."""
     found: list[Kept] = []
-    for arm in sorted(group.arms, key=lambda one: one.strategy != "sparsecontrast"):
+    for arm in sorted(group.arms, key=lambda one: not judged(one)):
         if any(one.arm.runs[0].folder == arm.runs[0].folder for one in found):
             continue
         path = arm.runs[0].folder / "selection.npz"
@@ -111,7 +113,7 @@ def draw(group: Group, names: tuple[str, ...], folder: Path, name: str) -> str |
                 shade[~keep] = 0.18 * shade[~keep] + 0.82 * 0.93  # dropped patches fade to light grey
                 axes = grid[row][column]
                 _picture(axes, shade, lesion)
-                colour = COLOURS.get(one.arm.strategy, "#000000")
+                colour = styles.colour_of(one.arm.strategy, (arm.strategy for arm in group.arms))
                 axes.add_collection(LineCollection(list(outline(keep)), colors=colour, linewidths=0.8))
         grid[0][0].set_ylabel("image", fontsize=9)
         for row, one in enumerate(found, start=1):

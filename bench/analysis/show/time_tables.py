@@ -15,12 +15,13 @@ import pandas as pd
 from bench.analysis.judge.speedups import Elsewhere, cost_of, floor_of, speed_of
 from bench.analysis.read.frames import table_frame
 from bench.analysis.read.groups import Group
-from bench.analysis.read.results import parse
+from bench.analysis.read.results import cost_tables
 from bench.analysis.show.accuracy_tables import NONE, keep_cell
 from bench.analysis.show.document import Table
 from bench.records.environment import machine
 from bench.records.record import AA_SUFFIX, CostTable
 from bench.statistics.ratios import interval_name
+from methods.names import REFERENCE_METHOD
 
 UNMEASURED = "not measured"
 LARGE, SIZE = "vit_small_patch16_224", 224
@@ -82,7 +83,7 @@ def speed_cell(row: pd.Series, kind: str) -> str:
     speed = speed_of(row, kind)
     if speed is None:
         return UNMEASURED
-    if row["method"] == "simclr/dense":
+    if row["method"] == REFERENCE_METHOD.name:
         return "1 (reference)"
     if speed.no_difference and not row["method"].endswith(AA_SUFFIX):
         return f"no difference seen [{speed.low:.2f}, {speed.high:.2f}]"
@@ -137,10 +138,9 @@ def large_table(results: Path, committed: Path = COMMITTED) -> LargeTable | None
 
 def _large(folder: Path) -> list[CostTable]:
     """Tables of ViT-S/16 at 224 px with training in them, the one with most methods last, of several the newest."""
-    tables = [parse(CostTable, path) for path in sorted(folder.glob("cost/*.json"))]
     wanted = [
         table
-        for table in tables
+        for table in cost_tables(folder)
         if table.rows
         and table.rows[0].encoder.split(".")[0] == LARGE
         and table.rows[0].image_size == SIZE

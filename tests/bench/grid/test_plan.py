@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.grid.plan import _seeds
+from bench.grid.options import seeds as read_seeds
 from bench.records.store import as_json, write_atomically
 from bench.specs.grid_spec import load_grid
 from datasets import load
@@ -44,18 +44,18 @@ def told(world: small.World, *options: str) -> str:
     ],
 )
 def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
-    assert _seeds(text) == seeds
+    assert read_seeds("--seeds", text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1,b", "-1", "1.5", "0-3", "1 2"])
 def test_seeds_that_cannot_be_read(text: str) -> None:
     with pytest.raises(ValueError, match="3 means 0,1,2; 0,4,7 means those; '3,' means seed 3 alone"):
-        _seeds(text)
+        read_seeds("--seeds", text)
 
 
 def test_no_seed_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="--seeds 0 asks for no seed: .*--seeds 1"):
-        _seeds("0")
+        read_seeds("--seeds", "0")
 
 
 MISTAKES = {
@@ -144,7 +144,9 @@ def test_a_folder_that_cannot_be_written_to(
 ) -> None:
     """Root may write anywhere, so the system's answer is made up."""
     real = os.access
-    monkeypatch.setattr("bench.grid.plan.os.access", lambda path, mode: "locked" not in str(path) and real(path, mode))
+    monkeypatch.setattr(
+        "bench.records.store.os.access", lambda path, mode: "locked" not in str(path) and real(path, mode)
+    )
     said = told(world, "--methods", "dense", option, str(tmp_path / "locked"))
     assert f"can't be written to: give another folder with {option}" in said
 
@@ -155,7 +157,7 @@ def test_an_unreadable_record_is_found_before_training(world: small.World) -> No
     write_atomically(world.results / run.run_id / "record.json", as_json({"half": "a record"}))
     result = world.run("--methods", "dense")
     assert result.exit_code == 2
-    assert f"{run.run_id}/record.json is no record of this version" in result.stderr
+    assert f"{run.run_id}/record.json can't be read as a record" in result.stderr
     assert "Traceback" not in result.output
 
 
