@@ -111,7 +111,7 @@ READ: dict[str, tuple[Callable[[Path], Any], str, str, bool]] = {
     "no JSON": (content(b"{"), "unreadable", f"{CANNOT}(Expecting property name", False),
     "nothing": (content(b""), "unreadable", f"{CANNOT}(Expecting value", False),
     "nested without end": (content(b"[" * 100_000), "unreadable", f"{CANNOT}(its JSON is nested too deeply)", False),
-    "larger than one can be": (huge, "unreadable", "bytes, and at most 67,108,864 are read", False),
+    "larger than one can be": (huge, "unreadable", "bytes, but the limit is 67,108,864", False),
     "a folder": (folder, "unreadable", f"{CANNOT}(it is not a regular file)", False),
     "not there": (Path.unlink, "missing", "is not there", False),
 }
