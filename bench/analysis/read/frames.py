@@ -1,4 +1,4 @@
-"""The tidy pandas frames behind every table and plot: results.csv, cost.csv and the training curves."""
+"""Tidy data frames behind the tables and figures: results.csv, cost.csv and the training curves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from methods.names import REFERENCE_METHOD
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row a run x probe x label fraction x inference, and one for each failed run."""
+    """One row per run, probe, label fraction and inference mode, and one row per failed run."""
     rows = []
     for run in runs:
         record, (encoder, size) = run.record, encoder_of(run.record)
@@ -69,7 +69,7 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]  # rows that differ share no ratio
+SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]  # the same for all compared rows
 COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", *SETTING]
 RATIOS = [f"{kind}_{what}" for kind in ("infer", "train") for what in ("macs_ratio", "time_over_macs")]
 AA = [f"aa_{kind}_{end}" for kind in ("infer", "train", "run") for end in ("low", "high")]
@@ -77,13 +77,13 @@ COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "disturbed_rounds", "measured"]
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
-    """The newest row a method, encoder, size, channels, keep, ramp, machine and setting. Empty, with no columns, where
-    nothing was measured."""
+    """The newest row of each method, encoder, size, channels, keep, ramp and setting in a results folder. Without
+    measurements the frame is empty and has no columns."""
     return newest([parse(CostTable, path) for path in sorted(results.glob("cost/*.json"))])
 
 
 def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
-    """All rows of the tables, of those that are about the same the newest."""
+    """Rows of all tables; of rows that measure the same, the newest."""
     ordered = [table_frame(table) for table in sorted(tables, key=lambda one: one.finished)]
     if not ordered:
         return pd.DataFrame()
@@ -92,14 +92,14 @@ def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
 
 
 def table_frame(table: CostTable) -> pd.DataFrame:
-    """A row a method, with the noise baseline of its table (`aa_...`, the interval of dense against itself; none where
-    that was not measured), dense's MACs / its own (`..._macs_ratio`), and the share of that ratio that its speed-up
-    reaches (`..._time_over_macs`)."""
+    """One row per method of a table, with three additions: the interval of dense against itself, from which the noise
+    floor follows (`aa_...`, missing if not measured); the MACs of dense divided by those of the method
+    (`..._macs_ratio`); and the speed-up divided by that ratio (`..._time_over_macs`)."""
     again = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
     dense = next((row for row in table.rows if row.method == REFERENCE_METHOD.name), None)
     rows = []
     for row in table.rows:
-        disturbed = table.environment.get("disturbed_rounds", 0)  # kept though the process did not get its cores
+        disturbed = table.environment.get("disturbed_rounds", 0)  # kept, although other processes were running
         one = row.model_dump() | {"disturbed_rounds": disturbed, "measured": table.finished}
         for kind in ("infer", "train", "run"):
             for end in ("low", "high"):
@@ -116,12 +116,12 @@ def table_frame(table: CostTable) -> pd.DataFrame:
 
 
 def cost_csv(frame: pd.DataFrame) -> str:
-    """The text of cost.csv."""
+    """Content of cost.csv."""
     return frame[COST_COLUMNS].to_csv(index=False) if not frame.empty else ",".join(COST_COLUMNS) + "\n"
 
 
 def _epochs(path: Path) -> list[dict[str, float | None]]:
-    """The lines of a history.jsonl: epoch, loss, keep and lr of each."""
+    """Epoch, loss, keep and lr of each line of a history.jsonl."""
     keys = ("epoch", "loss", "keep", "lr")
     try:
         lines = [json.loads(line) for line in read_within(path, RECORD_BYTES).decode().splitlines()]
@@ -131,13 +131,13 @@ def _epochs(path: Path) -> list[dict[str, float | None]]:
 
 
 def history_frame(group: Group) -> pd.DataFrame:
-    """A row a run x epoch: arm, objective, seed, epoch, loss, keep, lr."""
+    """One row per run and epoch: arm, objective, seed, epoch, loss, keep, lr."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for arm in sorted((one for one in group.arms if not one.baseline), key=lambda one: len(one.label)):
         for run in arm.runs:
             path = run.folder / "history.jsonl"
-            if not path.is_file() or run.record.run_id in seen:  # one training, two ways of inference
+            if not path.is_file() or run.record.run_id in seen:  # one training, evaluated in two inference modes
                 continue
             seen.add(run.record.run_id)
             rows += [

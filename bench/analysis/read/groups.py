@@ -1,4 +1,4 @@
-"""What is compared: a run with its evaluations, an arm (a row of the tables), a group (runs that may be compared)."""
+"""Units of a report: a run with its evaluations, an arm (one row of the tables), a group (arms that are compared)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from methods import BASELINES, SUPERVISED
 
 
 class ReportRefused(ValueError):
-    """Records that must not share a report; the message says which, why, and what to do."""
+    """Records can't be reported, or not together; the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One record with its test evaluations, in the folder they lie in."""
+    """A record with its folder and its evaluations on the test split."""
 
     record: Record
     folder: Path
@@ -27,7 +27,7 @@ class Run:
         return int(self.record.spec.get("seed", 0))
 
     def own(self, labels: float) -> bool:
-        """Whether the weights may be scored at this fraction: supervised ones have seen the labels of one alone."""
+        """Whether the run may be scored at a label fraction: a supervised run only at the one it was trained on."""
         trained = self.record.spec.get("labels")
         return trained is None or float(trained) == labels
 
@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """One method at one keep ratio and one way of inference: a row of the tables. `label` is unique in its group."""
+    """Runs of one method at one keep ratio in one inference mode: a row of the tables. `label` is unique in a group."""
 
     label: str
     method: str
@@ -55,7 +55,7 @@ class Arm:
         return self.strategy in BASELINES
 
     def evaluations(self, probe: str, labels: float) -> dict[int, tuple[Run, Evaluation]]:
-        """By seed. A baseline that trains its own head has no probe, so there any probe serves."""
+        """Runs and evaluations by seed. The supervised baseline has no probe; its evaluation counts as linear."""
         found: dict[int, tuple[Run, Evaluation]] = {}
         for run in self.runs:
             for one in run.evaluations:
@@ -68,7 +68,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that may be compared."""
+    """Arms that are compared: runs on the same data and split, with the same preset, encoder and settings."""
 
     data: str
     split: str
@@ -90,7 +90,7 @@ class Group:
 
     @property
     def evidence(self) -> bool:
-        """False for a preset that only tests the machinery."""
+        """False for runs that only test the code, such as those of the smoke preset."""
         return self.preset != "smoke" and all(run.record.evidence for run in self.runs)
 
     @property

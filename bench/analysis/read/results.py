@@ -1,7 +1,7 @@
-"""A results folder -> groups of runs that may be compared.
+"""Reading a results folder and sorting its runs into groups that can be compared.
 
-A group is one data set, one split, one preset, one encoder and one set of training settings; across groups nothing is
-averaged. Records that claim the same group but saw different images, labels, subsets or science are refused.
+Runs of a group share data set, split, preset, encoder and training settings; results are never averaged across groups.
+Records of one group that differ in their images, labels, subsets or science version are refused.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def encoder_of(record: Record) -> tuple[str, int]:
 
 
 def _shared(record: Record) -> dict[str, Any]:
-    """The settings that every method of a comparison must have in common, flat; the tuned learning rate is not
-    one."""
+    """Settings that all runs of a group have in common, with dotted keys. The learning rate, which is tuned by method,
+    is not one of them."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -153,7 +153,7 @@ def _variant(record: Record) -> str:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Sorts runs into groups; raises ReportRefused where records of one group don't belong together."""
+    """Sort runs into groups. Raises ReportRefused if records of one group can't be compared."""
     done: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     failed: list[Record] = []
     runs = list(runs)
@@ -232,15 +232,15 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
 
 
 def _order(arm: Arm) -> tuple[Any, ...]:
-    """Sort key of an arm: baselines, then methods by objective and strategy, as the registry has them."""
+    """Sort key of an arm: baselines first, then methods by objective and strategy, in the order of the registry."""
     if arm.baseline:
         return (0, list(BASELINES).index(arm.strategy))
     return (1, place_in(OBJECTIVES, arm.objective), place_in(STRATEGIES, arm.strategy), arm.label)
 
 
 def _without_copies(runs: list[Run]) -> list[Run]:
-    """Of a baseline's runs with the same weights (another learning rate means another run, but nothing to a baseline) the one
-    that was evaluated most."""
+    """Runs of a baseline, without duplicates: grids with other learning rates repeat a baseline with the same weights.
+    Of each set of duplicates the run with most evaluations is kept."""
     best: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         key = (run.seed, str(run.record.spec.get("labels")), run.record.weights_sha256)
