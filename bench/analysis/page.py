@@ -1,5 +1,4 @@
-"""Writes a report: report.md, report.tex, figures and the tidy data, from a results folder; it never trains or
-measures."""
+"""Writing a report (report.md, report.tex, figures, tidy data) from a results folder, without training or measuring."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from methods import CONTROL, REFERENCE
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """One group's part: its title, the accuracy table for a terminal, the finding in sentences, the judged claims."""
+    """Summary of one group: title, accuracy table for a terminal, findings in sentences, judged claims."""
 
     title: str
     table: str
@@ -44,7 +43,7 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written and what it says. `table` and `finding` join the groups'."""
+    """Path of a written report and summaries of its groups; `table` and `finding` join those of all groups."""
 
     path: Path
     groups: tuple[GroupSummary, ...]
@@ -59,11 +58,10 @@ class ReportSummary:
 
 
 def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummary:
-    """Report on all records in `results`, written under `reports`; `planned` is the number of runs of the grid
-    where it is known, so that a provisional report says so.
+    """Write the report on all records in `results` to the folder `reports`.
 
-    Raises FileNotFoundError where there is no record, ReportRefused where records don't belong together or
-    can't be read.
+    `planned` is the number of runs in the grid, or 0 if unknown; a report on fewer runs says that it is provisional.
+    Raises FileNotFoundError if there is no record, and ReportRefused if records can't be read or don't belong together.
     """
     runs = read_runs(results)
     groups = group_runs(runs)
@@ -84,7 +82,7 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
     kept |= drawn
     for old in figures.iterdir():
         if is_figure(old) and old.stem not in kept:
-            old.unlink()  # of an earlier report; others' are left alone
+            old.unlink()  # drawn by an earlier report
     _write(reports / "report.md", document.to_markdown(blocks))
     _write(reports / "report.tex", document.to_latex(blocks))
     _write(reports / "results.csv", frames.results_frame(runs).to_csv(index=False))
@@ -133,7 +131,7 @@ def _group(
         ]
     blocks += [Heading(3, "Cost"), run_tables.macs(group), *_present(time_tables.times(group, cost))]
     if not any(isinstance(block, Table) and block.title.startswith("Paired time") for block in blocks):
-        blocks.append(Paragraph("No paired time was measured at this scale, so nothing is said about speed."))
+        blocks.append(Paragraph("Times were not measured at this scale, so the report says nothing about speed."))
     if main and plots.trade_off(main, cost, figures, f"{name}-cost"):
         drawn.add(f"{name}-cost")
         blocks.append(
@@ -148,7 +146,7 @@ def _group(
         )
     blocks += [Heading(3, "Claims"), *run_tables.claims_tables(claims)]
     if not claims:
-        blocks.append(Paragraph("No SparseContrast run is in this group, so there is no claim to judge."))
+        blocks.append(Paragraph("This group has no SparseContrast run, so there is no claim to judge."))
     blocks += [Heading(3, "Training and selection"), *_trouble(group)]
     blocks += _present(run_tables.learning(group), run_tables.selection(group))
     if plots.curves(frames.history_frame(group), group, figures, f"{name}-training"):
@@ -156,7 +154,7 @@ def _group(
         blocks.append(
             Figure(
                 f"{name}-training",
-                "Training curves: the objective's loss by epoch; thin lines are seeds, thick ones their mean.",
+                "Training curves: loss of the objective by epoch. Thin lines are seeds, thick lines their mean.",
             )
         )
     record = group.runs[0].record
@@ -175,14 +173,14 @@ def _group(
 
 
 def _large_scale(large: time_tables.LargeTable | None, figures: Path) -> tuple[list[Block], set[str]]:
-    """Cost at ViT-S/16, whatever the runs were made with."""
+    """Section on the cost at ViT-S/16 scale, whatever the scale of the runs, and the names of its figures."""
     title = Heading(2, f"Cost at the scale of the literature: ViT-S/16, {time_tables.SIZE} px")
     if large is None:
-        how = f"python -m bench.cost --encoder {time_tables.LARGE} measures it, in a quarter of an hour on two cores."
-        return [title, Paragraph(f"Not measured on this machine: {how}")], set()
+        command = f"python -m bench.cost --encoder {time_tables.LARGE}"
+        return [title, Paragraph(f"Not measured. Run {command}, which takes about 15 minutes on two cores.")], set()
     blocks: list[Block] = [title, time_tables.at_large_scale(large)]
     if not large.own:
-        blocks.insert(1, Paragraph(f"Not measured on this machine; what follows was measured on: {large.machine}."))
+        blocks.insert(1, Paragraph(f"Not measured on this machine. Values below were measured on: {large.machine}."))
     if not cost_plots.parts(large.table.rows, figures, LARGE_PARTS):
         return blocks, set()
     return [*blocks, Figure(LARGE_PARTS, cost_plots.PARTS_CAPTION)], {LARGE_PARTS}
@@ -212,24 +210,24 @@ def _trouble(group: Group) -> list[Block]:
 
 
 def _standing(group: Group) -> list[str]:
-    """What holds for every report."""
+    """Notes that every report has."""
     out = [
         "An interval holds for other test patients; with three or more seeds, for other seeds too; with three or more"
         " draws of the labelled patients besides, for other draws. docs/intervals.md says how intervals are made, and"
         " how often they hold the truth. supervised is trained on the first draw alone.",
-        "Nothing is averaged across data sets, splits, presets, encoders or training settings.",
+        "Results are never averaged across data sets, splits, presets, encoders or training settings.",
     ]
     record = group.runs[0].record
     if record.data and not record.data.patient_ids_known:
         out.append(
-            "The data name no patients: splits, fractions and intervals are by image, which flatters every"
-            " method where a patient has several images."
+            "The data set does not identify patients: splits, label fractions and intervals are by image. If patients"
+            " have several images, the accuracy of every method is overestimated."
         )
     return out
 
 
 def _rest(runs: list[Run], groups: list[Group]) -> list[Block]:
-    """Failed or unevaluated runs that belong to no group above."""
+    """Section on the runs that belong to no group: failed, or without evaluation on the test split."""
     shown = {run.record.run_id for group in groups for run in group.runs}
     shown |= {record.run_id for group in groups for record in group.failed}
     lost = [run.record for run in runs if run.record.run_id not in shown]
@@ -244,7 +242,7 @@ def _rest(runs: list[Run], groups: list[Group]) -> list[Block]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not there."""
+    """Write a file atomically: it is complete whenever it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")

@@ -140,7 +140,9 @@ def _submit(sweep: Sweep, runs: list[RunSpec], options: SlurmOptions) -> dict[st
     """Submit one array; returns the id of each run's job."""
     plugins = tuple(plugin.resolve() for plugin in sweep.plugins)
     cache = None if sweep.cache is None else sweep.cache.resolve()
-    sweep = replace(sweep, results=sweep.results.resolve(), cache=cache, plugins=plugins)  # paths that hold wherever the job starts
+    sweep = replace(
+        sweep, results=sweep.results.resolve(), cache=cache, plugins=plugins
+    )  # paths that hold wherever the job starts
     names = [run.run_id for run in runs]
     calls = [Task(replace(sweep, runs=(run,))) for run in runs]
     values = parameters(options, sweep.ranks)

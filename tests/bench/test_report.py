@@ -159,7 +159,7 @@ def test_the_command_prints_the_table_and_the_finding(tmp_path, synthetic):
     assert "no evidence about any method" in done.output
     assert str(tmp_path / "out" / "report.md") in done.output.replace("\n", "")
     page = (tmp_path / "out" / "report.md").read_text()
-    assert "nothing is said about speed" in page
+    assert "says nothing about speed" in page
     assert (tmp_path / "out" / "cost.csv").read_text().startswith("method,encoder")
 
 

@@ -150,7 +150,7 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
     "results with a name too long": (("--results", "x" * 5000), "can't be made|File name too long"),
     "reports that hold a page of someone else's": (
         ("--reports", "{folder}/paper"),
-        "report.md is none that bench.report",
+        "report.md was not written by bench.report",
     ),
     "reports that hold a table of someone else's": (("--reports", "{folder}/tables"), "results.csv is none that bench"),
     "weights that are not there": (("--set", "encoder.weights=nowhere"), "no encoder weights at nowhere"),
@@ -209,7 +209,7 @@ COST: dict[str, tuple[tuple[str, ...], str]] = {
     "batch of one": (("--batch", "1"), "measure.batch: .*greater than or equal to 2"),
     "encoder misspelt": (("--encoder", "vit_smll_patch16_224"), "did you mean vit_small_patch16_224"),
     "preset misspelt": (("--preset", "qiuck"), r"did you mean quick\?"),
-    "reports of someone else": (("--reports", "{folder}/tables"), "cost.csv is none that bench.report made"),
+    "reports of someone else": (("--reports", "{folder}/tables"), "cost.csv was not written by bench.report"),
 }
 
 

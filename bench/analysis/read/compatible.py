@@ -36,7 +36,7 @@ def refuse_changed_data(runs: Sequence[Run]) -> None:
     for members in by_source.values():
         for what, of in (("the data's fingerprint", _fingerprint), ("the split", _split)):
             found += _difference(what, [(run.folder.name, of(run)) for run in members])
-    _refuse("Records that name the same data and the same way to split them differ in", found)
+    _refuse("Records with the same data set and the same way to split it differ in", found)
 
 
 def refuse_strangers(runs: Sequence[Run]) -> None:
@@ -73,9 +73,9 @@ def refuse_twins(method: str, inference: str, runs: Sequence[Run]) -> None:
             other = seen.setdefault((run.seed, one.probe, one.labels), run)
             if other is not run:
                 raise ReportRefused(
-                    f"Two runs claim to be {method}, seed {run.seed}, {one.probe} at {one.labels:g} %:"
-                    f" {other.folder.name} and {run.folder.name}. Move one of them to another results"
-                    " folder."
+                    f"Two runs have the same method, seed and evaluation ({method}, seed {run.seed}, {one.probe} at"
+                    f" {one.labels:g} %): {other.folder.name} and {run.folder.name}. Move one of them to another"
+                    " results folder."
                 )
 
 

@@ -124,7 +124,7 @@ def table_frame(table: CostTable) -> pd.DataFrame:
 
 
 def cost_csv(frame: pd.DataFrame) -> str:
-    """The text of cost.csv."""
+    """Content of cost.csv."""
     return frame[COST_COLUMNS].to_csv(index=False) if not frame.empty else ",".join(COST_COLUMNS) + "\n"
 
 

@@ -40,7 +40,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Arm:
-    """One method at one keep ratio and one way of inference: a row of the tables. `label` is unique in its group."""
+    """Runs of one method at one keep ratio in one inference mode: a row of the tables. `label` is unique in a group."""
 
     label: str
     method: str
@@ -71,7 +71,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that may be compared."""
+    """Arms that are compared: runs on the same data and split, with the same preset, encoder and settings."""
 
     data: str
     split: str

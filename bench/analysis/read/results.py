@@ -215,7 +215,7 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
 
 
 def _order(arm: Arm) -> tuple[Any, ...]:
-    """Sort key of an arm: baselines, then methods by objective and strategy, as the registry has them."""
+    """Sort key of an arm: baselines first, then methods by objective and strategy, in the order of the registry."""
     if arm.baseline:
         return (0, list(BASELINES).index(arm.strategy))
     return (1, place_in(OBJECTIVES, arm.objective), place_in(STRATEGIES, arm.strategy), arm.label)

@@ -1,4 +1,4 @@
-"""The figures on cost: where a step's time goes, and how cost grows with the number of tokens."""
+"""Figures on cost: the time of a training step by part, and cost against the number of tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.analysis.show import styles
 from bench.analysis.show.plots import save, theme
 from bench.records.record import AA_SUFFIX, PARTS, CostRow
 
-PREFIX = "cost-"  # names of the figures that `bench.cost` writes
+PREFIX = "cost-"  # of the figures that `bench.cost` writes
 SHADES = {
     "views": "#D9D9D9",
     "embedding": "#56B4E9",
@@ -29,9 +29,9 @@ SHADES = {
     "optimizer": "#8C6D31",
 }
 PARTS_CAPTION = (
-    "Where a train step's time goes, by part, forward and backward together. The white mark is where the step would"
-    " end if time went as multiply-accumulates do. Making the views is shown in front; it is in no speed-up, for it"
-    " costs all methods alike."
+    "Time of a training step by part, forward and backward together. The white mark shows where the step would end if"
+    " time were proportional to multiply-accumulates. Making the views comes first; no speed-up includes it, because it"
+    " takes the same time for every method."
 )
 EDGE = [withStroke(linewidth=3.2, foreground="black")]
 PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
@@ -39,7 +39,7 @@ Line = list[tuple[int, float]]
 
 
 def parts(rows: Sequence[CostRow], folder: Path, name: str) -> bool:
-    """A stacked bar a method: ms per image of a step by part; False where that was not measured."""
+    """Draw a stacked bar per method, the ms per image of a step by part. False if that was not measured."""
     known = [row for row in rows if row.blocks_ms is not None and row.train_ms is not None]
     if not known:
         return False
@@ -67,8 +67,11 @@ def parts(rows: Sequence[CostRow], folder: Path, name: str) -> bool:
 
 
 def scaling(frame: pd.DataFrame, tokens: dict[int, int], folder: Path, name: str) -> bool:
-    """Inference and step against the number of tokens on log axes, and what part of inference is attention; `frame`
-    holds one encoder at several image sizes, `tokens` the patches of each size. False where there is one size alone."""
+    """Draw the times of inference and step against the number of tokens, and the share of attention in inference.
+
+    `frame` has one encoder at several image sizes, `tokens` the number of patches at each size. False if there is only
+    one size.
+    """
     sizes = sorted(set(frame["image_size"]))
     if len(sizes) < 2:
         return False
@@ -109,7 +112,7 @@ def scaling(frame: pd.DataFrame, tokens: dict[int, int], folder: Path, name: str
 
 
 def _guides(axes: Axes, dense: Line) -> None:
-    """What grows as the tokens, and as their square, from the first point on."""
+    """Draw lines that grow with N and with N², from the first point of dense."""
     (first, start), (last, _), lines = dense[0], dense[-1], []
     for power, label, style in ((2, "grows as N²", "-."), (1, "grows as N", ":")):
         ends = [start, start * (last / first) ** power]
@@ -118,7 +121,7 @@ def _guides(axes: Axes, dense: Line) -> None:
 
 
 def _style(method: str, methods: list[str]) -> dict[str, Any]:
-    """Colour and marker of one of the methods of a figure, as everywhere."""
+    """Colour and marker of one of the `methods` that a figure shows."""
     parts = {name: name.split("[")[0].split("/") for name in methods}
     objective, strategy = parts[method]
     return {

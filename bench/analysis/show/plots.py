@@ -1,6 +1,7 @@
-"""The figures: label efficiency, accuracy against training cost with its front, training curves.
+"""Figures on accuracy: label efficiency, accuracy against training cost with its front, training curves.
 
-Time on an axis is the paired step time x steps, never the wall-clock of runs that shared a machine.
+Training time is the measured step time times the number of steps, not the wall-clock time of runs, which may have
+shared the machine.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from bench.analysis.show import styles
 from bench.analysis.show.accuracy_tables import PROBES
 from methods import UNTRAINED
 
-TWINS = "^vP*Xd"  # markers of further arms of one strategy and objective
+TWINS = "^vP*Xd"  # markers of further arms with the same strategy and objective
 
 
 def style_of(arm: Arm, group: Group) -> dict[str, Any]:
-    """Colour by strategy, marker and line by objective; further arms of one strategy and objective get other
-    markers."""
+    """Colour of an arm by its strategy, marker and line by its objective. Further arms with the same strategy and
+    objective get other markers."""
     twins = [one.label for one in group.arms if (one.strategy, one.objective) == (arm.strategy, arm.objective)]
     place = twins.index(arm.label)
     marker = styles.marker_of(arm.objective, (one.objective for one in group.arms))
@@ -47,7 +48,7 @@ def style_of(arm: Arm, group: Group) -> dict[str, Any]:
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Publication defaults for the length of a figure; the caller's settings come back afterwards."""
+    """Apply the settings for publication inside the context, and restore the previous settings after it."""
     with matplotlib.rc_context():
         sns.set_theme(context="paper", style="ticks", font_scale=1.15)
         matplotlib.rcParams |= {
@@ -57,7 +58,7 @@ def theme() -> Iterator[None]:
             "axes.axisbelow": True,
             "legend.frameon": False,
             "svg.hashsalt": "bench",
-            "text.parse_math": False,  # names are shown as they are, dollars and all
+            "text.parse_math": False,  # show names as they are, dollar signs included
             "axes.spines.top": False,
             "axes.spines.right": False,
         }
@@ -72,7 +73,7 @@ def save(canvas: Canvas, folder: Path, name: str) -> None:
 
 
 def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
-    """Macro AUROC against the share of labels (log), with 95 % intervals; arms are set side by side within a
+    """Draw macro AUROC against the share of labels (log axis), with 95 % intervals; arms are side by side within a
     fraction."""
     group, fractions = scores.group, scores.fractions
     arms = [arm for arm in group.arms if any(scores.estimate(arm, f) for f in fractions)]
@@ -109,17 +110,17 @@ def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
 
 
 def run_hours(arm: Arm, group: Group, cost: pd.DataFrame) -> float | None:
-    """Hours of the whole pre-training at the paired speed: dense step time x images seen / run speed-up."""
+    """Hours of the whole pre-training, from paired times: step time of dense x images seen / run speed-up."""
     row, timing = cost_of(arm, group, cost), arm.runs[0].record.time
     batch = (arm.runs[0].record.spec.get("train") or {}).get("batch")
     if row is None or timing is None or not batch or pd.isna(row["run_speedup"]):
         return None
-    dense_ms = row["train_ms"] * row["train_speedup"]  # of the dense rounds it was interleaved with
+    dense_ms = row["train_ms"] * row["train_speedup"]  # of dense in the same rounds
     return float(dense_ms * timing.steps * batch / row["run_speedup"] / 3.6e6)
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both: less cost (first) and more accuracy (second); by rising cost."""
+    """Points (cost, accuracy) that no other point beats in both, sorted by cost."""
     best, out = float("-inf"), []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if accuracy > best:
@@ -135,7 +136,7 @@ def shows_front(scores: Scores) -> bool:
 
 
 def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bool:
-    """Macro AUROC at the primary fraction against training time and whole-run MACs; False where nothing is known."""
+    """Draw macro AUROC at the primary fraction against training time and against MACs. False if neither is known."""
     group, fraction = scores.group, scores.primary
     trained = [(arm, e) for arm in group.arms if not arm.baseline and (e := scores.estimate(arm, fraction))]
     hours = [(arm, e, h) for arm, e in trained if (h := run_hours(arm, group, cost)) is not None]
@@ -162,13 +163,13 @@ def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bo
 
 
 def _common_legend(panels: Sequence[Axes]) -> None:
-    """One legend for all panels, at the right of the last: each label once."""
+    """Draw one legend for all panels, with each label once, to the right of the last panel."""
     handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     panels[-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def beside(values: list[float], gap: float) -> list[float]:
-    """The same values, those nearer than `gap` to a neighbour spread out evenly about their common middle."""
+    """The values, with those closer than `gap` to each other spread evenly around their mean."""
     order, out = sorted(range(len(values)), key=lambda i: values[i]), list(values)
     cluster: list[int] = []
     for place, index in enumerate(order):
@@ -222,7 +223,8 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
 
 
 def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool:
-    """Loss by epoch, a panel an objective: thin lines are seeds, a thick one is their mean. False without history."""
+    """Draw the loss by epoch in a panel per objective, thin lines for seeds and thick ones for means. False if there is
+    no history."""
     history = history.dropna(subset=["epoch", "loss"])
     if history.empty:
         return False

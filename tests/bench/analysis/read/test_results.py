@@ -151,7 +151,7 @@ def test_data_that_changed_between_two_runs_are_refused(tmp_path, synthetic, sma
     for seed in (0, 1):
         folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], seed)
     alter(folder, change)
-    with pytest.raises(ReportRefused, match=f"that name the same data .*\n- {words}: .* in {folder.name}"):
+    with pytest.raises(ReportRefused, match=f"with the same data set .*\n- {words}: .* in {folder.name}"):
         group_runs(read_runs(tmp_path))
     alter(folder, lambda r: r["spec"]["data"].update(root="/elsewhere"))
     assert len(group_runs(read_runs(tmp_path))) == 2
@@ -252,7 +252,7 @@ def test_two_runs_of_one_seed_are_refused(tmp_path, synthetic, small):
     folder.rename(tmp_path / "twin")
     alter(tmp_path / "twin", lambda r: r.update(run_id="twin"))
     synthetic.write_run(tmp_path, small, dense, 0)
-    with pytest.raises(ReportRefused, match="Two runs claim to be simclr/dense, seed 0"):
+    with pytest.raises(ReportRefused, match=r"the same method, seed and evaluation \(simclr/dense, seed 0"):
         group_runs(read_runs(tmp_path))
 
 
@@ -268,7 +268,7 @@ def test_a_floor_made_again_for_another_learning_rate_is_the_same_floor(tmp_path
     (group,) = again(lambda r: None)
     assert [len(arm.runs) for arm in group.arms] == [1]
     shutil.rmtree(tmp_path)
-    with pytest.raises(ReportRefused, match="Two runs claim to be untrained, seed 0"):
+    with pytest.raises(ReportRefused, match=r"the same method, seed and evaluation \(untrained, seed 0"):
         again(lambda r: r.update(weights_sha256="cd" * 32))
 
 

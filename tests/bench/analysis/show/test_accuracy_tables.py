@@ -135,7 +135,7 @@ def test_times_with_intervals_and_the_noise_floor(made):
     assert row(table, "simclr/sparsecontrast")["run speed-up"] == "1.40 [1.37, 1.43]"
     assert row(table, "simclr/patchdropout")["inference speed-up"] == "no difference seen [0.99, 1.03]"
     assert "step [0.98, 1.02]" in table.note
-    assert "15 rounds (1 measured again)" in table.note
+    assert "15 rounds (1 repeated)" in table.note
     assert time_tables.times(group, cost.iloc[:0]) is None
 
 
