@@ -2,7 +2,7 @@
 
 The main path is `experiment.py`: data and views -> pre-train -> diagnose -> measure -> record -> evaluate.
 
-    specs/         what a grid and a run are asked to be: presets, TOML files and options; where learning rates come from
+    specs/         what a grid and a run are asked to be: presets, TOML files, options, learning rates (grid_spec.py)
     records/       what a run leaves on disk, sealed; how it is read again; the environment it was made in
     statistics/    intervals of accuracies (accuracy.py) and of ratios (ratios.py)
     training/      data and splits of a run (data.py), networks, the training loop, checkpoints, ranks

@@ -1,7 +1,7 @@
 """Launch a grid: one function that works through runs (`bench.launch.worker`), and three ways to execute it.
 
-`inline` calls it in this process; `local` starts worker processes that share the whole grid; `slurm` submits one job for
-each run. The last two use submitit's executors.
+`inline` calls it in this process; `local` starts worker processes that share the whole grid; `slurm` submits one job
+per run. The last two use submitit's executors.
 """
 
 from __future__ import annotations

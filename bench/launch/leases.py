@@ -6,10 +6,10 @@ counts. A process takes a lease by hard-linking a complete file to the next numb
 only. The lease of a dead owner is never removed in order to take its place (two processes that both see it dead could
 remove each other's); the next number is taken instead.
 
-An owner on this machine is alive as long as its process exists, identified by number and start time. An owner elsewhere,
+An owner on this machine is alive while its process exists, identified by number and start time. An owner elsewhere,
 also one in another container, is judged by the modification time of its lease, which it renews every 30 seconds: after
-five minutes without renewal it counts as dead. Both times are read from the clock of the shared file system. A SLURM job
-that was requeued takes over its own earlier lease at once.
+five minutes without renewal it counts as dead. Both times are read from the clock of the shared file system. A SLURM
+job that was requeued takes over its own earlier lease at once.
 
 Two processes can end up with the same run if one is suspended for over five minutes and then resumed, or if a network
 file system hides new files for that long. Both results would be correct, but not identical to the last byte (a history
@@ -66,7 +66,7 @@ class Leases:
 
     @contextmanager
     def hold(self, run_id: str, command_id: str = "") -> Iterator[bool]:
-        """Take the lease on a run: True inside if this process has it, False if another one does; released at the end."""
+        """Take the lease on a run: True inside if this process has it, else False. Released at the end."""
         me = Owner.me(command_id)
         path = self._take(run_id, me)
         if path is None:
@@ -196,7 +196,7 @@ def _age(path: Path) -> float:
 
 
 def _renew(path: Path, me: Owner, ended: threading.Event) -> None:
-    """Renew the lease until `ended`; not one of the same number that another process took after ours counted as dead."""
+    """Renew the lease until `ended`, unless another process has taken the same number since."""
     while not ended.wait(RENEWED):
         try:
             if _read(path) in (me, None):
@@ -206,8 +206,11 @@ def _renew(path: Path, me: Owner, ended: threading.Event) -> None:
 
 
 def _release(path: Path, me: Owner) -> None:
-    """Remove the lease, the dead ones below it first, and the folder if no lease is left in it. A lease of the same number
-    that belongs to another process stays: this process was suspended, counted as dead, and has lost its own."""
+    """Remove the lease, the dead ones below it first, and the folder if no lease is left in it.
+
+    A lease of the same number that belongs to another process stays: this process was suspended, counted as dead, and
+    has lost its own.
+    """
     if _read(path) not in (me, None):
         return
     try:

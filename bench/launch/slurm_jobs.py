@@ -1,7 +1,7 @@
 """Runs as SLURM jobs: one array for each number of ranks, with one task for each run.
 
-Submitted jobs are noted in `results/.jobs/<run id>.json`, so that a later command finds those that still run and submits
-none twice. submitit's pickled results are never read: whether a run is done, its record says.
+Submitted jobs are noted in `results/.jobs/<run id>.json`, so that a later command finds those that still run and
+submits none twice. submitit's pickled results are never read: the record tells whether a run is done.
 """
 
 from __future__ import annotations
@@ -140,9 +140,8 @@ def _submit(sweep: Sweep, runs: list[RunSpec], options: SlurmOptions) -> dict[st
     """Submit one array; returns the id of each run's job."""
     plugins = tuple(plugin.resolve() for plugin in sweep.plugins)
     cache = None if sweep.cache is None else sweep.cache.resolve()
-    sweep = replace(
-        sweep, results=sweep.results.resolve(), cache=cache, plugins=plugins
-    )  # paths that hold wherever the job starts
+    # paths that hold wherever the job starts
+    sweep = replace(sweep, results=sweep.results.resolve(), cache=cache, plugins=plugins)
     names = [run.run_id for run in runs]
     calls = [Task(replace(sweep, runs=(run,))) for run in runs]
     values = parameters(options, sweep.ranks)

@@ -1,8 +1,8 @@
 """The worker: it works through a grid's runs, in the command's own process, in a local one or in a SLURM job.
 
 Workers share the grid by leases on runs in the results folder, so that none waits for another and none trains what
-another has started. A run whose process dies without an error message is recorded as failed, and tried again by the next
-command.
+another has started. A run whose process dies without an error message is recorded as failed, and tried again by the
+next command.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Sweep:
     ranks: int = 1  # processes that train a run together
     requeues: int = 20  # at most, of a SLURM job
     command_id: str = ""  # identifies the command that asked for the sweep
-    # when that command started, by the clock of the file system of `results`: what failed since is not tried again for it
+    # when that command started, by the clock of the file system of `results`; what failed since is not tried again
     command_started: float = float("inf")
     restarted_at: float = float("-inf")  # when the SLURM job started after its last requeue, by the same clock
     parent: int | None = None  # the command's process, where it waits for local workers: they stop when it is gone
@@ -114,8 +114,8 @@ def work(sweep: Sweep) -> int:
 def _work_through(sweep: Sweep, stopping: Stopping) -> int:
     """Execute the runs in their order, then look again at those that other workers held.
 
-    A SLURM job, which has a single run, waits until a lease on it that is not renewed counts as dead: its owner may be a
-    job that died on another node just before this one was submitted.
+    A SLURM job, which has a single run, waits until a lease on it that is not renewed counts as dead: its owner may be
+    a job that died on another node just before this one was submitted.
     """
     leases, failed = Leases(sweep.results), 0
     patient_until = time.monotonic() + DEAD + RENEWED if on_slurm() else float("-inf")
@@ -191,8 +191,10 @@ def _do(sweep: Sweep, run: RunSpec, stopping: Stopping) -> Record:
 
 
 def fail(sweep: Sweep, why: Callable[[RunSpec], str]) -> None:
-    """Record runs as failed for which `why` gives a reason and that nobody works on. No lease is taken on any other run:
-    that would turn away workers that are about to start it."""
+    """Record runs as failed for which `why` gives a reason and that nobody works on.
+
+    No lease is taken on any other run, since that would turn away workers that are about to start it.
+    """
     from bench.records.outcome import failure, write_failure
 
     for run in sweep.runs:
@@ -205,7 +207,7 @@ def fail(sweep: Sweep, why: Callable[[RunSpec], str]) -> None:
 
 
 def crash_reason(sweep: Sweep, run: RunSpec) -> str:
-    """Why the run is not tried again for this command: a worker of the same command died while it held the run; else ""."""
+    """Why the run is not tried again for this command: one of its workers died while it held the run; else ""."""
     for owner in Leases(sweep.results).dead(run.run_id):
         if sweep.command_id and owner.command_id == sweep.command_id and not owner.job:
             return (
