@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.specs.grid_spec import PRESETS
+from bench.specs.options import Options, takes
 from datasets import REGISTRY
 from methods import BASELINES, ENCODERS, HEADLINE, OBJECTIVES, STRATEGIES, Entry
 
-app = typer.Typer(add_completion=False, help=__doc__)
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def main() -> None:
+@takes(Options)
+def main(options: Options) -> None:
     """List all that `bench.run` and `bench.cost` take by name, each with a line and its source."""
     console = Console()
     console.print(_table("Methods that --methods all means", ["method"], [[name] for name in HEADLINE]))

@@ -85,13 +85,13 @@ def _bare(spec: RunSpec, network: Objective, views: torch.Tensor, steps: int) ->
     def train() -> Objective:
         optimizer = harness.optimizer_of(network, spec.train.lr, spec.train.weight_decay)
         network.train()
-        for rate, call in zip(rates, calls, strict=True):
+        for step, (rate, call) in enumerate(zip(rates, calls, strict=True)):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
             network(views, call).total.backward()
             optimizer.step()
-            network.after_step(call.progress)
+            network.after_step((step + 1) / steps)
         return network
 
     return train

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.analysis.judge import findings
-from bench.analysis.judge.claims import Claim, all_claims
+from bench.analysis.judge.claims import SEEDS, Claim, all_claims
 from bench.analysis.judge.scores import Scores
 from bench.analysis.outputs import LARGE_PARTS, TITLE, is_figure
 from bench.analysis.read import frames
@@ -111,15 +111,22 @@ def _group(
             table,
             Figure(
                 f"{name}-labels",
-                "Label efficiency: macro AUROC against the share of labelled patients, "
-                f"{group.data}; bars are 95 % intervals; points are set side by side within a fraction.",
+                f"Label efficiency: macro AUROC against the share of labelled patients, {group.data}; bars are"
+                " intervals; points are set side by side within a fraction. "
+                + accuracy_tables.intervals_note([main.estimate(arm, f) for arm in group.arms for f in main.fractions]),
             ),
         ]
         blocks += [accuracy_tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
-        blocks += _present(accuracy_tables.differences(main, REFERENCE), accuracy_tables.differences(main, CONTROL))
+        blocks += _present(
+            accuracy_tables.differences(main, REFERENCE),
+            accuracy_tables.differences_where_dense_learns(main),
+            accuracy_tables.differences(main, CONTROL),
+        )
         blocks += [
             accuracy_tables.per_finding(main),
+            *_present(accuracy_tables.differences_per_finding(main, REFERENCE)),
             accuracy_tables.precision(main),
+            *_present(accuracy_tables.regularisation(main)),
             *_present(accuracy_tables.subgroups(main)),
         ]
     blocks += [Heading(3, "Cost"), run_tables.macs(group), *_present(time_tables.times(group, cost))]
@@ -130,9 +137,11 @@ def _group(
         blocks.append(
             Figure(
                 f"{name}-cost",
-                f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; the line"
-                " is the front: no method beyond it is both cheaper and better. Bars are 95 % intervals;"
-                " the bars of points of (nearly) equal cost are set side by side.",
+                f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; {_front(main)}"
+                " Bars are intervals; those of points of (nearly) equal cost are set side by side. "
+                + accuracy_tables.intervals_note(
+                    [main.estimate(arm, main.primary) for arm in group.arms if not arm.baseline]
+                ),
             )
         )
     blocks += [Heading(3, "Claims"), *run_tables.claims_tables(claims)]
@@ -177,8 +186,14 @@ def _large_scale(large: time_tables.LargeTable | None, figures: Path) -> tuple[l
     return [*blocks, Figure(LARGE_PARTS, cost_plots.PARTS_CAPTION)], {LARGE_PARTS}
 
 
+def _front(scores: Scores) -> str:
+    if plots.shows_front(scores):
+        return "the line is the front: no method beyond it is both cheaper and better, by these estimates."
+    return f"no front is drawn of fewer than {SEEDS} seeds."
+
+
 def _lead(sentences: list[str]) -> list[Block]:
-    warnings = [s for s in sentences if s.startswith(("This is the ", "Provisional"))]
+    warnings = [s for s in sentences if s.startswith(("This is the ", "Provisional", findings.NO_VERDICT))]
     rest = tuple(s for s in sentences if s not in warnings)
     return [*(Paragraph(warning, strong=True) for warning in warnings), *([Bullets(rest)] if rest else [])]
 
@@ -197,8 +212,9 @@ def _trouble(group: Group) -> list[Block]:
 def _standing(group: Group) -> list[str]:
     """Notes that every report has."""
     out = [
-        "An interval holds for other test patients, for other seeds where there are two or more, and for other draws of"
-        " the labelled patients where there are several. supervised is trained on the first draw alone.",
+        "An interval holds for other test patients; with three or more seeds, for other seeds too; with three or more"
+        " draws of the labelled patients besides, for other draws. docs/intervals.md says how intervals are made, and"
+        " how often they hold the truth. supervised is trained on the first draw alone.",
         "Results are never averaged across data sets, splits, presets, encoders or training settings.",
     ]
     record = group.runs[0].record

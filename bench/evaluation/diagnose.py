@@ -1,4 +1,4 @@
-"""Did the run learn, and what does its strategy keep? Diagnostics that stand in every record."""
+"""Diagnostics for every record: did the run learn, and what does its strategy keep?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from methods import ALL_TOKENS, PRUNED
 from methods.encoders.encoder import Encoder
 
 Floats = npt.NDArray[np.floating]
-IMAGES = 1024  # test images that diagnostics look at
-PLATEAU = 0.95  # a final loss above this share of the plateau's has not left it
-COLLAPSED_STD = 1e-3  # of normalised features: constant. Untrained encoders have 0.01: a mean that all share is large
-COLLAPSED_RANK = 2.0  # of centred features: one direction is left
+IMAGES = 1024  # of the test split, at most
+PLATEAU = 0.95  # a final loss above this share of the plateau loss has not left the plateau
+COLLAPSED_STD = 1e-3  # of normalised features; untrained encoders have 0.01, as most of a feature is the common mean
+COLLAPSED_RANK = 2.0  # of centred features; a single direction is left
 STATIC = 0.95  # a position kept, or dropped, in this share of the images is static
 SHOWN = 6  # images in the selection figure
 
@@ -33,8 +33,8 @@ def feature_std(features: Floats) -> float:
 def rankme(features: Floats) -> float:
     """Effective rank, exp of the entropy of the normalised singular values (RankMe, ICML 2023, eq. 2), here centred.
 
-    For a mean that all images share is nothing that heads or probes see: both begin by taking it away. With it the
-    rank mostly measured that mean: 1.9 for a run whose probe beat one with 5.4.
+    The features are centred because heads and probes remove the mean too. Without centring the rank mostly measured the
+    mean: 1.9 for a run whose probe beat that of a run with 5.4.
     """
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     singular = np.linalg.svd(centred, compute_uv=False)
@@ -43,7 +43,7 @@ def rankme(features: Floats) -> float:
 
 
 def learning(trained: Trained | None, features: Features, run_data: RunData, batch: int) -> Learning:
-    """Loss against its plateau, spread and rank of the features on test images, and the selection's statistics."""
+    """Compare the loss with its plateau, and measure the spread and rank of test features and the selection."""
     index = run_data.images_of("test")[:IMAGES]
     encoder = features.encoder
     at_test = features.at(index, encoder.strategy.inference[0])
@@ -70,8 +70,11 @@ def learning(trained: Trained | None, features: Features, run_data: RunData, bat
 
 
 def _over_the_run(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Over all epochs, for in the last one the noise is annealed away: mean overlap between training's and inference's
-    selection (near 1 at the end by construction), and mean spread of the logits over that of the noise."""
+    """Average over all epochs, since the noise is annealed away in the last one.
+
+    `overlap_run`: mean overlap between the selections of training and inference (near 1 at the end by construction).
+    `spread_over_noise`: mean spread of the logits over that of the noise.
+    """
     chosen = [line["selection"] for line in history if "overlap" in line["selection"]]
     if not chosen:
         return {}
@@ -83,9 +86,13 @@ def _over_the_run(history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Of what inference keeps on `index`: `kept_inference` share of patches; `static_share` of the positions that are
-    kept or dropped alike in 95 % of the images (1: it has learnt a crop, not saliency); `lesion_kept` share of the
-    lesion area inside kept patches, where masks exist (compare it with `kept_inference`). Empty without a selection."""
+    """Describe what inference keeps of the images `index`. Empty for strategies without a selection.
+
+    `kept_inference`: share of the patches that are kept, and `kept_inference_1`, ... by stage for a strategy that keeps
+    another share in training. `static_share`: share of the positions that are kept, or dropped, in 95 % of the images;
+    1 means that a crop was learnt, not saliency. `lesion_kept`, where masks exist: share of the lesion area inside kept
+    patches, to be compared with `kept_inference`.
+    """
     if encoder.strategy.inference[0] == ALL_TOKENS:
         return {}
     kept = features_of(encoder, run_data, index, PRUNED).get("kept")
@@ -95,6 +102,7 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
     found = {
         "kept_inference": float(kept.mean()),
         "static_share": float(((share >= STATIC) | (share <= 1 - STATIC)).mean()),
+        **{f"kept_inference_{stage}": part for stage, part in enumerate(encoder.strategy.stage_shares, 1)},
     }
     if run_data.dataset.masks is not None:
         grid = encoder.geometry.grid
@@ -106,10 +114,10 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
 
 
 def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArray[Any]] | None:
-    """A few test images, chosen by rule, with what is kept of them; None without a selection.
+    """Return a few test images with the patches that are kept; None without a selection.
 
-    The rule: of each finding's positive test images the one whose lesion is of median area (where masks exist; else the
-    first one), in the order of the findings.
+    They are chosen by rule: for each finding, in order, the positive test image with the lesion of median area, or the
+    first positive image where there are no masks.
     """
     if encoder.strategy.inference[0] == ALL_TOKENS:
         return None

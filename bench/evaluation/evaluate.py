@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from bench.evaluation.probes import knn_probe, linear_probe
 from bench.records.environment import conditions, environment
 from bench.records.record import Draw, Evaluation, LabelScore
-from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, Probe
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec
 from bench.statistics.accuracy import auprc, auroc, bootstrap_interval, defined_labels
 from bench.training.batches import Lesions
 from bench.training.data import Indices, RunData
@@ -24,6 +26,7 @@ from methods.strategies.strategy import Call
 
 Floats = npt.NDArray[np.floating]
 BATCH = 256
+VALIDATION = "validation_"  # begins the names of the predictions on validation images
 
 
 @torch.no_grad()
@@ -65,56 +68,53 @@ class Features:
         return features[np.searchsorted(have, index)]
 
 
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """One evaluation of one run, and how it is made: `spec` for all probes, `finetune` for the one that trains."""
+
+    run_id: str
+    key: EvaluationKey
+    spec: EvaluationSpec
+    finetune: FinetuneSpec
+
+
+@dataclass(frozen=True)
+class ScoredDraw:
+    """One draw of the labelled images and what a probe that was trained on them made of the evaluated images."""
+
+    index: Indices  # labelled images
+    scores: Floats  # (images of `RunData.images_scored`, findings); NaN where the draw holds a single class
+    chosen: dict[str, float]  # what cross-validation or the spec chose
+
+
 def evaluate(
-    run_id: str,
-    features: Features,
-    run_data: RunData,
-    spec: EvaluationSpec,
-    tuning: FinetuneSpec,
-    probe: Probe,
-    labels: float,
-    inference: Inference,
-    progress: ProgressCallback,
+    request: EvaluationRequest, features: Features, progress: ProgressCallback
 ) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
-    """One probe at one fraction: every draw trained and scored, then summed up. Also the predictions, to be kept."""
-    test = run_data.images_of(spec.split)
-    subsets, scores, chosen = run_data.draws(labels, spec.draws), [], []
-    for index in subsets:
-        if probe == "finetune":
-            classifier = finetune(
-                features.encoder,
-                run_data.dataset,
-                index,
-                tuning,
-                run_data.views,
-                seed=run_data.seed,
-                inference=inference,
-                fabric=run_data.fabric,
-                progress=progress,
-            )
-            one, choice = classify(classifier, run_data, test), {"lr": tuning.lr}
-            one[:, _single_class(run_data.dataset.labels[index])] = np.nan
-        else:
-            one, choice = _probe(features, run_data, spec, probe, index, test, inference)
-        scores.append(one)
-        chosen.append(choice)
-    stacked = np.stack(scores).astype(np.float32)
-    return summarise(run_id, stacked, run_data, spec, tuning, probe, labels, inference, subsets, chosen)
+    """Train a probe on every draw of the label fraction and score it. Returns the evaluation and the predictions."""
+    subsets = features.run_data.draws(request.key.labels, request.spec.draws)
+    draws = [_score_draw(request, features, index, progress) for index in subsets]
+    return summarise(request, draws, features.run_data)
 
 
-def _probe(
-    features: Features,
-    run_data: RunData,
-    spec: EvaluationSpec,
-    probe: Probe,
-    index: Indices,
-    test: Indices,
-    inference: Inference,
-) -> tuple[Floats, dict[str, float]]:
-    train, y, at_test = features.at(index, inference), run_data.dataset.labels[index], features.at(test, inference)
+def _score_draw(
+    request: EvaluationRequest, features: Features, index: Indices, progress: ProgressCallback
+) -> ScoredDraw:
+    run_data, (probe, _, inference), spec = features.run_data, request.key, request.spec
+    test = run_data.images_scored(spec.split)
+    labels = run_data.dataset.labels[index]
+    if probe == "finetune":
+        classifier = finetune(
+            features.encoder, run_data, index, request.finetune, inference=inference, progress=progress
+        )
+        scores = classify(classifier, run_data, test)
+        scores[:, _single_class(labels)] = np.nan
+        return ScoredDraw(index, scores, {"lr": request.finetune.lr})
+    train, at_test = features.at(index, inference), features.at(test, inference)
     if probe == "knn":
-        return knn_probe(train, y, at_test, spec.neighbours)
-    return linear_probe(train, y, run_data.dataset.patients[index], at_test, spec.c)
+        scores, chosen = knn_probe(train, labels, at_test, spec.neighbours)
+    else:
+        scores, chosen = linear_probe(train, labels, run_data.dataset.patients[index], at_test, spec.c, spec.repeats)
+    return ScoredDraw(index, scores, chosen)
 
 
 @torch.no_grad()
@@ -132,19 +132,19 @@ def classify(classifier: Classifier, run_data: RunData, index: Indices) -> Float
 
 
 def summarise(
-    run_id: str,
-    scores: npt.NDArray[np.float32],
-    run_data: RunData,
-    spec: EvaluationSpec,
-    tuning: FinetuneSpec,
-    probe: Probe,
-    labels: float,
-    inference: Inference,
-    subsets: list[Indices],
-    chosen: list[dict[str, float]],
+    request: EvaluationRequest, draws: Sequence[ScoredDraw], run_data: RunData
 ) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
-    """From scores (draws, images, L) on a split to an Evaluation and its predictions."""
+    """Turn the scores of all draws into an evaluation. Returns it with the predictions that it is computed from.
+
+    The draws hold scores of the images of `RunData.images_scored`, or of the split alone. Validation images beside test
+    images have a score for each finding, and are in no other number. Raises ValueError where no finding has both
+    classes in the split and in every draw.
+    """
+    (probe, labels, inference), spec = request.key, request.spec
+    stacked = np.stack([draw.scores for draw in draws]).astype(np.float32)  # (draws, images, findings)
     index = run_data.images_of(spec.split)
+    scores, validation_scores = stacked[:, : len(index)], stacked[:, len(index) :]
+    validation_index = run_data.images_scored(spec.split)[len(index) :] if validation_scores.size else index[:0]
     truth, patients, names = (
         run_data.dataset.labels[index],
         run_data.dataset.patients[index],
@@ -172,7 +172,7 @@ def summarise(
     }
     macro = rocs.mean(1)
     evaluation = Evaluation(
-        run_id=run_id,
+        run_id=request.run_id,
         probe=probe,
         labels=labels,
         inference=inference,
@@ -182,26 +182,48 @@ def summarise(
         interval=whole,
         per_label=per_label,
         undefined=undefined,
+        validation=_by_finding(validation_scores, run_data.dataset, validation_index),
         draws=tuple(
             Draw(
                 draw=d,
-                subset=run_data.subset(subset),
+                subset=run_data.subset(draw.index),
                 macro_auroc=float(macro[d]),
                 macro_auprc=float(prs[d].mean()),
-                chosen=chosen[d],
+                chosen=draw.chosen,
             )
-            for d, subset in enumerate(subsets)
+            for d, draw in enumerate(draws)
         ),
         draw_std=float(macro.std(ddof=1)) if len(macro) > 1 else 0.0,
         subgroups=_subgroups(scores, run_data.dataset, index, mask),
         n_patients=len(np.unique(patients)),
         n_images=len(index),
-        settings=spec.settings_of(probe, tuning),
+        settings=spec.settings_of(probe, request.finetune),
         spec=spec.model_copy(update={"labels": (labels,), "probes": (probe,)}).model_dump(mode="json"),
-        finetune=tuning.model_dump(mode="json") if probe == "finetune" else {},
+        finetune=request.finetune.model_dump(mode="json") if probe == "finetune" else {},
         conditions=conditions(environment(torch.get_num_threads(), ranks=1)),
     )
-    return evaluation, {"scores": scores, "labels": truth, "patients": patients.astype(str), "index": index}
+    predictions = _predictions(scores, run_data.dataset, index)
+    if len(validation_index):
+        beside = _predictions(validation_scores, run_data.dataset, validation_index)
+        predictions |= {f"{VALIDATION}{name}": array for name, array in beside.items()}
+    return evaluation, predictions
+
+
+def _predictions(scores: Floats, data: Dataset, index: Indices) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "scores": scores,
+        "labels": data.labels[index],
+        "patients": data.patients[index].astype(str),
+        "index": index,
+    }
+
+
+def _by_finding(scores: Floats, data: Dataset, index: Indices) -> dict[str, float]:
+    """AUROC of each finding that is defined, averaged over the draws."""
+    truth = data.labels[index]
+    mask = defined_labels(scores, truth)
+    means = _by_draw(auroc, scores, truth, mask).mean(0)
+    return {data.label_names[i]: float(mean) for i, mean in zip(np.flatnonzero(mask), means, strict=True)}
 
 
 def _by_draw(score: Any, scores: Floats, truth: Floats, mask: npt.NDArray[np.bool_]) -> Floats:

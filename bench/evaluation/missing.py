@@ -1,4 +1,4 @@
-"""The evaluations that a run still lacks, made from its stored checkpoint: new fractions and probes never train again."""
+"""Makes the evaluations that a run lacks from its stored checkpoint: new probes and fractions never train again."""
 
 from __future__ import annotations
 
@@ -7,88 +7,77 @@ from typing import Any
 import numpy.typing as npt
 from safetensors.torch import load as load_tensors
 
-from bench.evaluation.evaluate import Features, classify, evaluate, summarise
+from bench.evaluation.evaluate import EvaluationRequest, Features, ScoredDraw, classify, evaluate, summarise
 from bench.records.record import Evaluation
 from bench.records.seal import sha256
-from bench.records.store import Store, evaluation_name, missing_evaluations
-from bench.specs.run_spec import EvaluationSpec, FinetuneSpec, RunSpec
+from bench.records.store import Store, missing_evaluations
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.build import build
 from bench.training.data import RunData
 from bench.training.failures import EvaluationFailed, reason_of
 from bench.training.finetune import Classifier
 from bench.training.history import ProgressCallback
 from methods import ALL_TOKENS
-from methods.objectives.objective import Objective
 
 
-def _evaluate(
+def evaluate_missing(
     spec: RunSpec,
     evaluation: EvaluationSpec,
-    tuning: FinetuneSpec,
+    finetune: FinetuneSpec,
     run_data: RunData,
     store: Store,
     progress: ProgressCallback,
 ) -> None:
-    """Make what is missing, from the checkpoint on disk: new fractions and probes never train anew."""
-    missing = missing_evaluations(store, spec, evaluation, tuning)
+    """Make and store what of `evaluation` the run lacks. Raises EvaluationFailed after the others if one fails."""
+    missing = missing_evaluations(store, spec, evaluation, finetune)
     if not missing:
         return
-    objective = build(spec.parsed, spec.encoder, spec.seed)
-    tensors = load_tensors(_weights(store, spec.run_id))
+    weights = load_tensors(_checkpoint(store, spec.run_id))
+    encoder = build(spec.parsed, spec.encoder, spec.seed).encoder
     if spec.labels is not None:
-        _evaluate_supervised(spec, evaluation, run_data, store, objective, tensors)
+        classifier = Classifier(encoder, run_data.dataset.labels.shape[1], ALL_TOKENS).eval()
+        classifier.load_state_dict(weights)
+        _store(store, *_evaluate_supervised(spec, evaluation, classifier, run_data))
         return
-    objective.encoder.load_state_dict(tensors)
-    features = Features(objective.encoder.eval(), run_data)
-    errors: list[Exception] = []
-    for i, (probe, labels, inference) in enumerate(missing):
-        progress({"doing": f"{probe} at {labels:g} %", "step": i, "steps": len(missing)})
+    encoder.load_state_dict(weights)
+    features = Features(encoder.eval(), run_data)
+    failures: list[tuple[EvaluationKey, Exception]] = []
+    for i, key in enumerate(missing):
+        progress({"doing": f"{key.probe} at {key.labels:g} %", "step": i, "steps": len(missing)})
+        request = EvaluationRequest(spec.run_id, key, evaluation, finetune)
         try:
-            result, predictions = evaluate(
-                spec.run_id, features, run_data, evaluation, tuning, probe, labels, inference, progress
-            )
-            _write(store, result, predictions)
-        except Exception as error:  # the others are made all the same
-            error.add_note(f"in the evaluation {evaluation_name(probe, labels, inference)}")
-            errors.append(error)
-    if errors:
-        first = f"{reason_of(errors[0], spec)}, {errors[0].__notes__[-1]}"
-        more = "" if len(errors) == 1 else f" (the first of {len(errors)} evaluations of {len(missing)} that failed)"
-        raise EvaluationFailed(first + more) from errors[0]
+            _store(store, *evaluate(request, features, progress))
+        except Exception as error:
+            failures.append((key, error))
+    if failures:
+        key, first = failures[0]
+        more = (
+            "" if len(failures) == 1 else f" (the first of {len(failures)} evaluations of {len(missing)} that failed)"
+        )
+        raise EvaluationFailed(f"{reason_of(first, spec)}, in the evaluation {key.name}{more}") from first
 
 
 def _evaluate_supervised(
-    spec: RunSpec, evaluation: EvaluationSpec, run_data: RunData, store: Store, objective: Objective, tensors: Any
-) -> None:
+    spec: RunSpec, evaluation: EvaluationSpec, classifier: Classifier, run_data: RunData
+) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
+    """Score a network that was trained on labels from scratch, on the first draw of its fraction."""
     assert spec.labels is not None and spec.finetune is not None
-    classifier = Classifier(objective.encoder, run_data.dataset.labels.shape[1], ALL_TOKENS).eval()
-    classifier.load_state_dict(tensors)
-    index = run_data.draws(spec.labels, 1)[0]
-    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_of(evaluation.split))
-    result, predictions = summarise(
-        spec.run_id,
-        scores[None].astype("float32"),
-        run_data,
-        evaluation,
-        spec.finetune,
-        "finetune",
-        spec.labels,
-        ALL_TOKENS,
-        [index],
-        [{"lr": spec.finetune.lr}],
+    request = EvaluationRequest(
+        spec.run_id, EvaluationKey("finetune", spec.labels, ALL_TOKENS), evaluation, spec.finetune
     )
-    _write(store, result, predictions)
+    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_scored(evaluation.split))
+    draw = ScoredDraw(run_data.draws(spec.labels, 1)[0], scores, {"lr": spec.finetune.lr})
+    return summarise(request, [draw], run_data)
 
 
-def _write(store: Store, made: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
-    """An evaluation, unless another process has made it meanwhile, as in `Attempt.finish`."""
-    name = evaluation_name(made.probe, made.labels, made.inference)
-    if not store.has_evaluation(made.run_id, name, made.settings):
-        store.write_evaluation(name, made, predictions)
+def _store(store: Store, made: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
+    """Write an evaluation, unless another process that took the run over has written it meanwhile."""
+    if not store.has_evaluation(made.run_id, made.key.name, made.settings):
+        store.write_evaluation(made.key.name, made, predictions)
 
 
-def _weights(store: Store, run_id: str) -> bytes:
-    """What `_packed` made. Raises EvaluationFailed where it is not what the record names."""
+def _checkpoint(store: Store, run_id: str) -> bytes:
+    """The weights file of a finished run. Raises EvaluationFailed where it is not the one that the record names."""
     path, record = store.folder(run_id) / "checkpoint.safetensors", store.record(run_id)
     content = path.read_bytes()
     if record is None or sha256(content) != record.weights_sha256:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.specs.grid_spec import GridSpec
 from methods.names import Method
+
+if TYPE_CHECKING:
+    from bench.measure.table import Measurement
 
 
 def timed_methods(grid: GridSpec) -> list[Method]:
@@ -15,9 +19,7 @@ def timed_methods(grid: GridSpec) -> list[Method]:
 
 def grid_table(grid: GridSpec, results: Path, threads: int) -> Path:
     """Where the table of this measurement is, or will be."""
-    from bench.measure.table import table_path
-
-    return table_path(results, timed_methods(grid), grid.encoder, grid.train, grid.measure, threads)
+    return _measurement(grid, threads).path(results)
 
 
 def measure_grid(grid: GridSpec, results: Path, threads: int) -> None:
@@ -29,5 +31,10 @@ def measure_grid(grid: GridSpec, results: Path, threads: int) -> None:
     raise_allocator_thresholds()
     path = grid_table(grid, results, threads)
     if timed_methods(grid) and not path.exists():
-        table = measure(timed_methods(grid), grid.encoder, grid.train, grid.measure, threads)
-        write_atomically(path, as_json(table))
+        write_atomically(path, as_json(measure(_measurement(grid, threads))))
+
+
+def _measurement(grid: GridSpec, threads: int) -> Measurement:
+    from bench.measure.table import Measurement
+
+    return Measurement(timed_methods(grid), grid.encoder, grid.train, grid.measure, threads)

@@ -32,7 +32,7 @@ def count_methods(methods: Sequence[Method], encoder: EncoderSpec, train: TrainS
     for name, method in timed_names(methods)[:-1]:
         objective = build(method, encoder, seed=0)
         views = random_views(encoder, VIEWS if objective.encoder.strategy.adaptive else IMAGES)
-        if not objective.encoder.strategy.meet_target(views[0]):
+        if not objective.encoder.strategy.calibrate(views[0]):
             continue
         try:
             macs = count(objective, encoder, train, GRID, views)

@@ -1,14 +1,14 @@
 """Paired, interleaved timing: A B C D, C A D B, ... in one process, so that whatever slows the machine slows all.
 
-Every round times every contender once, in an order drawn anew; a speed-up is the median over the rounds of the ratio
-within a round (its interval: bench.statistics.ratios). The garbage collector is off inside a round. A short call is made
-once untimed before it is timed, so that it finds the caches as it leaves them itself, not as whoever stood before it
-did; a long one refills them within its first moments.
+Every round times every method once, in a random order. A speed-up is the median over rounds of the ratio within a round
+(for its interval see bench.statistics.ratios). The garbage collector is off inside a round. A short call is run once
+untimed before it is timed, so that it finds the caches as it leaves them itself, not as the method before it did; a
+long call refills them within its first moments.
 
-On a CPU a round in which the process did not get its cores is thrown away and repeated, and counted. Two signs tell
-it: threads of this process that could have run waited for a core (what Linux's scheduler says, right from the first
-round and for any number of threads), and a contender got less CPU time a second than it usually does (anywhere). What
-another process does to shared caches and memory can't be seen this way.
+On a CPU, a round in which the process did not get its cores is discarded, repeated and counted. There are two signs of
+it: threads of this process that could have run waited for a core (as reported by Linux's scheduler, from the first
+round on and for any number of threads), and a method got less CPU time per second than it usually does (on any system).
+The influence of other processes on shared caches and memory can't be detected in this way.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The base of every spec and record, and the digest of a file."""
+"""The base of every spec and record, what is wrong with values that are not one, and the digest of a file."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Frozen(BaseModel):
@@ -13,6 +13,16 @@ class Frozen(BaseModel):
     number is one: no NaN, no infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def mistakes(error: ValidationError, at: str = "", most: int = 3) -> str:
+    """The first mistakes in values that are not a valid model, each with its place (below `at`) and what is wrong:
+    "train.lr: Input should be a valid number"."""
+    found = []
+    for one in error.errors(include_url=False)[:most]:
+        place = ".".join(str(part) for part in (*([at] if at else []), *one["loc"]))
+        found.append(f"{place}{': ' if place else ''}{one['msg'].removeprefix('Value error, ')}")
+    return "; ".join(found)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,4 +1,7 @@
-"""Lesion masks on their way to a strategy that asks where lesions are, and on to its patches."""
+"""What a training step is given: the order of the images, the parameters of the views, and lesion masks by patch.
+
+All of it is keyed by the seed and the step, so that methods are compared on the same batches and views.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ Indices = npt.NDArray[np.int64]
 
 
 class Lesions:
-    """Carries lesion masks through the views for a strategy that asks for them, else does nothing.
+    """Carries lesion masks through the views for a strategy that needs them; does nothing for others.
 
-    Masks exist in positives only, so their presence would tell the label, and where they lie would tell which: a
-    heart's outline says cardiomegaly. So every image shows every finding: where it has no mask of one, it borrows that
-    of another image, drawn at random by the seed, at the place where it lies there.
+    Only positive images have masks, so the presence of a mask would reveal the label, and its place which label: the
+    outline of a heart means cardiomegaly. Therefore every image is given a mask of every finding. An image without one
+    borrows it, at the same place, from another image that the seed selects.
     """
 
     def __init__(self, data: Dataset, encoder: Encoder, seed: int) -> None:
@@ -42,7 +45,7 @@ class Lesions:
             )
         self.bits = [bit for bit in range(len(data.label_names)) if self._has(bit).any()]
         everyone = np.arange(len(data))
-        self.sources = []  # by finding: whose mask of it each image shows
+        self.sources = []  # per finding, the image whose mask each image is given
         for bit in self.bits:
             own = self._has(bit)
             donors = np.flatnonzero(own)
@@ -51,12 +54,12 @@ class Lesions:
             self.sources.append(np.where(own, everyone, donors[drawn]))
 
     def _has(self, bit: int) -> np.ndarray:
-        """(N,) bool: the image has a mask of this finding."""
+        """Which images have a mask of this finding, (N,) bool."""
         assert self.data.masks is not None
         return np.asarray(((self.data.masks >> np.uint16(bit)) & 1).any(axis=(1, 2)))
 
     def masks_of(self, index: Indices) -> Tensor:
-        """(B, H, W) bool: inside a lesion, own or borrowed."""
+        """Pixels inside a lesion, the image's own or a borrowed one, (B, H, W) bool."""
         masks = self.data.masks
         assert masks is not None
         shown = np.zeros((len(index), *masks.shape[1:]), dtype=bool)
@@ -65,17 +68,17 @@ class Lesions:
         return torch.from_numpy(shown)
 
     def coverage(self, masks: Tensor) -> Tensor:
-        """Share of each patch that is inside a lesion, (B, patches)."""
+        """Share of each patch that lies inside a lesion, (B, patches)."""
         return torch.nn.functional.avg_pool2d(masks.float()[:, None], self.patch).flatten(1)
 
     def call_for(self, index: Indices, call: Call, device: torch.device) -> Call:
-        """The same call with the lesions of the images themselves, for evaluation."""
+        """Add the lesions of the unaugmented images to a call, for evaluation."""
         return replace(call, lesions=self.coverage(self.masks_of(index)).to(device)) if self.wanted else call
 
     def make_views(
         self, views: Views, index: Indices, parameters: Parameters, call: Call, device: torch.device
     ) -> tuple[Tensor, Call]:
-        """Two views (2, B, channels, H, W) of the images, and the call with the lesions as the views show them."""
+        """Make two views (2, B, channels, H, W) of the images, and add their lesions, moved alike, to the call."""
         images = torch.from_numpy(self.data.images[index]).to(device)
         if not self.wanted:
             pair, _ = views.apply(images, parameters)
@@ -86,20 +89,23 @@ class Lesions:
 
 
 def epoch_order(images: np.ndarray, seed: int, epoch: int, batch: int) -> Iterator[np.ndarray]:
-    """Batches of indices, a permutation keyed by (seed, epoch); what does not fill a batch is left out this epoch."""
+    """Yield batches of indices in an order keyed by (seed, epoch); an incomplete last batch is dropped."""
     permutation = torch.randperm(len(images), generator=keyed_generator("order", seed, epoch)).numpy()
     for start in range(0, len(images) - batch + 1, batch):
         yield images[permutation[start : start + batch]]
 
 
 def views_of(spec: RunSpec, **changes: float) -> Views:
-    """The distribution of views that a run draws from."""
+    """Return the distribution of views that a run draws from; `changes` override its ranges."""
     ranges: dict[str, Any] = {**spec.views.model_dump(), **changes}
     return Views(spec.encoder.image_size, channels=spec.encoder.channels, **ranges)
 
 
 def draw_views(spec: RunSpec, blur: tuple[float, float] | None, step: int, batch: int) -> Parameters:
-    """The views' parameters of a step, keyed by (seed, step); `blur`: each view's own probability of being blurred."""
+    """Draw the parameters of both views of a step, keyed by (seed, step).
+
+    `blur` gives each view its own probability of being blurred (asymmetric views).
+    """
 
     def drawn(views: Views) -> Parameters:
         return views.draw(keyed_generator("views", spec.seed, step), batch)

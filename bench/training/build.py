@@ -1,4 +1,4 @@
-"""From a spec to networks, optimizer and schedule; one training step."""
+"""Builds networks, optimizer and schedule from a spec; runs one training step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from methods.strategies.strategy import Call
 
 
 def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
-    """The method's objective around its encoder, initialised by the seed."""
+    """Build the method's objective around its encoder, initialised by the seed. Baselines get SimCLR around dense."""
     strategy_options = method.strategy_options
     built = build_encoder(
         encoder.name,
@@ -34,7 +34,7 @@ def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
 
 
 def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """timm's AdamW with its rule for weight decay: none on parameters of one dimension (biases, norms)."""
+    """Return timm's AdamW. Parameters of one dimension (biases, norms) have no weight decay."""
     opt: torch.optim.Optimizer = create_optimizer_v2(
         model, opt="adamw", lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95), foreach=True
     )
@@ -42,7 +42,7 @@ def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torc
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> CosineLRScheduler:
-    """timm's linear warm-up over the first `warmup` share of the steps, then its cosine to zero; updated every step."""
+    """Return timm's schedule: linear warm-up over the first `warmup` share of the steps, then a cosine to zero."""
     rising = int(steps * warmup)
     return CosineLRScheduler(
         optimizer, t_initial=max(1, steps - rising), warmup_t=rising, warmup_prefix=True, t_in_epochs=False
@@ -50,22 +50,26 @@ def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> 
 
 
 def train_step(
-    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric
+    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric, done: float
 ) -> Loss:
-    """Forward, backward, optimizer, teacher: all that a step does after its views are made."""
+    """Run forward, backward, optimizer and teacher update on views (2, B, channels, H, W) that are already made.
+
+    `done` is the share of the run that is over after this step.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss: Loss = objective(views, call)
     fabric.backward(loss.total)
     optimizer.step()
-    objective.after_step(call.progress)
+    objective.after_step(done)
     return loss
 
 
 def keep_now(objective: Objective, progress: float, ramp: float) -> float:
-    """The keep ratio at `progress`: by the schedule for strategies that ramp, else 1 (they have rules of their own)."""
+    """Return the keep ratio at `progress` (share of the steps done); 1 for strategies that do not ramp."""
     strategy = objective.encoder.strategy
     return keep_at(progress, strategy.target, ramp) if strategy.ramps and strategy.target is not None else 1.0
 
 
 def steps_of(images: int, train: TrainSpec) -> int:
+    """Return the number of pre-training steps; incomplete batches are dropped."""
     return train.epochs * (images // train.batch)

@@ -1,9 +1,9 @@
-"""Checkpoints of a training: by time, when it is asked to stop, and at its end.
+"""Checkpoints of a training, saved at intervals, when it is asked to stop, and at its end.
 
-One is a pair of files in `results/<run id>/training/`: `<step>.safetensors` holds the networks (heads and teacher with
-them) and the optimizer's moments, `<step>.json`, written last, the position and the SHA-256 of both. A pair that is not
-whole is passed over for the one before it, so the two newest are kept. A training that goes on from one ends with the
-same bits as one that was never stopped: order, views and noise of every step are keyed by the step.
+A checkpoint is a pair of files in `results/<run id>/training/`. `<step>.safetensors` holds the networks (with heads and
+teacher) and the moments of the optimizer. `<step>.json`, written last, holds the position and the SHA-256 of both. A
+damaged or incomplete pair is skipped for the previous one, so the two newest are kept. A resumed training ends with the
+same bits as an uninterrupted one, because order, views and noise of every step are keyed by the step.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from bench.records.seal import digest_of, sha256, state_of
+from bench.records.seal import digest_of, parse, sha256
 from bench.records.store import write_atomically
 from bench.training.signals import Stopping
 
-KEPT = 2  # the newest, and the one before in case that is damaged
+KEPT = 2  # the newest, and one more in case it is damaged
 PATIENCE = 30.0
-"""Seconds that a network file system may take to show here what another host has written. The other ranks wait as long,
-deaf to SLURM's signal, so these are fewer than it leaves before it ends a job."""
+"""Seconds that a network file system may take to show what another host wrote. The other ranks ignore SLURM's signal
+while they wait, so this is shorter than the time that SLURM leaves before it kills a job."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training stands: `step` steps are done; `state` is what else its loop must know, as plain JSON."""
+    """A point in a training: `step` steps are done; `state` is what else its loop must know, as plain JSON."""
 
     step: int
     state: dict[str, Any]
 
 
 class Checkpoints:
-    """Those of one training. `minutes` between two; None writes by time never (yet when asked to stop, and at the end).
+    """The checkpoints of one training, saved every `minutes`; None saves only on a stop and at the end.
 
-    Without a `folder` nothing is kept, and a stop is answered all the same. With `writes` False what there is is read,
-    and another process writes.
+    Without a `folder` nothing is saved, but a stop is still answered. With `writes=False` checkpoints are only read,
+    because another process writes them.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Checkpoints:
     ) -> None:
         self.folder, self.minutes, self.writes = folder, minutes, writes
         self.stopping = stopping or Stopping()
-        self.restored: Position | None = None  # where the training went on from
+        self.restored: Position | None = None  # where the training resumed
         self._saved_at = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, at: int | None = None) -> Position | None:
-        """Put the newest whole checkpoint's state into both; None, with both untouched, where there is none.
+        """Load the newest complete checkpoint into model and optimizer. Changes nothing and returns None without one.
 
-        With `at` that of this step alone, which another process has read: it is waited for.
+        With `at`, load the checkpoint of that step, which another process has read, and wait until it is visible.
         """
         self._saved_at, self.restored = time.monotonic(), None
         for step in reversed(self._steps()) if at is None else self._awaited(at):
@@ -69,12 +69,12 @@ class Checkpoints:
         return self.restored
 
     def due(self) -> bool:
-        """Is it time to save, by the clock or because somebody asks?"""
+        """Is it time to save, by the clock or because a stop was asked for?"""
         by_time = self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
         return by_time or self.stopping.wanted()
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
-        """Write the state after `point.step` steps; then stop, if that was asked (see `Stopping.answer`)."""
+        """Save the state at `position`, then stop if that was asked (see `Stopping.answer`)."""
         if self.folder is not None and self.writes:
             content = save_tensors(_taken(model, optimizer))
             inside = {"step": position.step, "tensors": sha256(content), "position": position.state}
@@ -82,28 +82,30 @@ class Checkpoints:
             sealed = {**inside, "digest": digest_of(inside)}
             write_atomically(self.folder / f"{position.step}.json", json.dumps(sealed, allow_nan=False).encode())
             steps = self._steps()
-            later = [step for step in steps if step > position.step]  # not whole, or this would have gone on from there
+            later = [
+                step for step in steps if step > position.step
+            ]  # damaged, or the training would have resumed there
             for other in [*later, *[step for step in steps if step <= position.step][:-KEPT]]:
                 self._remove(other)
         self._saved_at = time.monotonic()
         self.stopping.answer()
 
     def reached(self) -> int:
-        """Steps of the newest checkpoint, whole or not; 0 without any."""
+        """Return the step of the newest checkpoint, complete or not; 0 without any."""
         return max(self._steps(), default=0)
 
     def clear(self) -> None:
-        """Remove all: the training's result is recorded."""
+        """Remove all checkpoints, after the result of the training is recorded."""
         if self.folder is None or not self.folder.is_dir():
             return
         for step in self._steps():
             self._remove(step)
-        for path in self.folder.iterdir():  # left by a process that was killed
+        for path in self.folder.iterdir():  # left behind by a killed process
             path.unlink()
         self.folder.rmdir()
 
     def _awaited(self, step: int) -> Iterator[int]:
-        """`step`, again and again until it is asked for no more or patience ends."""
+        """Yield `step` once a second until PATIENCE is over."""
         until = time.monotonic() + PATIENCE
         yield step
         while time.monotonic() < until:
@@ -111,7 +113,7 @@ class Checkpoints:
             yield step
 
     def _steps(self) -> list[int]:
-        """Of the checkpoints on disk, ascending."""
+        """Return the steps of the checkpoints on disk, ascending."""
         paths = [] if self.folder is None else self.folder.glob("*.json")
         return sorted(int(path.stem) for path in paths if path.stem.isdecimal())
 
@@ -121,20 +123,20 @@ class Checkpoints:
             (self.folder / f"{step}.{suffix}").unlink(missing_ok=True)
 
     def _read(self, step: int) -> tuple[dict[str, Tensor], Position] | None:
-        """A checkpoint's tensors and point, None where it is not whole."""
+        """Read the tensors and the position of a checkpoint; None if it is damaged or incomplete."""
         assert self.folder is not None
         try:
-            sealed = json.loads((self.folder / f"{step}.json").read_bytes())
+            sealed, digest = parse((self.folder / f"{step}.json").read_bytes())
             content = (self.folder / f"{step}.safetensors").read_bytes()
-            if state_of(sealed) != "whole" or sealed["tensors"] != sha256(content) or sealed["step"] != step:
+            if digest != "whole" or sealed["tensors"] != sha256(content) or sealed["step"] != step:
                 return None
             return load_tensors(content), Position(step, sealed["position"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
 
 def _taken(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors of both by name: `model.<name>`, `optimizer.<key>.<name of its parameter>`."""
+    """Return all tensors of model and optimizer by name: `model.<name>`, `optimizer.<key>.<name of the parameter>`."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     state = _inner(optimizer).state
     for name, parameter in model.named_parameters():
@@ -144,13 +146,13 @@ def _taken(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 
 def _fits(tensors: dict[str, Tensor], model: nn.Module) -> bool:
-    """Are these the tensors of such a model?"""
+    """Do the tensors have the names and shapes of the model's?"""
     mine = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     return mine == {name: t.shape for name, t in tensors.items() if name.startswith("model.")}
 
 
 def _put(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """The reverse of `_taken`. Moments get their parameter's layout in memory, as the optimizer makes them."""
+    """Load what `_taken` returned. Moments get the memory layout of their parameter, as the optimizer makes them."""
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     parameters = dict(model.named_parameters())
     state = _inner(optimizer).state
@@ -164,6 +166,6 @@ def _put(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Op
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """torch's own, inside fabric's wrapper."""
+    """Return torch's optimizer inside fabric's wrapper."""
     inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
     return inner

@@ -1,4 +1,4 @@
-"""A run's data: the images, the splits, the views, and what a record says of them."""
+"""A run's data: images, splits and views, and their description in a record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass
 class RunData:
-    """The data with its splits, and the device: what every evaluation of a run shares."""
+    """The data set of a run with its splits, views and device, shared by training and all evaluations."""
 
     dataset: Dataset
     splits: Splits
@@ -34,16 +34,20 @@ class RunData:
     seed: int
 
     def images_of(self, split: Literal["test", "val"]) -> Indices:
-        """Images of a split that carry a label."""
+        """Return the images of a split that carry at least one label."""
         index = cast(Indices, getattr(self.splits, split))
         return index[~np.isnan(self.dataset.labels[index]).all(1)]
 
+    def images_scored(self, split: Literal["test", "val"]) -> Indices:
+        """The images of the split, then, beside the test images, those of the validation split."""
+        return np.concatenate([self.images_of(part) for part in dict.fromkeys((split, "val"))])
+
     def draws(self, percent: float, draws: int) -> list[Indices]:
-        """The subsets of a fraction; the whole is one."""
+        """Return the labelled images of each draw of a label fraction; 100 per cent has a single draw."""
         return [fraction(self.dataset, self.splits, percent, d) for d in range(1 if percent >= 100 else draws)]
 
     def subset(self, index: Indices) -> Subset:
-        """What a set of images holds."""
+        """Describe a set of images for a record: hash, counts, positives per finding."""
         positives = np.nansum(self.dataset.labels[index] == 1, axis=0)
         return Subset(
             hash=index_hash(self.dataset, index),
@@ -53,9 +57,12 @@ class RunData:
         )
 
 
-def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> RunData:
-    """The run's data, splits and views. Raises ValueError where what its id stands for is not what is here: a job may
-    wait for days in a queue, and files change meanwhile."""
+def load_run_data(spec: RunSpec, fabric: Fabric, cache: Path | None) -> RunData:
+    """Load a run's data, split it, and set up its views.
+
+    Raises ValueError if plug-in, weights or data are not those that the run was planned with. A job may wait for days
+    in a queue, and files change in the meantime.
+    """
     if code_of(spec.parsed.objective, spec.parsed.strategy) != spec.code:
         raise ValueError(f"the plug-in of {spec.method} changed since the grid was planned: give the command again")
     if spec.weights_sha256 not in ("", spec.encoder.weights_digest()):
@@ -72,13 +79,13 @@ def prepare(spec: RunSpec, fabric: Fabric, cache: Path | None) -> RunData:
 
 @functools.lru_cache(maxsize=2)
 def _load(spec: str, image_size: int, cache: Path | None, fingerprint: str) -> Any:
-    """A data set once a process: a worker makes many runs on it. Another `fingerprint` has it read again."""
+    """Load a data set once per process, since a worker makes many runs on it. Another `fingerprint` loads it again."""
     data = DataSpec.model_validate_json(spec)
     return load(data.name, image_size, Path(data.root) if data.root else None, cache, **data.options)
 
 
 def data_record(run_data: RunData) -> DataRecord:
-    """What a record says of the data."""
+    """Describe the data set for a record."""
     data = run_data.dataset
     return DataRecord(
         name=data.name,
@@ -90,7 +97,7 @@ def data_record(run_data: RunData) -> DataRecord:
 
 
 def split_record(run_data: RunData) -> SplitRecord:
-    """What a record says of the splits."""
+    """Describe the splits for a record."""
     splits = run_data.splits
     return SplitRecord(
         hash=splits.hash,

@@ -1,4 +1,4 @@
-"""What a process computes with: device, precision, threads."""
+"""The device, precision and threads of a process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 
 def one_device(precision: Literal["32-true", "bf16-mixed"] = "32-true") -> Fabric:
-    """This process alone, on a GPU if there is one. Fabric is not to look for a scheduler: it would warn on a host that
-    has SLURM's commands, and take the job's tasks for its own."""
+    """Return a Fabric for this process alone, on a GPU if there is one.
+
+    Fabric must not look for a scheduler: on a host with SLURM's commands it would warn, and it would take over the
+    tasks of the job.
+    """
     return Fabric(accelerator="auto", devices=1, precision=precision, plugins=[LightningEnvironment()])
 
 
 @contextmanager
 def threads_of(count: int) -> Iterator[None]:
-    """Inside, torch computes with `count` CPU threads."""
+    """Make torch use `count` CPU threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -11,29 +11,29 @@ if TYPE_CHECKING:
     from bench.specs.run_spec import RunSpec
 
 UNMET, LOST = "a rank did not come", "another of its ranks ended before its time"
-"""How the reasons of failures begin that are perhaps of a rank's node, not of the run."""
+"""How a reason begins that may be a fault of a rank's node rather than of the run."""
 
 
 class TrainingFailed(Exception):
-    """The run cannot go on; the message is its reason."""
+    """The training can't continue. The message is the reason."""
 
 
 class EvaluationFailed(Exception):
-    """An evaluation failed, the others of the run were made; the message is the reason."""
+    """An evaluation failed; the others of the run were made. The message is the reason."""
 
 
 class RanksLost(Exception):
-    """A training broke off on one rank, and perhaps on that alone, or a rank did not come: the processes can't go on
-    together. The cause is what broke it off."""
+    """A training stopped on one rank, perhaps on that one alone, or a rank did not connect, so that the ranks can't
+    continue together. `__cause__` is the error that stopped it."""
 
 
 def lost_ranks(record: Record | None) -> bool:
-    """Did the run fail for ranks that ended or never came, which says nothing of the run itself?"""
+    """Did the run fail because ranks exited or never connected? That says nothing about the run itself."""
     return record is not None and record.status == "failed" and record.reason.startswith((UNMET, LOST))
 
 
 def reason_of(error: Exception, spec: RunSpec) -> str:
-    """Why a run failed, in a sentence for its record."""
+    """Say in a sentence for the record why a run failed."""
     import torch
 
     if isinstance(error, (TrainingFailed, EvaluationFailed)):

@@ -1,4 +1,4 @@
-"""End-to-end training on labels: the `finetune` probe of a pre-trained encoder, the `supervised` baseline from scratch."""
+"""End-to-end training on labels: the `finetune` probe of a pre-trained encoder, and the `supervised` baseline."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from bench.specs.run_spec import FinetuneSpec
 from bench.training.batches import Lesions, epoch_order
 from bench.training.build import optimizer_of, schedule_of
 from bench.training.checkpoint import Checkpoints, Position
+from bench.training.data import Indices, RunData
 from bench.training.failures import TrainingFailed
 from bench.training.history import ProgressCallback, with_current_conditions
-from datasets.dataset import Dataset
-from datasets.views import Views
 from methods import Inference
 from methods.encoders.encoder import Encoder
 from methods.noise import keyed_generator
@@ -47,32 +45,32 @@ class Classifier(nn.Module):
 
 
 def finetune_steps(images: int, spec: FinetuneSpec) -> int:
-    """Steps of a training on so many images: the epochs asked for, within the bounds on steps."""
+    """Return the number of steps on so many images: the epochs of the spec, within its bounds on steps."""
     return min(max(spec.epochs * max(1, images // spec.batch), spec.min_steps), spec.max_steps)
 
 
 def finetune(
     encoder: Encoder,
-    data: Dataset,
-    images: npt.NDArray[np.int64],
+    run_data: RunData,
+    images: Indices,
     spec: FinetuneSpec,
-    views: Views,
     *,
-    seed: int,
     inference: Inference,
-    fabric: Fabric,
     progress: ProgressCallback,
     checkpoints: Checkpoints | None = None,
 ) -> Classifier:
-    """A classifier trained on `images` with binary cross-entropy on the labels that are known; the encoder given is
-    left as it was. Images are augmented by the views of pre-training. Goes on from the newest of its `checkpoints`, if
-    there is one. Raises TrainingFailed for a loss not finite."""
+    """Train a classifier on `images` with binary cross-entropy over the known labels.
+
+    The given encoder is copied, not changed. Images are augmented by the views of pre-training. Resumes from the newest
+    checkpoint if there is one. Raises TrainingFailed for a loss that is not finite.
+    """
+    data, views, fabric, seed = run_data.dataset, run_data.views, run_data.fabric, run_data.seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 2)
         classifier = Classifier(copy.deepcopy(encoder).requires_grad_(True), data.labels.shape[1], inference)
     positions, given = (getattr(e.network, "pos_embed", None) for e in (classifier.encoder, encoder))
     if positions is not None and given is not None:
-        positions.requires_grad_(given.requires_grad)  # fixed ones stay fixed
+        positions.requires_grad_(given.requires_grad)  # fixed positions stay fixed
     batch = min(spec.batch, len(images))
     total = finetune_steps(len(images), spec)
     optimizer = optimizer_of(classifier, spec.lr, spec.weight_decay)
@@ -111,7 +109,7 @@ def finetune(
 
 
 def spent(position: Position | None) -> tuple[float, int]:
-    """Seconds of training that a checkpoint holds, and how often it goes on from one when it goes on from this."""
+    """Return the training seconds that a checkpoint holds, and the number of resumes including one from it."""
     return (0.0, 0) if position is None else (float(position.state["seconds"]), int(position.state["resumed"]) + 1)
 
 
@@ -122,7 +120,7 @@ def _first_view(call: Call, batch: int) -> Call:
 
 
 def _known_bce(logits: Tensor, labels: npt.NDArray[np.float32]) -> Tensor:
-    """Binary cross-entropy, mean over the labels that are known."""
+    """Binary cross-entropy averaged over the labels that are not NaN."""
     target = torch.from_numpy(labels).to(logits.device)
     known = ~target.isnan()
     return F.binary_cross_entropy_with_logits(logits.float()[known], target[known])

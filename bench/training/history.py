@@ -1,4 +1,4 @@
-"""The course of a training: what it has done and seen so far. It goes into checkpoints, so that it outlives a stop."""
+"""The history of a training so far. Checkpoints hold it, so that it survives a stop."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from methods.ranks import world
 
 
 class History:
-    """Steps done, a line of history an epoch, time spent."""
+    """Counts steps and time, and keeps one line of mean losses and statistics per epoch."""
 
     def __init__(self, step: int = 0, state: dict[str, Any] | None = None) -> None:
         self.step = self._first = step
         before = state or {"history": [], "seen": {}, "seconds": 0.0, "resumed": -1}
         self.lines: list[dict[str, Any]] = before["history"]
-        self._seen: dict[str, list[float]] = before["seen"]  # of the epoch at work
+        self._seen: dict[str, list[float]] = before["seen"]  # in the current epoch
         self._seconds = before["seconds"]
-        self.resumed: int = before["resumed"] + 1  # how often it went on from a checkpoint
+        self.resumed: int = before["resumed"] + 1  # how often the training resumed from a checkpoint
         self.conditions: list[dict[str, Any]] = with_current_conditions(before)
         self._began = self._epoch_began = time.perf_counter()
-        self._images = 0  # of the epoch, since it began or went on
+        self._images = 0  # in the current epoch, since it began or resumed
 
     @classmethod
     def at(cls, position: Position | None) -> History:
-        """From a checkpoint; from the start where there is none."""
+        """Restore the history from a checkpoint; start a new one for None."""
         return cls() if position is None else cls(position.step, position.state)
 
     @property
     def new_steps(self) -> int:
-        """Steps since the start, or since it went on."""
+        """Steps since the start or since the training resumed."""
         return self.step - self._first
 
     def note(self, loss: Loss, value: float, images: int) -> None:
-        """A step is done: its contrastive loss, and the strategy's losses and statistics where it had some."""
+        """Record a finished step: the contrastive loss `value`, the other losses, and the strategy's statistics."""
         self._seen.setdefault("loss", []).append(value)
         for name, part in {**loss.parts, **loss.encoding.stats}.items():
             self._seen.setdefault(name, []).append(float(part.detach()))
@@ -48,7 +48,7 @@ class History:
         self._images += images
 
     def end_epoch(self, epoch: int, keep: float, lr: float) -> None:
-        """A line of history."""
+        """Close an epoch: add its line to the history."""
         line = {
             "epoch": epoch,
             "step": self.step,
@@ -62,13 +62,15 @@ class History:
         self._seen, self._images, self._epoch_began = {}, 0, time.perf_counter()
 
     def images_per_second(self) -> float:
+        """Return the training speed in the current epoch."""
         return self._images / max(time.perf_counter() - self._epoch_began, 1e-9)
 
     def seconds(self) -> float:
-        """Of training, without what lies between a stop and going on."""
+        """Return the seconds spent on training, without the time between a stop and a resume."""
         return float(self._seconds) + time.perf_counter() - self._began
 
     def position(self) -> Position:
+        """Return what a checkpoint must hold to resume here."""
         state = {
             "history": self.lines,
             "seen": self._seen,
@@ -80,10 +82,11 @@ class History:
 
 
 def with_current_conditions(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The conditions that a training was under until this position, each once, and those of this process."""
+    """Return the conditions that a training ran under so far, each once, with those of this process added."""
     before: list[dict[str, Any]] = state.get("conditions", [])
     current = conditions(environment(torch.get_num_threads(), ranks=world()))
     return before if current in before else [*before, current]
 
 
-ProgressCallback = Callable[[dict[str, Any]], None]  # progress of the run, for whoever watches
+ProgressCallback = Callable[[dict[str, Any]], None]
+"""Receives the state of a run (step, loss, ...) whenever it changes."""

@@ -1,7 +1,7 @@
 """Contrastive pre-training: one loop for all methods.
 
-The order of the images, the views and the noise of every step are keyed by (seed, step); a method can change none of
-them. The keep ratio follows the schedule for strategies that ramp.
+The order of the images, the views and the noise of every step are keyed by (seed, step), and no method can change
+them. For strategies that ramp, the keep ratio follows the schedule.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from methods.strategies.strategy import Call
 
 @dataclass
 class Trained:
-    """What training leaves: the objective with its encoder, a line of history an epoch, and how fast it went."""
+    """The result of pre-training: the objective with its encoder, a line of history per epoch, and the time it took."""
 
     objective: Objective
     history: list[dict[str, Any]]
     steps: int
     seconds: float
     resumed: int = 0  # how often it went on from a checkpoint
-    conditions: list[dict[str, Any]] = field(default_factory=list)  # all that it was trained under
+    conditions: list[dict[str, Any]] = field(default_factory=list)  # every set of conditions that it ran under
 
     @property
     def final_loss(self) -> float:
@@ -55,11 +55,11 @@ def pretrain(
     progress: ProgressCallback,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
-    """Pre-train on `images` (indices into `data`), from the newest of its `checkpoints` if there is one.
+    """Pre-train on `images` (indices into `data`), resuming from the newest checkpoint if there is one.
 
-    Of several ranks each trains on its own rows of every batch; all end with the same weights, and rank 0 reports.
-    Raises TrainingFailed, e.g. for a loss that is not finite; KeyboardInterrupt or SystemExit, with a checkpoint
-    saved, where it was asked to stop.
+    With several ranks, each trains on its own rows of every batch. All end with the same weights, and rank 0 reports.
+    Raises TrainingFailed, e.g. for a loss that is not finite. When asked to stop, saves a checkpoint and raises
+    KeyboardInterrupt or SystemExit.
     """
     train = spec.train
     total = steps_of(len(images), train)
@@ -96,9 +96,9 @@ def pretrain(
                 )
                 parameters = draw_views(spec, objective.blur_probabilities, step, len(index)).rows(rows)
                 pair, call = lesions.make_views(views, index[rows], parameters, call, fabric.device)
-                loss = train_step(model, optimizer, pair, call, fabric)
+                loss = train_step(model, optimizer, pair, call, fabric, (step + 1) / total)
                 value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
-                if any_rank(fabric, not math.isfinite(whole)):  # else the others would wait for this one
+                if any_rank(fabric, not math.isfinite(whole)):  # or the other ranks would wait for this one
                     became = "not finite on another rank" if math.isfinite(whole) else whole
                     raise TrainingFailed(
                         f"the loss became {became} at step {step} of {total} (learning rate {train.lr:g})"
@@ -121,8 +121,10 @@ def pretrain(
 def restored(
     checkpoints: Checkpoints, objective: Objective, optimizer: torch.optim.Optimizer, fabric: Fabric
 ) -> Position | None:
-    """Put into both where all ranks go on from: rank 0 reads the newest checkpoint, the others the same. Raises
-    TrainingFailed on all of them where one can't."""
+    """Restore model and optimizer on all ranks from the newest checkpoint that rank 0 can read.
+
+    Raises TrainingFailed on all ranks if one of them can't read it.
+    """
     position = checkpoints.restore(objective, optimizer) if fabric.is_global_zero else None
     step = fabric.broadcast(0 if position is None else position.step)
     if step and not fabric.is_global_zero:

@@ -1,8 +1,8 @@
-"""Training over several ranks: the processes of a job, of which rank 0 leads and the others train along.
+"""Training over several ranks, i.e. processes of one job that train a run together.
 
-Rank 0 works as the only process of a worker does: it claims runs, evaluates, writes. What it trains it tells the
-others, which do nothing else. How many they are says who asked for the job; they find each other by torch's variables
-in their environment (WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), which mean nothing to a process that was
+Rank 0 works like a worker of one process: it takes leases on runs, evaluates and writes. It tells the other ranks what
+to train, and they do nothing else. The command that asked for the job sets the number of ranks. They connect by torch's
+environment variables (WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), which are ignored by a process that was
 asked to train alone. What makes several ranks equal one process is in `methods/ranks.py`.
 """
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from bench.specs.run_spec import RunSpec
 
-MEETING = timedelta(minutes=10)  # how long a rank waits for the others to come: each imports torch, perhaps slowly
-PATIENCE = timedelta(days=1)  # how long it waits for them once they met: rank 0 may be evaluating
+MEETING = timedelta(minutes=10)  # to connect: every rank imports torch first, which may be slow
+PATIENCE = timedelta(days=1)  # once connected: rank 0 may be evaluating
 
 
 def check_ranks(ranks: int, batch: int) -> None:
-    """Raises ValueError, which says what would do, unless `ranks` share a batch of `batch` images equally."""
+    """Raise ValueError, naming numbers that fit, unless `ranks` can share a batch of `batch` images equally."""
     if ranks < 1:
-        raise ValueError(f"--ranks {ranks}: there is at least one rank.")
+        raise ValueError(f"--ranks {ranks} is too few: use at least 1.")
     if batch % ranks:
         fitting = [str(n) for n in range(1, batch + 1) if batch % n == 0 and n <= 2 * ranks]
         more = ranks * (batch // ranks + 1)
@@ -40,33 +40,32 @@ def check_ranks(ranks: int, batch: int) -> None:
 
 
 def name_rank() -> int:
-    """Say in torch's variables which task of its submitit job this process is; returns its rank."""
+    """Set torch's variables from this process's task in its submitit job, and return its rank."""
     from submitit.helpers import TorchDistributedEnvironment
 
     tasks = TorchDistributedEnvironment()
-    if tasks.local_world_size == tasks.world_size:  # on one node, whose name need not resolve
+    if tasks.local_world_size == tasks.world_size:  # on a single node, whose name may not resolve
         tasks.master_addr = "127.0.0.1"
     tasks.export(set_cuda_visible_devices=False, overwrite=True)  # the GPUs are those that the launcher gave
     return int(tasks.rank)
 
 
 def connect(ranks: int) -> Fabric:
-    """Connect with the others, by torch's variables: NCCL on GPUs, gloo on CPUs. Raises RanksLost where one does not
-    come."""
+    """Connect with the other ranks: NCCL on GPUs, gloo on CPUs. Raises RanksLost if one does not connect."""
     import torch.distributed as dist
 
     try:
         fabric = _fabric("32-true", ranks)
-        any_rank(fabric, False)  # NCCL connects with the first word
+        any_rank(fabric, False)  # NCCL connects with the first message
     except RuntimeError as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RanksLost(f"{UNMET}: {said}; what each said stands in results/.workers") from error
+        raise RanksLost(f"{UNMET}: {said}; see the logs of the ranks in results/.workers") from error
     dist.set_timeout(PATIENCE)
     return fabric
 
 
 def fabric_of(precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
-    """The device, the precision, and the ranks that this process has met."""
+    """Return a Fabric over all ranks that this process is connected with."""
     from bench.training.device import one_device
 
     ranks = ranks_here()
@@ -74,21 +73,21 @@ def fabric_of(precision: Literal["32-true", "bf16-mixed"]) -> Fabric:
 
 
 def _fabric(precision: Literal["32-true", "bf16-mixed"], ranks: int) -> Fabric:
-    """Of several ranks, which meet here unless they have."""
+    """Return a Fabric over several ranks; connects them if they are not."""
     import torch
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     class OneDeviceEach(TorchElasticEnvironment):
-        """torch's variables, whatever scheduler started this process; to fabric each rank is a node of one device."""
+        """Reads torch's variables, whatever scheduler started this process. Each rank is a node to Fabric."""
 
         def local_rank(self) -> int:
             return 0
 
-    gpus = torch.cuda.device_count()  # one where the launcher shows each rank its own
+    gpus = torch.cuda.device_count()  # 1 if the launcher shows each rank a GPU of its own
     device = [int(os.environ.get("LOCAL_RANK", "0")) % gpus] if gpus else 1
-    # a predictor is unused while all is kept; buffers are equal, for they come from the global batch
+    # a predictor is unused while everything is kept; buffers are equal because they come from the global batch
     strategy = DDPStrategy(find_unused_parameters=True, forward_sync_buffers=False, timeout=MEETING)
     fabric = Fabric(
         accelerator="auto",
@@ -100,12 +99,12 @@ def _fabric(precision: Literal["32-true", "bf16-mixed"], ranks: int) -> Fabric:
     )
     threads = torch.get_num_threads()
     fabric.launch()
-    torch.set_num_threads(threads)  # fabric chooses its own
+    torch.set_num_threads(threads)  # fabric changes the number of threads
     return fabric
 
 
 def any_rank(fabric: Fabric, flag: bool) -> bool:
-    """Does any rank say so? All of them have to ask."""
+    """Is the flag set on any rank? All ranks must call this."""
     if fabric.world_size == 1:
         return flag
     import torch
@@ -117,27 +116,30 @@ def any_rank(fabric: Fabric, flag: bool) -> bool:
 
 @contextmanager
 def leading(fabric: Fabric, spec: RunSpec) -> Iterator[None]:
-    """For rank 0: inside, the others train `spec` along. Raises RanksLost for what need not have stopped them too."""
+    """On rank 0, make the other ranks train `spec` too inside the block.
+
+    Raises RanksLost for an error that may not have stopped them as well.
+    """
     from bench.training.failures import TrainingFailed
 
     try:
         fabric.broadcast(spec.model_dump_json())
         yield
     except TrainingFailed:
-        raise  # as on all of them
+        raise  # every rank fails alike
     except Exception as error:
         if fabric.world_size == 1:
             raise
-        raise RanksLost(f"the ranks that trained {spec.run_id} can't go on together after its failure") from error
+        raise RanksLost(f"the ranks that trained {spec.run_id} can't continue together after its failure") from error
 
 
 def release_followers(fabric: Fabric) -> None:
-    """For rank 0: the others have no more to do."""
+    """On rank 0, tell the other ranks that there is nothing left to do."""
     fabric.broadcast("")
 
 
 def runs_from_leader(fabric: Fabric) -> Iterator[RunSpec]:
-    """For the other ranks: what rank 0 has them train along."""
+    """On the other ranks, yield the runs that rank 0 trains."""
     from bench.specs.run_spec import RunSpec
 
     while spec := fabric.broadcast(""):

@@ -1,8 +1,8 @@
-"""Signals that ask a process to stop, answered between two steps, when its state is whole and can be saved.
+"""Handles signals that ask a process to stop, between two training steps, when its state can be saved.
 
-Ctrl-C (SIGINT), and SIGTERM on a laptop, end the process. Under SLURM, SIGUSR2 says that the job is preempted or out
-of time: submitit has it requeued. SIGTERM comes there before a kill, perhaps without another signal: what can be saved
-is saved, and the training goes on. Outside of training each signal acts at once.
+SIGINT (Ctrl-C), and SIGTERM outside SLURM, end the process. Under SLURM, SIGUSR2 means that the job is preempted or out
+of time, and submitit requeues it. SIGTERM precedes a kill there, perhaps without any other signal: the state is saved
+and the training continues. Outside of training every signal acts at once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from types import FrameType
 
 from bench.records.environment import on_slurm
 
-REQUEUE = signal.SIGUSR2  # submitit's, for a job that is preempted or out of time
+REQUEUE = signal.SIGUSR2  # sent by submitit when a job is preempted or out of time
 Handler = Callable[[int, FrameType | None], object]
 
 
 class Stopping:
-    """What has been asked of this process. `orphaned` says whether nobody waits for it any more."""
+    """What this process was asked to do. `orphaned` tells whether nobody waits for it any more."""
 
     def __init__(self, orphaned: Callable[[], bool] = lambda: False) -> None:
         self._orphaned = orphaned
@@ -31,11 +31,11 @@ class Stopping:
         self._requeue: Handler | None = None
 
     def wanted(self) -> bool:
-        """Shall the training save its state now?"""
+        """Should the training save its state now?"""
         return self._save or self._asked is not None or self._orphaned()
 
     def answer(self) -> None:
-        """The state has been saved: stop, if that is what was asked. Raises KeyboardInterrupt or SystemExit then."""
+        """Stop if that was asked, now that the state is saved: raises KeyboardInterrupt or SystemExit."""
         self._save = False
         asked, self._asked = self._asked, None
         if asked == REQUEUE and self._requeue is not None:
@@ -45,7 +45,7 @@ class Stopping:
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """Inside, signals wait for `answer`; a second one, or a stop that comes after the last, acts at once."""
+        """Defer signals to the next `answer` inside the block. A second signal acts at once."""
         self._stepping = True
         try:
             yield
@@ -55,7 +55,7 @@ class Stopping:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, this object handles the signals (in the main thread; elsewhere nobody can)."""
+        """Handle the signals inside the block. Does nothing outside the main thread, where Python allows none."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -81,10 +81,13 @@ class Stopping:
             raise KeyboardInterrupt
 
     def _have_requeued(self, number: int, frame: FrameType | None) -> None:
-        """submitit calls scontrol and exits. The SIGTERM with which SLURM then ends the job reaches that call too, and
-        ends it before it has returned, unless it is ignored. Whatever comes of it is no failure of the run."""
+        """Call submitit's handler, which requeues the job by scontrol and exits.
+
+        SLURM then ends the job by a SIGTERM, which would also end scontrol before it returns unless it is ignored. A
+        failure here is not a failure of the run.
+        """
         assert self._requeue is not None
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which children inherit
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited by child processes
         try:
             self._requeue(number, frame)
         except (OSError, subprocess.SubprocessError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,8 +14,12 @@ from typer.testing import CliRunner, Result
 
 from bench.analysis.outputs import TITLE
 from bench.records.record import Draw, Evaluation, Macs, Record, Subset
+from bench.records.store import Store
 from bench.specs.grid_spec import GridSpec, load_grid
 from bench.specs.run_spec import RunSpec
+
+if TYPE_CHECKING:
+    from bench.experiment import Experiment
 
 TOML = """
 seeds = [0]
@@ -65,6 +69,15 @@ def run_spec(folder: Path, method: str, **changes: Any) -> RunSpec:
     """The spec of one run of the small world."""
     (run,) = grid(folder, methods=method, **changes).runs()
     return run
+
+
+def experiment(run: RunSpec, grid: GridSpec, store: Store, cache: Path, **changes: Any) -> Experiment:
+    """A run of a grid, to be made on one thread."""
+    from bench.experiment import Experiment
+    from bench.training.checkpoint import Checkpoints
+
+    values = {"threads": 1, "progress": lambda state: None, "checkpoints": Checkpoints(store.training(run.run_id))}
+    return Experiment(run, grid.evaluation, grid.finetune, store, cache, **{**values, **changes})
 
 
 def light_report(results: Path, reports: Path, planned: int = 0) -> Any:

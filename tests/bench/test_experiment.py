@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from bench import experiment as module
+from bench.evaluation.evaluate import EvaluationRequest, evaluate
 from bench.evaluation.probes import linear_probe
 from bench.experiment import run_experiment, train_along
 from bench.records.environment import conditions, environment
@@ -45,9 +46,7 @@ class Setup:
     def run(self, method: str, **changes: Any) -> tuple[Record, Path]:
         grid = small.grid(self.folder, methods=method, **changes)
         run = grid.runs()[0]
-        record = run_experiment(
-            run, grid.evaluation, grid.finetune, self.store, self.cache, 1, changes.get("report", lambda state: None)
-        )
+        record = run_experiment(small.experiment(run, grid, self.store, self.cache))
         return record, self.store.folder(run.run_id)
 
 
@@ -193,7 +192,7 @@ def test_evaluations_are_made_from_the_checkpoint_and_come_out_the_same(setup: S
     def refuse(*args: Any) -> None:
         raise AssertionError("trained anew")
 
-    monkeypatch.setattr("bench.experiment._train", refuse)
+    monkeypatch.setattr("bench.experiment.pretrain_and_measure", refuse)
     again, _ = setup.run(method, **changes)
     assert again.status == "done"
     assert json.loads(path.read_bytes()) == before
@@ -250,17 +249,13 @@ def test_reasons(setup: Setup, monkeypatch, error: Exception, reason: str) -> No
 
 
 def test_a_failing_evaluation_loses_neither_the_training_nor_the_others(setup: Setup, monkeypatch) -> None:
-    from bench.evaluation.evaluate import evaluate
-
-    def at_half(
-        run_id: str, features: Any, of: Any, evaluation: Any, tuning: Any, probe: str, labels: float, *rest: Any
-    ):
-        if labels == 50:
+    def at_half(request: EvaluationRequest, *rest: Any):
+        if request.key.labels == 50:
             raise RuntimeError("a probe is odd")
-        return evaluate(run_id, features, of, evaluation, tuning, probe, labels, *rest)
+        return evaluate(request, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bench.experiment.evaluate", at_half)
+        patch.setattr("bench.evaluation.missing.evaluate", at_half)
         record, folder = setup.run("dense")
     # for whoever counts
     assert (record.status, record.reason) == (
@@ -308,14 +303,7 @@ def test_a_training_that_went_on_under_other_conditions_says_so(setup: Setup, mo
         checkpoints = Stopped(setup.store.training(run.run_id))
         threads = torch.get_num_threads()
         return run_experiment(
-            run,
-            grid.evaluation,
-            grid.finetune,
-            setup.store,
-            setup.cache,
-            threads,
-            lambda state: None,
-            checkpoints,
+            small.experiment(run, grid, setup.store, setup.cache, threads=threads, checkpoints=checkpoints)
         )
 
     here = conditions(environment(torch.get_num_threads()))
@@ -342,7 +330,7 @@ def test_floors_are_trained_by_one_rank_whatever_the_job_has(finished, monkeypat
 def test_data_that_changed_since_the_grid_was_planned(setup: Setup) -> None:
     grid = small.grid(setup.folder, methods="dense")
     (run,) = grid.runs("a" * 64)
-    record = run_experiment(run, grid.evaluation, grid.finetune, setup.store, setup.cache, 1, lambda state: None)
+    record = run_experiment(small.experiment(run, grid, setup.store, setup.cache))
     assert record.status == "failed"
     assert "has changed since the grid was planned: give the command again" in record.reason
 
@@ -369,7 +357,7 @@ def test_who_comes_second_leaves_what_the_first_has_finished(setup: Setup, monke
 
 
 def test_an_evaluation_that_another_made_meanwhile_is_left(setup: Setup, monkeypatch) -> None:
-    real, made = module.evaluate, []
+    real, made = evaluate, []
 
     def frozen(*args: Any) -> Any:
         if not made:
@@ -378,7 +366,7 @@ def test_an_evaluation_that_another_made_meanwhile_is_left(setup: Setup, monkeyp
             made.append((folder / "evaluations" / "linear-50-dense.json").stat().st_mtime_ns)
         return real(*args)
 
-    monkeypatch.setattr(module, "evaluate", frozen)
+    monkeypatch.setattr("bench.evaluation.missing.evaluate", frozen)
     _, folder = setup.run("dense", evaluation__labels=[50])
     assert (folder / "evaluations" / "linear-50-dense.json").stat().st_mtime_ns == made[1]
 
@@ -408,7 +396,7 @@ def test_a_plug_in_that_changed_since_the_grid_was_planned(setup: Setup, registr
     del STRATEGIES["mine"]  # the job's process, which reads the file anew
     plugin.write_text(PLUGIN.format(factor=0.5))
     load_plugin(plugin)
-    record = run_experiment(run, grid.evaluation, grid.finetune, setup.store, setup.cache, 1, lambda state: None)
+    record = run_experiment(small.experiment(run, grid, setup.store, setup.cache))
     assert record.status == "failed"
     assert "the plug-in of simclr/mine changed since the grid was planned: give the command again" in record.reason
     with pytest.raises(ValueError, match="the plug-in of simclr/mine changed"):  # any other rank's share of it
@@ -430,7 +418,7 @@ def test_encoder_weights_that_changed_since_the_grid_was_planned(setup: Setup) -
     (other,) = small.grid(setup.folder, methods="dense", encoder__weights=str(path)).runs()
     assert other.run_id != run.run_id
     store = Store(setup.folder / "elsewhere")
-    failed = run_experiment(run, grid.evaluation, grid.finetune, store, setup.cache, 1, lambda state: None)
+    failed = run_experiment(small.experiment(run, grid, store, setup.cache))
     assert failed.reason == (
         f"ValueError: the weights in {path} are not those that the run was planned with: put them back, or give the "
         "command again"
@@ -470,16 +458,7 @@ def test_the_time_of_a_floor_that_went_on_is_all_of_it(setup: Setup, finished, m
         checkpoints = Slow(setup.store.training(run.run_id))
         try:
             records.append(
-                run_experiment(
-                    run,
-                    grid.evaluation,
-                    grid.finetune,
-                    setup.store,
-                    setup.cache,
-                    1,
-                    lambda state: None,
-                    checkpoints,
-                )
+                run_experiment(small.experiment(run, grid, setup.store, setup.cache, checkpoints=checkpoints))
             )
         except KeyboardInterrupt:
             continue

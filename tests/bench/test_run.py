@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from bench.launch.leases import Leases
+from bench.measure.table import Measurement
 from bench.records.record import CostTable, Evaluation, Record
 from bench.training.failures import TrainingFailed
 from tests.bench import small
@@ -23,7 +24,7 @@ METHODS = "dense,sparsecontrast,moco/random"
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> SimpleNamespace:
-    """Three methods and both baselines, two seeds for one probe, one fraction of draws, nothing left out but the clock."""
+    """Three methods and both baselines, two seeds for one probe, one fraction of draws; all but the clock is real."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
         world = small.World(tmp_path_factory.mktemp("done"), cache)
@@ -144,7 +145,7 @@ def test_the_same_command_again_does_nothing(done, monkeypatch: pytest.MonkeyPat
 def test_new_fractions_and_probes_train_nothing(world: small.World, light: None, monkeypatch) -> None:
     assert world.run("--methods", "dense,random").exit_code == 0
     before = snapshot(world.results)
-    monkeypatch.setattr("bench.experiment._train", refuse)
+    monkeypatch.setattr("bench.experiment.pretrain_and_measure", refuse)
     result = world.run("--methods", "dense,random", "--labels", "50,20", "--probes", "linear,knn,finetune")
     assert result.exit_code == 0, result.output
     after = snapshot(world.results)
@@ -163,7 +164,7 @@ def test_other_settings_of_the_evaluation_make_it_anew_and_train_nothing(
     options = ("--methods", "dense", "--labels", "50", "--probes", "linear,finetune")
     assert world.run(*options).exit_code == 0
     before = snapshot(world.results)
-    monkeypatch.setattr("bench.experiment._train", refuse)
+    monkeypatch.setattr("bench.experiment.pretrain_and_measure", refuse)
     assert world.run(*options, "--set", "finetune.lr=0.01").exit_code == 0
     changed = {path.name for path, stamp in snapshot(world.results).items() if before.get(path) != stamp}
     assert changed == {"finetune-50-dense.json", "finetune-50-dense.npz"}
@@ -366,7 +367,7 @@ def test_a_failing_evaluation_is_named_and_keeps_the_training(world: small.World
         raise RuntimeError("a probe is odd")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bench.experiment.evaluate", fails)
+        patch.setattr("bench.evaluation.missing.evaluate", fails)
         result = world.run("--methods", "dense")
     assert result.exit_code == 1
     (folder,) = world.runs().values()
@@ -432,8 +433,9 @@ def test_a_provisional_report_after_the_first_seed(world: small.World, light: No
 def test_cost_is_measured_once_and_before_anything_runs(world: small.World, light: None, monkeypatch) -> None:
     measured: list[tuple[list[str], int, int]] = []
 
-    def measure(methods, encoder, train, spec, threads) -> CostTable:
-        measured.append(([method.name for method in methods], threads, len(list(world.results.glob("*/record.json")))))
+    def measure(what: Measurement) -> CostTable:
+        done = len(list(world.results.glob("*/record.json")))
+        measured.append(([method.name for method in what.methods], what.threads, done))
         return CostTable(rows=(), environment={}, started="", finished="")
 
     monkeypatch.setattr("bench.measure.table.measure", measure)

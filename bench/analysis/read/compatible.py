@@ -1,6 +1,6 @@
-"""Checks that records can be compared. A report of records that don't belong together is refused.
+"""Checks that records may stand in one report: records that must not be compared are refused, never averaged.
 
-The message lists all differences at once, with the records that have them, and says what to do.
+A refusal lists all differences at once, with the records that differ, and says what to do.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from bench.analysis.read.groups import ReportRefused, Run
 from methods import BASELINES
 
-Values = Iterable[tuple[str, Any]]  # (name of the run, value)
-SHOWN = 6  # listed differences, at most
+Values = Iterable[tuple[str, Any]]  # (run, value)
+SHOWN = 6  # differences that are listed
 
 IDENTITIES: dict[str, Callable[[Any], Any]] = {
     "the data's fingerprint": lambda record: record.data.fingerprint,
@@ -27,8 +27,8 @@ IDENTITIES: dict[str, Callable[[Any], Any]] = {
 
 
 def refuse_changed_data(runs: Sequence[Run]) -> None:
-    """Raise ReportRefused if runs with the same description of their data have different data or splits, because files
-    of the data set, or the code that makes or splits it, changed between the runs."""
+    """Raises ReportRefused where runs describe their data in the same way and had different data or splits: the files
+    changed between two runs, or the code that makes or splits the data did."""
     by_source: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_source[_source(run)].append(run)
@@ -40,7 +40,7 @@ def refuse_changed_data(runs: Sequence[Run]) -> None:
 
 
 def refuse_strangers(runs: Sequence[Run]) -> None:
-    """Raise ReportRefused if runs of one group differ in their images, labels, code or evaluation settings."""
+    """Raises ReportRefused where runs of one group differ in images, labels, code, or how they were evaluated."""
     found = []
     for what, of in IDENTITIES.items():
         found += _difference(what, [(run.folder.name, of(run.record)) for run in runs])
@@ -64,7 +64,7 @@ def refuse_strangers(runs: Sequence[Run]) -> None:
 
 
 def refuse_twins(method: str, inference: str, runs: Sequence[Run]) -> None:
-    """Raise ReportRefused if two runs of an arm have the same seed."""
+    """Raises ReportRefused where two runs of an arm have the same seed."""
     seen: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         for one in run.evaluations:
@@ -80,7 +80,7 @@ def refuse_twins(method: str, inference: str, runs: Sequence[Run]) -> None:
 
 
 def _source(run: Run) -> str:
-    """Description of the data set and of the way to split it, from the spec of a run."""
+    """How the record describes its data and how they are split."""
     spec = run.record.spec
     data = {key: value for key, value in (spec.get("data") or {}).items() if key != "publish"}
     return json.dumps([data, (spec.get("encoder") or {}).get("image_size")], sort_keys=True, default=str)
@@ -95,7 +95,7 @@ def _split(run: Run) -> str:
 
 
 def _difference(what: str, values: Values) -> list[str]:
-    """A line that lists the runs of each value, the most common value first; no line if there is one value."""
+    """A line with each value and the runs that have it, the most common one first; none where all have the same."""
     by_value: dict[str, list[str]] = defaultdict(list)
     for where, value in values:
         by_value[str(value)].append(where)

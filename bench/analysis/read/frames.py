@@ -1,8 +1,7 @@
-"""Tidy data frames behind the tables and figures: results.csv, cost.csv and the training curves."""
+"""The pandas frames behind every table and plot: results.csv, cost.csv and the training curves."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis.read.groups import Group, ReportRefused, Run
-from bench.analysis.read.results import encoder_of, parse
+from bench.analysis.read.results import cost_tables, encoder_of
 from bench.records.record import AA_SUFFIX, CostRow, CostTable
-from datasets.limits import RECORD_BYTES, read_within
+from bench.records.run_folder import read_history
 from methods.names import REFERENCE_METHOD
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row per run, probe, label fraction and inference mode, and one row per failed run."""
+    """One row for each run, probe, label fraction and way of inference, and one for each failed run."""
     rows = []
     for run in runs:
         record, (encoder, size) = run.record, encoder_of(run.record)
@@ -56,8 +55,8 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
                     "probe": one.probe,
                     "labels": one.labels,
                     "macro_auroc": one.macro_auroc,
-                    "macro_auroc_low": one.interval[0],
-                    "macro_auroc_high": one.interval[1],
+                    "macro_auroc_patients_low": one.interval[0],
+                    "macro_auroc_patients_high": one.interval[1],
                     "macro_auprc": one.macro_auprc,
                     "draws": len(one.draws),
                     "draw_std": one.draw_std,
@@ -69,7 +68,8 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]  # the same for all compared rows
+SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]
+"""Columns in which rows must agree to be compared."""
 COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", *SETTING]
 RATIOS = [f"{kind}_{what}" for kind in ("infer", "train") for what in ("macs_ratio", "time_over_macs")]
 AA = [f"aa_{kind}_{end}" for kind in ("infer", "train", "run") for end in ("low", "high")]
@@ -77,13 +77,13 @@ COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "disturbed_rounds", "measured"]
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
-    """The newest row of each method, encoder, size, channels, keep, ramp and setting in a results folder. Without
-    measurements the frame is empty and has no columns."""
-    return newest([parse(CostTable, path) for path in sorted(results.glob("cost/*.json"))])
+    """The newest row for each method, encoder, size, channels, keep, ramp, machine and setting. Without columns where
+    nothing was measured."""
+    return newest(cost_tables(results))
 
 
 def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
-    """Rows of all tables; of rows that measure the same, the newest."""
+    """The rows of the tables; the newest of those that are about the same."""
     ordered = [table_frame(table) for table in sorted(tables, key=lambda one: one.finished)]
     if not ordered:
         return pd.DataFrame()
@@ -92,18 +92,18 @@ def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
 
 
 def table_frame(table: CostTable) -> pd.DataFrame:
-    """One row per method of a table, with three additions: the interval of dense against itself, from which the noise
-    floor follows (`aa_...`, missing if not measured); the MACs of dense divided by those of the method
-    (`..._macs_ratio`); and the speed-up divided by that ratio (`..._time_over_macs`)."""
-    again = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
+    """One row for each method, with the noise floor of the table (`aa_...`, the interval of dense against itself; None
+    where that was not measured), dense MACs / method MACs (`..._macs_ratio`), and the speed-up as a share of that ratio
+    (`..._time_over_macs`)."""
+    aa = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
     dense = next((row for row in table.rows if row.method == REFERENCE_METHOD.name), None)
     rows = []
     for row in table.rows:
-        disturbed = table.environment.get("disturbed_rounds", 0)  # kept, although other processes were running
+        disturbed = table.environment.get("disturbed_rounds", 0)  # kept although other processes were running
         one = row.model_dump() | {"disturbed_rounds": disturbed, "measured": table.finished}
         for kind in ("infer", "train", "run"):
             for end in ("low", "high"):
-                one[f"aa_{kind}_{end}"] = getattr(again, f"{kind}_speedup_{end}") if again else None
+                one[f"aa_{kind}_{end}"] = getattr(aa, f"{kind}_speedup_{end}") if aa else None
         for kind in ("infer", "train") if dense else ():
             ratio = getattr(dense, f"{kind}_gmacs") / getattr(row, f"{kind}_gmacs")
             speedup = getattr(row, f"{kind}_speedup")
@@ -121,23 +121,23 @@ def cost_csv(frame: pd.DataFrame) -> str:
 
 
 def _epochs(path: Path) -> list[dict[str, float | None]]:
-    """Epoch, loss, keep and lr of each line of a history.jsonl."""
+    """Epoch, loss, keep and learning rate of each line of a history.jsonl. Raises ReportRefused."""
     keys = ("epoch", "loss", "keep", "lr")
     try:
-        lines = [json.loads(line) for line in read_within(path, RECORD_BYTES).decode().splitlines()]
+        lines = read_history(path)
         return [{key: None if line.get(key) is None else float(line[key]) for key in keys} for line in lines]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ReportRefused(f"{path} is no history of epochs: delete it, or run it again.") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ReportRefused(f"{path} is not a history of epochs ({error}): delete it, or run it again.") from error
 
 
 def history_frame(group: Group) -> pd.DataFrame:
-    """One row per run and epoch: arm, objective, seed, epoch, loss, keep, lr."""
+    """One row for each run and epoch: arm, objective, seed, epoch, loss, keep, lr."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for arm in sorted((one for one in group.arms if not one.baseline), key=lambda one: len(one.label)):
         for run in arm.runs:
             path = run.folder / "history.jsonl"
-            if not path.is_file() or run.record.run_id in seen:  # one training, evaluated in two inference modes
+            if not path.is_file() or run.record.run_id in seen:  # two arms show one training at two ways of inference
                 continue
             seen.add(run.record.run_id)
             rows += [

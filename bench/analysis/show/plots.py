@@ -16,13 +16,13 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot: no display is needed
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns  # type: ignore[import-untyped,unused-ignore]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from bench.analysis.judge.claims import SEEDS
 from bench.analysis.judge.scores import Scores
 from bench.analysis.judge.speedups import cost_of
 from bench.analysis.read.groups import Arm, Group
@@ -84,8 +84,8 @@ def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
             found = [(f * shift, e) for f in fractions if (e := scores.estimate(arm, f))]
             x, y = [at for at, _ in found], [e.value for _, e in found]
             reach = [
-                [e.value - e.low if np.isfinite(e.low) else 0 for _, e in found],
-                [e.high - e.value if np.isfinite(e.high) else 0 for _, e in found],
+                [e.value - e.low if e.bounded else 0 for _, e in found],
+                [e.high - e.value if e.bounded else 0 for _, e in found],
             ]
             axes.errorbar(
                 x,
@@ -127,6 +127,12 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
             out.append((cost, accuracy))
             best = accuracy
     return out
+
+
+def shows_front(scores: Scores) -> bool:
+    """Whether the seeds are as many as a statement on who is best needs, for every trained method."""
+    found = [scores.estimate(arm, scores.primary) for arm in scores.group.arms if not arm.baseline]
+    return all(estimate.seeds >= SEEDS for estimate in found if estimate)
 
 
 def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bool:
@@ -182,8 +188,7 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
     places = beside([at * scale for _, _, at in points], 0.022 * widest)
     for (arm, estimate, at), place in zip(points, places, strict=True):
         style = style_of(arm, scores.group) | {"linestyle": "none"}
-        low, high = max(0, estimate.value - estimate.low), max(0, estimate.high - estimate.value)
-        reach = [[low], [high]] if np.isfinite(low + high) else None
+        reach = [[estimate.value - estimate.low], [estimate.high - estimate.value]] if estimate.bounded else None
         axes.errorbar(
             [place],
             [estimate.value],
@@ -204,10 +209,11 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
             zorder=3,
             **style,
         )
-    best = front([(at * scale, estimate.value) for _, estimate, at in points])
     right = max(*places, widest) * 1.04
-    x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
-    axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
+    if shows_front(scores):
+        best = front([(at * scale, estimate.value) for _, estimate, at in points])
+        x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
+        axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
     baseline = next((arm for arm in scores.group.arms if arm.strategy == UNTRAINED), None)
     base = scores.estimate(baseline, scores.primary) if baseline else None
     if base:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.judge.claims import READINGS, Claim, signed
+from bench.analysis.judge.claims import READINGS, SEEDS, Claim, signed, span
 from bench.analysis.read.groups import Group
-from bench.analysis.show.accuracy_tables import NONE, keep_cell
+from bench.analysis.show.accuracy_tables import ALONE, NONE, keep_cell
 from bench.analysis.show.document import Table
 from methods import REFERENCE, STRATEGIES
 
@@ -51,7 +51,9 @@ def claims_tables(claims: list[Claim]) -> list[Table]:
     note = (
         "Supported: the whole interval lies above the threshold; refuted: below; undecided: the threshold"
         f" lies in it. “40 % faster” as a rate is {READINGS['rate']:.2f}×, as time saved"
-        f" {READINGS['time']:.2f}×. Each verdict stands alone: none is corrected for their number."
+        f" {READINGS['time']:.2f}×. Accuracy gets no verdict from fewer than {SEEDS} seeds, or without an interval;"
+        f" {ALONE}: the interval is over test patients alone. Each verdict stands alone: none is corrected for"
+        " their number."
     )
     out = []
     for arm in dict.fromkeys(claim.arm for claim in claims):
@@ -70,9 +72,10 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
     elif speed:
         cell = f"{claim.value:.2f} [{claim.low:.2f}, {claim.high:.2f}]"
     else:
-        cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}]"
+        assert claim.estimate is not None
+        cell = span(claim.estimate) + (f" {ALONE}" if claim.estimate.basis == ("patients",) else "")
     limit = f"{claim.threshold:.2f}×" if speed else signed(claim.threshold) if claim.threshold else "0"
-    return text, limit, cell, claim.verdict
+    return text, limit, cell, f"no verdict: {claim.why}" if claim.verdict == "no verdict" else claim.verdict
 
 
 def learning(group: Group) -> Table | None:
@@ -101,6 +104,7 @@ NAMES = {  # diagnostics of all strategies that keep tokens; those of single str
     "spread_over_noise": "logit spread / noise",
     "overlap": "overlap, last epoch",
     "overlap_run": "overlap, whole run",
+    "kept_share": "kept in training",
     "kept_inference": "kept at inference",
     "static_share": "static share",
     "lesion_kept": "lesion area kept",
@@ -118,18 +122,30 @@ def selection(group: Group) -> Table | None:
     known = list(dict.fromkeys(key for diagnostics in by_arm.values() for key in diagnostics))
     own = {key: name for entry in STRATEGIES.values() for key, name in entry.diagnostics.items()}
     # diagnostics without a name are parts of losses; they are in the records alone
-    names = {key: name for key, name in (own | NAMES).items() if key in known}
+    names = {key: name for key, name in (own | NAMES).items() if any(_is_of(one, key) for one in known)}
     if not names:
         return None
-    rows = [(label, *(_mean(one.get(key, [])) for key in names)) for label, one in by_arm.items()]
+    rows = [(label, *(_by_stage(one, key) for key in names)) for label, one in by_arm.items()]
     note = (
         "Mean over seeds (range). Spreads are of the last epoch, when the noise is nearly gone; logit spread / noise "
         "is of the whole run: well under 1, and the noise chose the tokens in training. Overlap: of the tokens kept in "
-        "training and at inference; chance is the share kept then, so the ramp raises it. Static share: positions kept "
-        "or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, not saliency. Lesion "
-        "area kept: to be compared with the share of patches kept."
+        "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
+        "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
+        "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
+        "not saliency. Lesion area kept: to be compared with the share of patches kept."
     )
     return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
+
+
+def _is_of(name: str, key: str) -> bool:
+    """Is `name` the diagnostic `key`, or that of one of its stages (`kept_share_2`)?"""
+    return name == key or name.rpartition("_")[0] == key and name.rpartition("_")[2].isdecimal()
+
+
+def _by_stage(found: dict[str, list[float]], key: str) -> str:
+    """The diagnostic `key` of one method: by stage where it is known so."""
+    stages = sorted(name for name in found if name != key and _is_of(name, key))
+    return " / ".join(f"{np.mean(found[name]):.2f}" for name in stages) or _mean(found.get(key, []))
 
 
 def _mean(values: list[float]) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 from bench.analysis.judge.speedups import Elsewhere, cost_of, floor_of, speed_of
 from bench.analysis.read.frames import table_frame
 from bench.analysis.read.groups import Group
-from bench.analysis.read.results import parse
+from bench.analysis.read.results import cost_tables
 from bench.analysis.show.accuracy_tables import NONE, keep_cell
 from bench.analysis.show.document import Table
 from bench.records.environment import machine
@@ -138,10 +138,9 @@ def large_table(results: Path, committed: Path = COMMITTED) -> LargeTable | None
 
 def _large(folder: Path) -> list[CostTable]:
     """Tables of ViT-S/16 at 224 px that include training, sorted by number of methods, then by time."""
-    tables = [parse(CostTable, path) for path in sorted(folder.glob("cost/*.json"))]
     wanted = [
         table
-        for table in tables
+        for table in cost_tables(folder)
         if table.rows
         and table.rows[0].encoder.split(".")[0] == LARGE
         and table.rows[0].image_size == SIZE

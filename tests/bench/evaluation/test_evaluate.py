@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bench.evaluation import evaluate as module
-from bench.evaluation.evaluate import Features, evaluate, features_of
-from bench.specs.run_spec import EvaluationSpec, FinetuneSpec
+from bench.evaluation.evaluate import EvaluationRequest, Features, evaluate, features_of
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec
 from bench.training.data import RunData
 from datasets.splits import fraction, make_splits
 from datasets.views import Views
@@ -36,7 +36,8 @@ def features(run_data: RunData) -> Features:
 def evaluated(features: Features, probe: str = "linear", labels: float = 30, **changes: Any):
     spec = SPEC.model_copy(update=changes)
     tuning = FinetuneSpec(epochs=1, batch=8, min_steps=1, max_steps=2)
-    return evaluate("run", features, features.run_data, spec, tuning, probe, labels, "dense", lambda state: None)
+    request = EvaluationRequest("run", EvaluationKey(probe, labels, "dense"), spec, tuning)
+    return evaluate(request, features, lambda state: None)
 
 
 def relabelled(features: Features, labels: np.ndarray) -> Features:
@@ -79,6 +80,36 @@ def test_scores_are_scikit_learns_of_the_stored_predictions(features: Features, 
     assert (result.n_images, result.n_patients) == (len(test), len(set(data.patients[test])))
     assert roc.std() > 0
     assert (result.probe, result.labels, result.inference, result.split) == (probe, 30, "dense", "test")
+
+
+@pytest.mark.parametrize("probe", ["linear", "knn", "finetune"])
+def test_validation_patients_are_scored_beside_by_the_same_probe(features: Features, probe: str) -> None:
+    result, stored = evaluated(features, probe)
+    data, val = features.run_data.dataset, features.run_data.splits.val
+    assert (stored["validation_index"] == val).all()
+    assert (stored["validation_patients"] == data.patients[val]).all()
+    np.testing.assert_array_equal(stored["validation_labels"], data.labels[val])
+    scores, truth = stored["validation_scores"], stored["validation_labels"]
+    assert not set(data.patients[val]) & set(stored["patients"])
+    for name, auroc in result.validation.items():
+        i = data.label_names.index(name)
+        assert auroc == pytest.approx(np.mean([roc_auc_score(truth[:, i], one[:, i]) for one in scores]))
+    defined = [len(set(truth[:, i])) == 2 and not np.isnan(scores[:, :, i]).any() for i in range(len(data.label_names))]
+    assert [name in result.validation for name in data.label_names] == defined
+    alone, its = evaluated(features, probe, split="val")
+    np.testing.assert_allclose(its["scores"], scores, atol=1e-5)
+    assert alone.validation == {}
+    assert not [name for name in its if name.startswith("validation_")]
+
+
+def test_validation_patients_are_in_no_number_but_their_own(features: Features) -> None:
+    labels, val = features.run_data.dataset.labels.copy(), features.run_data.splits.val
+    labels[val] = 1 - labels[val]
+    (result, stored), (other, same) = evaluated(features), evaluated(relabelled(features, labels))
+    assert other.validation == pytest.approx({name: 1 - auroc for name, auroc in result.validation.items()})
+    np.testing.assert_array_equal(stored["scores"], same["scores"])
+    kept = {"validation", "conditions"}
+    assert other.model_dump(exclude=kept) == result.model_dump(exclude=kept)
 
 
 def test_draws_of_a_fraction_and_what_they_held(features: Features) -> None:

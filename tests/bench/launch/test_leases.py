@@ -170,7 +170,10 @@ def test_processes_are_not_counted_alike_in_another_container(tmp_path: Path, de
     if subprocess.run(["unshare", "--user", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no name spaces can be made here")
     write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
-    code = f"from pathlib import Path; from bench.launch.leases import Leases; print(Leases(Path({str(tmp_path)!r})).held('a'))"
+    code = (
+        "from pathlib import Path; from bench.launch.leases import Leases; "
+        f"print(Leases(Path({str(tmp_path)!r})).held('a'))"
+    )
     command = [sys.executable, "-c", code]
     inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", *command]
     said = [subprocess.run(one, capture_output=True, text=True, check=True).stdout for one in (command, inside)]

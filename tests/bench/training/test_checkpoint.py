@@ -12,7 +12,7 @@ import torch
 from bench.specs.run_spec import RunSpec
 from bench.training.build import optimizer_of
 from bench.training.checkpoint import Checkpoints, Position
-from bench.training.data import prepare
+from bench.training.data import load_run_data
 from bench.training.failures import TrainingFailed
 from bench.training.pretrain import Trained, pretrain, restored
 from bench.training.signals import Stopping
@@ -47,7 +47,7 @@ def prepared(tmp_path_factory, cache, fabric) -> Any:
     def of(method: str, **changes: Any) -> tuple[RunSpec, Any]:
         folder = tmp_path_factory.mktemp("spec")
         (spec,) = small.grid(folder, methods=method, train__epochs=2, train__ramp=0.5, **changes).runs()
-        return spec, prepare(spec, fabric, cache)
+        return spec, load_run_data(spec, fabric, cache)
 
     return of
 

@@ -59,9 +59,8 @@ def tuned(easy, fabric):
         values = {"epochs": 1, "batch": 16, "lr": 1e-3, "min_steps": 1, "max_steps": 1000, **changes}
         spec = FinetuneSpec(**values)
         index = np.arange(images)
-        return finetune(
-            one, data, index, spec, Views(32), seed=seed, inference=inference, fabric=fabric, progress=report
-        )
+        on = RunData(data, Splits(index, index[:0], index[:0], ""), Views(32), fabric, seed)
+        return finetune(one, on, index, spec, inference=inference, progress=report)
 
     return run
 

@@ -157,7 +157,7 @@ def test_ranks_that_do_not_are_a_mistake(ranks: int, batch: int, mend: str) -> N
 
 
 def test_no_rank_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="--ranks 0: there is at least one rank"):
+    with pytest.raises(ValueError, match="--ranks 0 is too few: use at least 1"):
         check_ranks(0, 64)
 
 
