@@ -1,11 +1,13 @@
-"""Dense against itself, many times: is the noise floor that `bench.cost` prints to be trusted?
+"""Repeated measurement of dense against itself, as a check of the noise floor that `bench.cost` prints.
 
     python -m peers.aa --encoder vit_small_patch16_224 --image-size 224 --batch 8 --repeats 20
 
-Each repeat builds both arms anew, in an order that changes, and measures their ratio as a cost table does. Expected of
-20 repeats: every ratio within 1.00 +- 0.02, and 1 inside the 95 % interval in at least 16. With `--behind METHOD` it
-measures instead whether a method's time depends on who stands before it: its step right behind its own, against its
-step right behind another method's. By hand, on a quiet machine; exit code 1 where it is not as expected.
+Each repeat builds two dense models, in alternating order, and measures the ratio of their times like a cost table. Of
+20 repeats, all ratios should lie within 1.00 +- 0.02, and at least 16 of the 95 % intervals should contain 1.
+
+`--behind METHOD` checks instead whether the time of a call depends on the call before it: it compares the time of dense
+after its own call with that after a call of another method. Run it by hand on an idle machine. The exit code is 1 if
+the result is not as expected.
 """
 
 from __future__ import annotations
@@ -42,13 +44,11 @@ def _aa(options: argparse.Namespace, encoder: EncoderSpec) -> int:
     ratios: dict[str, list[float]] = {"inference": [], "step": []}
     holds: dict[str, list[bool]] = {"inference": [], "step": []}
     for repeat in range(options.repeats):
-        arms = [_arm(name, "simclr/dense", encoder, options) for name in ("a", "b")]
-        timed_methods = {
-            key: call for arm in arms[:: 1 - 2 * (repeat % 2)] for key, call in arm.timed_methods().items()
-        }
-        times = paired_times(timed_methods, options.rounds, seed=repeat)
+        timed = [_timed(name, "simclr/dense", encoder, options) for name in ("a", "b")]
+        calls = {key: call for one in timed[:: 1 - 2 * (repeat % 2)] for key, call in one.calls().items()}
+        times = paired_times(calls, options.rounds, seed=repeat)
         line = f"{repeat + 1:3d}"
-        for kind, keys in (("inference", [a.infer_key for a in arms]), ("step", [a.train_key() for a in arms])):
+        for kind, keys in (("inference", [a.infer_key for a in timed]), ("step", [a.train_key() for a in timed])):
             found = times.speedup(keys[1], keys[0])
             ratios[kind].append(found.median)
             holds[kind].append(found.low <= 1 <= found.high)
@@ -59,15 +59,15 @@ def _aa(options: argparse.Namespace, encoder: EncoderSpec) -> int:
         near = sum(abs(value - 1) <= NEAR for value in values)
         print(
             f"{kind}: ratios {min(values):.4f} to {max(values):.4f}, {near} of {len(values)} within 1.00 +- {NEAR}; "
-            f"1 is inside the interval in {sum(holds[kind])} of {len(values)}"
+            f"{sum(holds[kind])} of {len(values)} intervals contain 1"
         )
         fine = fine and near == len(values) and sum(holds[kind]) >= HOLDS * len(values)
     return 0 if fine else 1
 
 
 def _behind(options: argparse.Namespace, encoder: EncoderSpec) -> int:
-    """Time of dense's step and inference behind themselves / behind the other method's, without any untimed call."""
-    dense, other = (_arm(name, name, encoder, options) for name in ("simclr/dense", options.behind))
+    """Compare the times of inference and step of dense after themselves and after those of the other method."""
+    dense, other = (_timed(name, name, encoder, options) for name in ("simclr/dense", options.behind))
     theirs = [other.inference(), other.train_steps()[other.points[0]]]
     clock, fine = WallClock(), True
     for kind, own in (("inference", dense.inference()), ("step", dense.train_steps()[dense.points[0]])):
@@ -76,18 +76,18 @@ def _behind(options: argparse.Namespace, encoder: EncoderSpec) -> int:
             seconds = {}
             for before in random.permutation(2):
                 for call in (own, theirs[0]) if kind == "inference" else (own, theirs[1]):
-                    call()  # the caches of both are as warm as they get
+                    call()  # warm the caches of both
                 (own if before else theirs[kind == "step"])()
                 seconds[before] = clock.time(own, 1).seconds
             ratios.append(seconds[0] / seconds[1])
         found = estimate(np.array(ratios[2:]))
-        print(f"{kind} of dense behind {options.behind} / behind itself: {found.median:.4f} ", end="")
+        print(f"{kind} of dense, after {options.behind} / after itself: {found.median:.4f} ", end="")
         print(f"[{found.low:.4f}, {found.high:.4f}], {len(ratios) - 2} pairs", flush=True)
         fine = fine and (abs(found.median - 1) <= NEAR or found.low <= 1 <= found.high)
     return 0 if fine else 1
 
 
-def _arm(name: str, method: str, encoder: EncoderSpec, options: argparse.Namespace) -> TimedMethod:
+def _timed(name: str, method: str, encoder: EncoderSpec, options: argparse.Namespace) -> TimedMethod:
     (parsed,) = parse_methods(method)
     fabric = one_device()
     return TimedMethod(name, parsed, encoder, TrainSpec(), random_views(encoder, options.batch), fabric)
@@ -102,7 +102,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--behind", default="", help="another method, e.g. simclr/sparsecontrast")
+    parser.add_argument(
+        "--behind", default="", help="method to run before dense, e.g. simclr/sparsecontrast"
+    )
     return parser.parse_args()
 
 

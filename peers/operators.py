@@ -1,12 +1,12 @@
-"""Where the time of a train step, or of inference, goes by operator: what of dense's work a method saves, and what not.
+"""Time of a training step, or of inference, by kind of operator, which shows what a method saves of the work of dense.
 
     python -m peers.operators --encoder convnext_tiny --image-size 224 --channels 3 --batch 8
 
-torch's profiler watches some steps of each method, in turn; the time of each operator itself (without those that it
-calls) is summed by kind, forward and backward together. Of the steps the one counts in which a kind took least: what
-else the machine does can only add to it. A step that is watched is slower than one that is not, as is printed beside
-it: read shares, and ratios between methods. By hand; written to peers/results/operators-<encoder>-<size>.json
-(`--inference`: operators-inference-...; another batch than 8: ...-batch2).
+torch's profiler observes some steps of each method in turn. The times of operators, without those of the operators that
+they call, are summed by kind, forward and backward together. For each kind, the minimum over the steps counts, because
+other processes can only add to it. Profiling slows a step down (the time without it is printed too), so only shares,
+and ratios between methods, are meaningful. Run it by hand. It writes peers/results/operators-<encoder>-<size>.json
+(with `--inference` operators-inference-..., with a batch other than 8 ...-batch2).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from methods.names import parse_methods
 from peers.outcome import RESULTS
 
 BATCH = 8
-KINDS = {  # of operators, the first that fits; convolutions are told apart by the shape of their weights
+KINDS = {  # patterns of operators; the first match counts. Convolutions differ in the shapes of their weights
     "linear layers": r"addmm|mm|bmm|baddbmm|matmul|linear",
     "attention": r".*scaled_dot_product.*",
     "norms": r".*(layer|batch|group)_norm.*",
@@ -43,7 +43,7 @@ DEPTHWISE, DENSE_CONVOLUTIONS, REST = "depthwise convolutions", "other convoluti
 
 
 def kind_of(operator: str, shapes: list[Any]) -> str:
-    """The kind of an operator by its name, and of a convolution by its inputs' shapes."""
+    """Kind of an operator, by its name and, for a convolution, by the shapes of its inputs."""
     name = operator.removeprefix("aten::").split("#")[0]
     if "conv" in name.lower():
         x, *weights = [shape for shape in shapes if len(shape) == 4][("backward" in name) :] or [[]]
@@ -52,7 +52,7 @@ def kind_of(operator: str, shapes: list[Any]) -> str:
 
 
 def watched(step: Callable[[], None]) -> dict[str, float]:
-    """Milliseconds of one step, by kind of operator."""
+    """Milliseconds of a profiled step, by kind of operator."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         step()
     found: dict[str, float] = {}
@@ -70,8 +70,8 @@ def main() -> None:
     fabric, views = Fabric(accelerator="cpu", devices=1), random_views(encoder, options.batch)
     steps = {}
     for method in parse_methods(options.methods):
-        arm = TimedMethod(method.name, method, encoder, TrainSpec(), views, fabric)
-        steps[method.name] = arm.inference() if options.inference else arm.train_steps()[arm.points[0]]
+        timed = TimedMethod(method.name, method, encoder, TrainSpec(), views, fabric)
+        steps[method.name] = timed.inference() if options.inference else timed.train_steps()[timed.points[0]]
         steps[method.name]()
     plain: dict[str, list[float]] = {name: [] for name in steps}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
@@ -86,7 +86,7 @@ def main() -> None:
         kinds = sorted({kind for one in rounds for kind in one})
         ms = {kind: min(one.get(kind, 0.0) for one in rounds) / options.batch for kind in kinds}
         rows.append({"method": name, "step_ms": min(plain[name]) / options.batch, "ms": ms})
-        print(f"\n{name}: {rows[-1]['step_ms']:.1f} ms an image, {sum(ms.values()):.1f} watched")
+        print(f"\n{name}: {rows[-1]['step_ms']:.1f} ms per image, {sum(ms.values()):.1f} under the profiler")
         for kind, value in sorted(ms.items(), key=lambda item: -item[1]):
             print(f"  {kind:28} {value:8.2f} ms")
     content = {
@@ -115,7 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--inference", action="store_true", help="of inference, not of a train step")
+    parser.add_argument("--inference", action="store_true", help="profile inference instead of a training step")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""What a comparison gives: rows of two times and their ratio, shown as a table and kept as JSON."""
+"""Results of a comparison: rows of two times and their ratio, printed as a table and saved as JSON."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """`ours` and `theirs` are medians in `unit`; `ratio` is their time over ours, above 1 we are faster.
-
-    `target` is the ratio that is to be reached, None for a row that stands beside another.
-    """
+    """Result of a comparison. `ours` and `theirs` are medians in `unit`; `ratio` is their time / our time; above 1,
+    ours is faster. `target` is the required ratio, None if there is none."""
 
     what: str
     against: str
@@ -49,7 +47,7 @@ class Row:
 
 
 def row(times: PairedTimes, ours: str, theirs: str, what: str, target: float | None, unit: str, per_call: float) -> Row:
-    """The row of two contenders. `unit` is "ms" (a call does `per_call` steps) or "images/s" (or `per_call` images)."""
+    """Row of two timed calls. `unit` is "ms" if a call has `per_call` steps, "images/s" if it has `per_call` images."""
     seconds = times.median(ours), times.median(theirs)
     a, b = (1e3 * s / per_call if unit == "ms" else per_call / s for s in seconds)
     rounds = len(times.seconds[ours])
@@ -57,7 +55,7 @@ def row(times: PairedTimes, ours: str, theirs: str, what: str, target: float | N
 
 
 def save(name: str, about: str, rows: Sequence[Row], folder: Path = RESULTS) -> Path:
-    """The rows with the machine, the versions and the date, as `<name>.json`."""
+    """Write the rows with machine, versions and date to `<name>.json`, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     found = environment(torch.get_num_threads())
     found["versions"]["lightly"] = _version("lightly")
@@ -93,7 +91,7 @@ def show(about: str, rows: Sequence[Row], console: Console) -> None:
     console.print(table)
     bad = max((one.disturbed_rounds for one in rows), default=0)
     if bad:
-        console.print(f"Up to {bad} round(s) were kept in spite of a foreign load: measure again on a quieter machine.")
+        console.print(f"Rounds kept although other processes were running: up to {bad}. Measure on an idle machine.")
 
 
 def _version(package: str) -> str:

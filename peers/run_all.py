@@ -1,4 +1,4 @@
-"""`python -m peers.run_all`: every comparison, its table and its JSON under peers/results/."""
+"""`python -m peers.run_all`: run the comparisons, print their tables, and write their JSON under peers/results/."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(add_completion=False)
-WIDTH = 172  # columns of a printed table where there is no terminal to ask
+WIDTH = 172  # columns of a printed table without a terminal
 ROUNDS = {"step": 12, "harness": 12, "views": 12}
 
 
 @app.command()
 def main(
-    only: Annotated[str, typer.Option(help=f"Comma list of comparisons: {', '.join(ROUNDS)}; all by default.")] = "",
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds of each; 12 by default.")] = 0,
-    threads: Annotated[int, typer.Option(help="torch's threads; as many as there are cores by default.")] = 0,
-    results: Annotated[Path | None, typer.Option(help="Where the JSON goes; peers/results by default.")] = None,
+    only: Annotated[
+        str, typer.Option(help=f"Comparisons, separated by commas: {', '.join(ROUNDS)}; all by default.")
+    ] = "",
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds of each comparison; 12 by default.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch; by default the number of cores.")] = 0,
+    results: Annotated[Path | None, typer.Option(help="Folder for the JSON; peers/results by default.")] = None,
 ) -> None:
-    """Measure our speed against peers, paired and interleaved."""
+    """Compare our speed with that of other libraries, paired and interleaved."""
     names = [name.strip() for name in only.split(",")] if only else list(ROUNDS)
     for name in names:
         if name not in ROUNDS:
-            raise typer.BadParameter(f"there is no comparison '{name}'; choose from {', '.join(ROUNDS)}.")
+            raise typer.BadParameter(f"unknown comparison '{name}': choose from {', '.join(ROUNDS)}.")
     import importlib
 
     import torch

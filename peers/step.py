@@ -1,9 +1,9 @@
-"""A dense SimCLR step: ours against lightly's documented example, on the same encoder, batch and views.
+"""Time of a dense SimCLR step: ours against the documented example of lightly, on the same encoder, batch and views.
 
-lightly's example (docs.lightly.ai, "SimCLR"): backbone, SimCLRProjectionHead, NTXentLoss, each view through the
-network by itself, zero_grad after the step; with AdamW in the place of SGD, as ours. Our projector has a layer and two
-batch norms more, so a second row gives lightly's head our widths and its optimizer our options. Both run in one
-process, under the same allocator settings (lightly has no such): what they give is no part of the ratio.
+The example (docs.lightly.ai, "SimCLR") has a backbone, SimCLRProjectionHead and NTXentLoss. It runs the views through
+the network one after the other, and calls zero_grad after the step. Here it uses AdamW instead of SGD, like ours. Our
+projector has one layer and two batch norms more; a second row therefore gives the head of lightly our widths, and its
+optimizer our options. Both run in one process with the same allocator settings, which are not part of the comparison.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ ALIKE = "lightly's, with our widths and foreach"
 def measure(rounds: int) -> list[Row]:
     rows = []
     for encoder, batch in CASES:
-        times = paired_times(timed_methods(encoder, batch), rounds)
+        times = paired_times(calls_of(encoder, batch), rounds)
         what = f"{encoder.name}, {encoder.image_size} px, batch {batch}"
         rows += [row(times, "ours", theirs, what, TARGET, "ms", 1) for theirs in (DOCUMENTED, ALIKE)]
     return rows
 
 
-def timed_methods(encoder: EncoderSpec, batch: int) -> dict[str, Callable[[], None]]:
-    """A call of each is one step."""
+def calls_of(encoder: EncoderSpec, batch: int) -> dict[str, Callable[[], None]]:
+    """Calls of one step each, by name."""
     views = random_views(encoder, batch)
     objective = build(parse_methods("simclr/dense")[0], encoder, seed=0)
     return {
@@ -68,7 +68,7 @@ def our_step(objective: Objective, views: Tensor) -> Callable[[], None]:
 
 
 class Pooled(nn.Module):
-    """timm's transformer with the mean of its patch tokens as output, (B, C)."""
+    """A transformer of timm with the mean of its patch tokens as output, (B, C)."""
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class LightlySimCLR(nn.Module):
 
 
 def lightly_model(objective: Objective, alike: bool) -> LightlySimCLR:
-    """lightly's network around a copy of the objective's transformer."""
+    """Network of lightly around a copy of the transformer of an objective."""
     from lightly.models.modules import SimCLRProjectionHead
 
     vit = copy.deepcopy(objective.encoder.vit)

@@ -1,11 +1,10 @@
-"""Data and two views: our batched pipeline against lightly's SimCLRTransform in a DataLoader with two workers.
+"""Time of loading images and making two views: our batched pipeline against lightly's SimCLRTransform in a DataLoader.
 
-The same images of the same size, the same batch, the same operations with the same ranges: random resized crop, flip,
-rotation, brightness and contrast, blur, normalisation. Switched off: what lightly's transform lacks (gamma, noise) and
-what ours lacks (saturation, hue, random grayscale). lightly gets them in two ways: from files, as its documentation
-does it (LightlyDataset, which decodes an image whenever it is asked for and makes it RGB), against our memory-mapped
-images as three channels; and, stricter, from the memory and as one channel on both sides. Ours computes in the
-process that asks, with as many threads as lightly has workers.
+Images, size, batch, operations and ranges are the same: random resized crop, flip, rotation, brightness and contrast,
+blur, normalisation. Operations that one side lacks are off: gamma and noise, saturation, hue and random grayscale.
+lightly reads the images in two ways. The first is that of its documentation: LightlyDataset decodes files on demand
+to RGB, and ours makes three channels from memory-mapped images. The second, which is stricter, reads images from memory
+as one channel on both sides. Ours computes in the calling process, with as many threads as lightly has workers.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ABOUT = "Data and two views: ours against lightly's SimCLRTransform in its DataL
 TARGET = 5.0
 WORKERS = 2
 CROP, ROTATION, JITTER, BLUR, BLURRED = 0.45, 10.0, 0.2, (0.1, 1.0), 0.5
-ASPECT = (3 / 4, 4 / 3)  # torchvision's, which lightly doesn't change
+ASPECT = (3 / 4, 4 / 3)  # default of torchvision, which lightly does not change
 FROM_FILES = f"lightly, from files, RGB, {WORKERS} workers"
 FROM_MEMORY = f"lightly, from memory, one channel, {WORKERS} workers"
 
@@ -47,20 +46,20 @@ def measure(rounds: int) -> list[Row]:
     ):
         side, count = images.shape[1], len(images) // batch * batch
         with _files(images) as folder:
-            timed_methods = {
+            calls = {
                 "three": _ours(images, batch, channels=3),
                 "one": _ours(images, batch, channels=1),
                 FROM_FILES: _theirs(_lightly_dataset(folder, transform(side, channels=3)), batch),
                 FROM_MEMORY: _theirs(InMemory(images, transform(side, channels=1)), batch),
             }
-            times = paired_times(timed_methods, rounds, busy=False, stopwatch=Elapsed())
+            times = paired_times(calls, rounds, busy=False, stopwatch=Elapsed())
         rows.append(row(times, "three", FROM_FILES, title, TARGET, "images/s", count))
         rows.append(row(times, "one", FROM_MEMORY, title, None, "images/s", count))
     return rows
 
 
 class Elapsed:
-    """Wall time alone: the CPU time of workers is not this process's, and says nothing."""
+    """Clock for wall time alone, because the CPU time of workers is not that of this process."""
 
     def time(self, call: Callable[[], None], times: int) -> Timed:
         started = time.perf_counter()
@@ -86,7 +85,7 @@ def our_views(side: int, channels: int) -> Views:
 
 
 def transform(side: int, channels: int) -> Callable[[Any], Any]:
-    """lightly's transform with the ranges of `our_views`."""
+    """The transform of lightly with the ranges of `our_views`."""
     from lightly.transforms import SimCLRTransform
 
     return SimCLRTransform(
@@ -108,7 +107,7 @@ def transform(side: int, channels: int) -> Callable[[Any], Any]:
 
 
 class InMemory(torch.utils.data.Dataset):
-    """Decoded images, each given to a transform as lightly wants it."""
+    """Data set of decoded images, each passed to a transform of lightly."""
 
     def __init__(self, images: np.ndarray, transform: Callable[[Any], Any]) -> None:
         self.images, self.transform = images, transform
@@ -127,7 +126,7 @@ def _lightly_dataset(folder: Path, transform: Callable[[Any], Any]) -> Any:
 
 
 def _theirs(dataset: Any, batch: int) -> Callable[[], None]:
-    """A call is a pass over the data; the workers stay from one to the next."""
+    """Call of a pass over the data with persistent workers."""
     loader = DataLoader(
         dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=WORKERS, persistent_workers=True
     )
@@ -158,7 +157,7 @@ def _phantom(side: int, count: int) -> np.ndarray:
 
 
 def _radiographs(side: int, count: int) -> tuple[np.ndarray, str]:
-    """Real ones where BENCH_DATA says where they are."""
+    """Radiographs from the folder BENCH_DATA and their name; images of the phantom if there are none."""
     root = Path(os.environ.get("BENCH_DATA", "")) / "nih"
     if not (root / "manifest.csv").is_file():
         return _phantom(side, count), "phantom"
@@ -168,7 +167,7 @@ def _radiographs(side: int, count: int) -> tuple[np.ndarray, str]:
 
 @contextmanager
 def _files(images: np.ndarray) -> Iterator[Path]:
-    """The images as PNG files in a folder."""
+    """Temporary folder with the images as PNG files."""
     with TemporaryDirectory() as folder:
         for i, image in enumerate(images):
             Image.fromarray(np.asarray(image)).save(Path(folder) / f"{i:05d}.png")

@@ -1,9 +1,9 @@
-"""MACs of an encoder at inference, by witnesses that know nothing of each other.
+"""MACs of an encoder at inference, counted by two or three independent counters.
 
-fvcore reads a trace of the graph; torch's FlopCounterMode sees the operators as they run and gives 2 x MACs. Each is
-blind to fused attention on a CPU in its own way: fvcore gets a handle for it, under FlopCounterMode attention runs
-unfused. The third is a formula (`formula/`), for all strategies but those of plug-ins. Where two of them differ by more
-than 1 % there is no count but an error that shows the difference by part.
+fvcore reads a trace of the graph; torch's FlopCounterMode observes the operators as they run and gives 2 x MACs.
+Neither counts fused attention on a CPU: fvcore gets a handle for it, and under FlopCounterMode attention runs unfused.
+The third counter is a formula (`formula/`), where there is one. If two counters differ by more than 1 %, the result is
+an error that shows the difference by part.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bench.measure.inputs import IMAGES, random_lesions
 from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call
 
-AGREEMENT = 0.01  # share by which two witnesses may differ
+AGREEMENT = 0.01  # share by which two counters may differ
 NO_MACS = (
     "batch_norm",
     "layer_norm",
@@ -48,36 +48,35 @@ CNN_PARTS = {
 
 
 class CountersDisagree(Exception):
-    """Two witnesses of the same network differ by more than 1 %; the message shows where."""
+    """Two counters of the same network differ by more than 1 %; the message lists the MACs by part."""
 
 
 def inference_macs(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float], dict[str, float]]:
-    """MACs per image of an encoder's own way of inference, by part, and by witness.
+    """MACs per image in the encoder's default inference mode: in total, by part, and by counter.
 
-    The witnesses look at the first images together. Where images keep different numbers of tokens, the first two values
-    are means over all images, each alone (a batch is padded to the one that keeps most): by the formula, to which the
-    witnesses hold. Raises CountersDisagree where fvcore, FlopCounterMode and the formula (if there is one) are over 1 %
-    apart.
+    The counters see the first images as one batch. If the number of kept tokens depends on the image, the total and the
+    parts are means over all images, each counted alone (a batch is padded to the image that keeps most), by the formula
+    if there is one. Raises CountersDisagree.
     """
     encoder = encoder.eval()
-    total, parts, witnesses = _witnessed(encoder, images[:IMAGES])
+    total, parts, counters = _counted(encoder, images[:IMAGES])
     if encoder.strategy.adaptive:
-        few = images if "formula" in witnesses else images[:IMAGES]  # counters take a second an image
+        few = images if "formula" in counters else images[:IMAGES]  # without a formula, an image takes a second
         alone = [_alone(encoder, image[None]) for image in few]
         names = dict.fromkeys(name for one in alone for name in one)
         parts = {name: sum(one.get(name, 0.0) for one in alone) / len(alone) for name in names}
         total = sum(parts.values())
-    return total, parts, witnesses
+    return total, parts, counters
 
 
 def _alone(encoder: Encoder, image: Tensor) -> dict[str, float]:
-    """By part, of one image (1, channels, H, W)."""
+    """MACs of one image (1, channels, H, W), by part."""
     derived = formula.inference(encoder, image, _Features(encoder).call(1))
-    return by_part(derived) if derived is not None else _witnessed(encoder, image)[1]
+    return by_part(derived) if derived is not None else _counted(encoder, image)[1]
 
 
-def _witnessed(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float], dict[str, float]]:
-    """MACs per image of a batch, by part, and by witness."""
+def _counted(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float], dict[str, float]]:
+    """MACs per image of a batch: in total, by part, and by counter. Raises CountersDisagree."""
     network = _Features(encoder)
     with _quiet(), torch.no_grad():
         with FlopCounterMode(display=False) as seen, sdpa_kernel(SDPBackend.MATH):
@@ -97,10 +96,10 @@ def _witnessed(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float
 
 
 def check_agreement(what: str, totals: Mapping[str, float], parts: Mapping[str, Mapping[str, float]]) -> None:
-    """Raises CountersDisagree where two witnesses of the same MACs are more than 1 % apart; `parts` by witness."""
+    """Raise CountersDisagree if two counters differ by more than 1 %. `totals` and `parts` are by counter."""
     if max(totals.values()) - min(totals.values()) <= AGREEMENT * max(totals.values()):
         return
-    names = dict.fromkeys(name for witness in parts.values() for name in witness)
+    names = dict.fromkeys(name for counter in parts.values() for name in counter)
     lines = [f"{name}: {_listed({w: own.get(name, 0.0) for w, own in parts.items()})}" for name in names]
     raise CountersDisagree(
         f"MACs {what}: {_listed(totals)}, more than {AGREEMENT:.0%} apart. By part: " + "; ".join(lines)
@@ -108,11 +107,12 @@ def check_agreement(what: str, totals: Mapping[str, float], parts: Mapping[str, 
 
 
 def _listed(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{witness} {value:,.0f}" for witness, value in values.items())
+    return ", ".join(f"{counter} {value:,.0f}" for counter, value in values.items())
 
 
 class _Features(nn.Module):
-    """An encoder from tensor to tensor, as tracing wants it; lesions, for those who look at them, at random."""
+    """An encoder as a module from tensor to tensor, as tracing requires; strategies that need lesions get random
+    ones."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _Features(nn.Module):
 
 
 class _Traceable(TorchFunctionMode):
-    """The tracer knows no scatter of a Python bool; it gets the tensor that this stands for."""
+    """Replaces the Python bool in a scatter, which the tracer does not support, with the equivalent tensor."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.scatter and len(args) == 4 and isinstance(args[3], bool):
@@ -137,18 +137,18 @@ class _Traceable(TorchFunctionMode):
 
 
 def _fvcore(network: nn.Module, images: Tensor) -> dict[str, float]:
-    """MACs by module name, "" for all; norms, pooling and resampling left out."""
-    from fvcore.nn import FlopCountAnalysis  # late: importing it warns
+    """MACs by module name, "" for the whole network, without norms, pooling and resampling."""
+    from fvcore.nn import FlopCountAnalysis  # imported late, because it warns
 
     analysis = FlopCountAnalysis(network, images).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-    analysis.set_op_handle(**{f"aten::{name}": _nothing for name in NO_MACS})  # None would leave fvcore's default
+    analysis.set_op_handle(**{f"aten::{name}": _nothing for name in NO_MACS})  # with None, fvcore would use its default
     with _Traceable():
         return dict(analysis.by_module())
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Queries with keys, and weights with values: (..., N, d), (..., M, d), (..., M, e)."""
+    """MACs of queries (..., N, d) x keys (..., M, d), and of weights (..., N, M) x values (..., M, e)."""
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return Counter(attention=int(np.prod(q[:-1])) * k[-2] * (q[-1] + v[-1]))
 
@@ -159,7 +159,7 @@ def _nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """fvcore traces with torch.jit, whose deprecation and tracer warnings are no news to the user."""
+    """Silence fvcore and torch.jit, whose warnings do not concern the user."""
     log = logging.getLogger("fvcore")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -172,9 +172,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _parts(modules: Mapping[str, float], total: float) -> dict[str, float]:
-    """MACs by part from MACs by module: patch embedding, the strategy's own modules, projections and MLPs of the
-    blocks, attention (queries x keys, weights x values), and what else the strategy multiplies; of a CNN the
-    convolutions, and a ConvNeXt's pointwise MLPs."""
+    """MACs by part, from MACs by module.
+
+    Parts of a transformer: patch embedding, modules of the strategy, projections and MLPs of the blocks, attention
+    (queries x keys, weights x values), and other products of the strategy (token mixing). Parts of a CNN: convolutions
+    and, in a ConvNeXt, pointwise MLPs.
+    """
     inside_encoder = r"(vit|convnext|resnet|strategy)\..*"
     inner = {match[0]: value for name, value in modules.items() if (match := re.search(inside_encoder, name))}
 
@@ -190,11 +193,11 @@ def _parts(modules: Mapping[str, float], total: float) -> dict[str, float]:
     linear = r"vit\.blocks\.\d+\.(attn\.qkv|attn\.proj|mlp)"
     parts["projections and MLPs"] = under(linear)
     rest = total - sum(parts.values())
-    whole = {name for name in inner if re.fullmatch(r"vit\.blocks\.\d+", name)}  # blocks that were called as modules
+    whole = {name for name in inner if re.fullmatch(r"vit\.blocks\.\d+", name)}  # blocks called as modules
     split = {f"vit.blocks.{part[1]}" for name in inner if (part := re.match(r"vit\.blocks\.(\d+)\.attn\.qkv", name))}
     inside = sum(inner.get(f"{name}.attn", 0.0) for name in whole)
     inside -= sum(inner.get(f"{name}.attn.{layer}", 0.0) for name in whole for layer in ("qkv", "proj"))
-    # where the strategy runs the parts of a block, the attention between them is what it multiplies itself
+    # if the strategy runs the parts of a block itself, attention is not inside a module
     parts["attention"] = inside if split <= whole else rest
     if rest - parts["attention"] > 1e-6 * total:
         parts["token mixing"] = rest - parts["attention"]

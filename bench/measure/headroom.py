@@ -1,9 +1,10 @@
-"""Whether a train step fits into memory, estimated before it is made: a process that takes too much is killed, and
-tells nobody.
+"""Estimate of the memory of a training step before it runs, because a process that takes too much is killed without a
+message.
 
-What a step keeps for its backward pass is weighed on two images; it grows with their number. Above `FAR` pixels smaller
-images stand for it: on N patches it is a N + b N^2 (b where attention maps are kept), and two sizes give both. To that
-come the models, which all live in the one process: weights, their copy for inference, gradients, AdamW's two moments.
+The memory that a step keeps for its backward pass is measured on two images and scales with their number. For images
+above `FAR` pixels it is extrapolated from two smaller sizes as a N + b N^2 in the number N of patches, where b > 0 if
+attention maps are kept. Added to it are the models, all in the same process: weights, their copy for inference,
+gradients and the two moments of AdamW.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from methods.names import Method
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Geometry
 
-NEAR, FAR = 256, 384  # pixels on a side of the images that are weighed in the place of larger ones
-MARGIN = 1.25  # of a step over what it keeps: gradients under way, what its largest operator needs besides
+NEAR, FAR = 256, 384  # side, in pixels, of the smaller images from which larger ones are extrapolated
+MARGIN = 1.25  # memory of a step / memory that it keeps: gradients in transit, workspace of the largest operator
 
 
 def too_large(
@@ -34,9 +35,10 @@ def too_large(
     batch: int,
     free: float | None = None,
 ) -> dict[str, str]:
-    """Rows of a cost table whose train step of `batch` images would not fit into memory, each with the reason.
+    """Rows of a cost table whose training step on `batch` images would not fit into memory, with the reason.
 
-    `geometry` is the encoder's; `free` bytes are by default what this machine has left. Empty where it does not say.
+    `geometry` is that of the encoder; `free` bytes of memory default to those available on this machine. Empty if that
+    is unknown.
     """
     fabric = one_device(train.precision)
     free = free_bytes(fabric.device) if free is None else free
@@ -44,31 +46,31 @@ def too_large(
         return {}
     models, steps = 0.0, {}
     for name, method in timed_names(methods)[:-1]:
-        arms = [
+        timed = [
             TimedMethod(name, method, spec, train, random_views(spec), fabric) for spec in _stand_ins(encoder, geometry)
         ]
-        points = [(arm.objective.encoder.geometry.patches, arm.most_saved() / IMAGES) for arm in arms]
+        points = [(one.objective.encoder.geometry.patches, one.most_saved() / IMAGES) for one in timed]
         steps[name] = batch * grown(points, geometry.patches)
-        models += (2 if method == DENSE else 1) * _model_bytes(arms[0].objective)  # dense is there twice
+        models += (2 if method == DENSE else 1) * _model_bytes(timed[0].objective)  # dense has two models
     return {
-        name: f"{name} at {encoder.image_size} px: a step of {batch} images would take some {_gib(models + step)}, "
-        f"{_gib(models)} of it for the models that are compared; {_gib(free)} are free"
+        name: f"{name} at {encoder.image_size} px: a step on {batch} images would take about {_gib(models + step)}, "
+        f"of which {_gib(models)} for the compared models; {_gib(free)} are free"
         for name, step in steps.items()
         if models + step > free
     }
 
 
 def grown(points: Sequence[tuple[int, float]], patches: int) -> float:
-    """Bytes of a step at a number of patches: a N + b N^2 through what one or two sizes keep, (N, bytes) ascending,
-    with the margin; b is at least 0."""
+    """Bytes of a step on `patches` patches, with the margin: a N + b N^2 through one or two measured points (N, bytes)
+    in ascending order, where b is at least 0."""
     (n, small), (m, large) = points[0], points[-1]
     b = max(0.0, (large / m - small / n) / (m - n)) if m > n else 0.0
     return MARGIN * ((large / m - b * m) * patches + b * patches**2)
 
 
 def free_bytes(device: torch.device) -> float | None:
-    """Memory that this process may still take: a GPU's; else what Linux has left, or what it leaves to the process's
-    control group (of a job, of a container), whichever is less. None where the system does not say."""
+    """Free memory for this process: on a GPU, the free memory of the device; else the available memory of Linux or the
+    rest of the limit of the process's control group (of a job or a container), whichever is less. None if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     lines = _read(Path("/proc/meminfo")).splitlines()
@@ -77,8 +79,8 @@ def free_bytes(device: torch.device) -> float | None:
 
 
 def _left_to_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
-    """Bytes left to the process's control group and to those around it (version 2), where they are limited; the page
-    cache, which is given up when need be, counts as left."""
+    """Bytes left in the control groups (version 2) of this process, for each group with a limit. The page cache counts
+    as left, because the kernel drops it when needed."""
     path = next((line.removeprefix("0::/") for line in _read(own).splitlines() if line.startswith("0::/")), None)
     found = []
     for group in [] if path is None else [root / path, *(root / path).parents]:
@@ -90,14 +92,14 @@ def _left_to_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc
 
 
 def _stand_ins(encoder: EncoderSpec, geometry: Geometry) -> list[EncoderSpec]:
-    """The encoder at the sizes that are weighed: its own, or two smaller ones that its patches tile."""
+    """The encoder at its own size or, for large images, at two smaller sizes that are multiples of the patch."""
     patch = geometry.patch
     sizes = [encoder.image_size] if encoder.image_size <= FAR else [side // patch * patch for side in (NEAR, FAR)]
     return [encoder.model_copy(update={"image_size": size, "weights": ""}) for size in sizes]
 
 
 def _model_bytes(objective: Objective) -> float:
-    """Weights, a copy of the encoder's, and of what is trained the gradients and two moments."""
+    """Bytes of all weights, of a copy of the encoder, and of gradients and two moments for the trained weights."""
     parameters = [*objective.parameters(), *objective.encoder.parameters()]
     parameters += 3 * [p for p in objective.parameters() if p.requires_grad]
     return float(sum(p.nbytes for p in parameters))

@@ -1,13 +1,14 @@
-"""Multiply-accumulates of a method: inference, train step, whole run. Norms, pooling, activations and the optimizer are
-no MACs.
+"""Multiply-accumulates of a method: inference, training step, whole run. Norms, pooling, activations and the optimizer
+do not count.
 
-A train step (both views, forward and backward, teacher, predictor, heads) is counted by FlopCounterMode as it is
-executed, padding included, on the images given (or random ones); for large encoders on the meta device, where nothing
-is computed, if no shape depends on the images' content. Recomputation inside fused kernels is not counted. The formula
-(`formula/`) is the other witness of every step that is counted: over 1 % apart, there is no count but an error.
+FlopCounterMode counts a training step (both views, forward and backward, teacher, predictor, heads) as it is executed,
+including padding, on given or random images. Large encoders are counted on the meta device, which computes nothing,
+unless shapes depend on the content of the images. Recomputation inside fused kernels is not counted. The second counter
+of a step is the formula (`formula/`), if there is one; counters that differ by more than 1 % are an error.
 
-Over the schedule a step's MACs are a quadratic in the number of kept tokens (projections and MLPs linear, attention
-quadratic), so three counts give all; steps that keep every patch take another path and are counted by themselves.
+Along the schedule, the MACs of a step are a quadratic in the number of kept tokens (projections and MLPs are linear,
+attention is quadratic), so three counts suffice. Steps that keep all patches take another path and are counted
+separately.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from methods.strategies.strategy import Call, Strategy
 
 __all__ = ["CountersDisagree", "count", "interpolate", "kept_over_run", "nodes"]
 
-LARGE = 1e8  # MACs per image of a dense encoder above which computing for the sake of counting is slow
+LARGE = 1e8  # MACs per image of a dense encoder; above it, computing a step in order to count it is slow
 KINDS = {
     "convolutions": ("convolution", "convolution_backward"),
     "linear layers": ("addmm", "mm"),
@@ -55,11 +56,11 @@ def count(
     images: Tensor | None = None,
     plain: Tensor | None = None,
 ) -> Macs:
-    """MACs of a method whose pre-training takes `steps` steps; `objective` is left as it is.
+    """MACs of a method whose pre-training takes `steps` steps. `objective` is not changed.
 
-    Strategies that keep what an image needs are counted on `images` (2, B, channels, H, W), views of a step, random
-    ones by default; and at inference on `plain` (N, channels, H, W), the first view by default. Raises
-    CountersDisagree.
+    `images` (2, B, channels, H, W) are the views of a step, random by default; `plain` (N, channels, H, W) are images
+    at inference, by default the first view. They matter for strategies that keep a number of tokens that depends on the
+    image. Raises CountersDisagree.
     """
     views = random_views(encoder) if images is None else images.detach().cpu()
     subject = _copy(objective)
@@ -67,7 +68,7 @@ def count(
     step = StepMacs(subject, train.batch, views)
     strategy = subject.encoder.strategy
     target = strategy.target if strategy.ramps and strategy.target is not None else None
-    at_target, train_parts, train_counters = step.witnesses(target if target is not None else 1.0)
+    at_target, train_parts, train_counters = step.counters(target if target is not None else 1.0)
     if target is None:
         total = steps * at_target
     else:
@@ -85,19 +86,19 @@ def count(
 
 
 def kept_over_run(strategy: Strategy, steps: int, ramp: float) -> Counter[int]:
-    """How many of a run's steps keep how many patches, for a strategy that ramps."""
+    """Number of steps of a run by the number of patches that they keep, for a strategy with a ramp."""
     assert strategy.target is not None
     patches, target = strategy.geometry.patches, strategy.target
     return Counter(kept_tokens(patches, keep_at(step / steps, target, ramp)) for step in range(steps))
 
 
 def nodes(kept: int, patches: int) -> list[int]:
-    """Numbers of kept patches at which a quadratic on [kept, patches - 1] is pinned down, ascending."""
+    """Numbers of kept patches that determine a quadratic on [kept, patches - 1], ascending."""
     return sorted({kept, (kept + patches - 1) // 2, patches - 1}) if kept < patches else [patches]
 
 
 def interpolate(at: list[int], values: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The polynomial through (`at`, `values`) at `wanted`, by Lagrange; `values` (..., nodes) -> (..., wanted)."""
+    """Lagrange polynomial through (`at`, `values`), evaluated at `wanted`; `values` (..., nodes) -> (..., wanted)."""
     x = np.asarray(at, dtype=float)
     basis = [
         np.prod(
@@ -110,7 +111,7 @@ def interpolate(at: list[int], values: np.ndarray[Any, Any], wanted: np.ndarray[
 
 
 def _along(kept: Counter[int], patches: int, step: StepMacs) -> Iterator[tuple[int, float]]:
-    """(steps, MACs of each, per image) for every number of patches that the schedule visits."""
+    """Pairs (number of steps, MACs of one of them per image) for each number of patches in the schedule."""
     if not kept:
         return
     if kept[patches]:
@@ -124,7 +125,7 @@ def _along(kept: Counter[int], patches: int, step: StepMacs) -> Iterator[tuple[i
 
 
 class StepMacs:
-    """MACs of one train step at a keep ratio, per image of a batch of `batch`."""
+    """MACs of a training step per image of a batch of `batch` images, as a function of the keep ratio."""
 
     def __init__(self, objective: Objective, batch: int, views: Tensor) -> None:
         self.objective = objective
@@ -132,17 +133,17 @@ class StepMacs:
         self.contrast = _contrast_macs(objective, views)
 
     def __call__(self, keep: float) -> float:
-        return self.witnesses(keep)[0]
+        return self.counters(keep)[0]
 
-    def witnesses(self, keep: float) -> tuple[float, dict[str, float], dict[str, float]]:
-        """MACs of a step, by part, and by witness. Without a formula by kind of operator: of the backward pass the
-        counter does not know well which part it belongs to.
+    def counters(self, keep: float) -> tuple[float, dict[str, float], dict[str, float]]:
+        """MACs of a step: in total, by part, and by counter. Raises CountersDisagree.
 
-        Raises CountersDisagree where FlopCounterMode and the formula are over 1 % apart.
+        Without a formula the parts are kinds of operators, because FlopCounterMode does not assign the operators of a
+        backward pass to modules reliably.
         """
         counted = self.views.shape[1]
         kinds = {kind: macs / counted for kind, macs in _step_macs(self.objective, self.views, keep).items()}
-        # every image costs the same but in the contrast, where each meets all others of the batch
+        # all images cost the same except in the contrast, which compares each with all others of the batch
         kinds["linear layers"] += self.contrast * (self.batch - counted)
         seen, total = {"flop_counter": kinds}, {"flop_counter": sum(kinds.values())}
         call = _call(self.objective, self.views, keep)
@@ -155,11 +156,11 @@ class StepMacs:
 
 
 def _contrast_macs(objective: Objective, views: Tensor) -> float:
-    """The part of a step's MACs that grows with the batch squared, per image and image; no strategy changes it."""
+    """MACs of a step that grow with the square of the batch, per pair of images; strategies do not change them."""
     dense = copy.deepcopy(objective)
     for module in dense.modules():
         if isinstance(module, Encoder):
-            module.strategy = Strategy(module.geometry)  # the base computes all tokens
+            module.strategy = Strategy(module.geometry)  # the base class computes all tokens
     few, more = views[:, [0, -1]], views[:, [0, -1, 0, -1]]  # batch norm in a head wants two images at least
     return (sum(_step_macs(dense, more, 1.0).values()) / 4 - sum(_step_macs(dense, few, 1.0).values()) / 2) / 2
 
@@ -168,7 +169,7 @@ def _step_macs(objective: Objective, views: Tensor, keep: float) -> dict[str, fl
     """MACs of forward and backward on a batch of views, by kind of operator."""
     geometry = objective.encoder.geometry
     if geometry.macs(geometry.patches) > LARGE:
-        with suppress(RuntimeError, NotImplementedError):  # a shape depends on what is in the images
+        with suppress(RuntimeError, NotImplementedError):  # a shape depends on the content of the images
             return _counted_step(copy.deepcopy(objective).to("meta"), views.to("meta"), keep)
     return _counted_step(copy.deepcopy(objective), views, keep)
 
@@ -187,7 +188,7 @@ def _counted_step(objective: Objective, views: Tensor, keep: float) -> dict[str,
 
 
 def _call(objective: Objective, views: Tensor, keep: float) -> Call:
-    """What the counted step is told."""
+    """Call of the counted step."""
     batch, patches = views.shape[1], objective.encoder.geometry.patches
     lesions = random_lesions(2 * batch, patches).to(views.device)
     return Call(keep=keep, noise=Noise(0, 0, batch), lesions=lesions)
@@ -196,15 +197,15 @@ def _call(objective: Objective, views: Tensor, keep: float) -> Call:
 def _convolution_backward_flops(
     grad: list[int], x: list[int], weight: list[int], *args: Any, out_shape: Any, **kwargs: Any
 ) -> int:
-    """2 x MACs of a convolution's gradients: of its input and of its weights, whichever are wanted, each costs what the
-    forward pass does. torch's own formula counts those of the weights as if there were no groups: for a depthwise
-    convolution too many by its number of channels."""
+    """2 x MACs of the gradients of a convolution, for input and weights, if wanted: each costs as much as the forward
+    pass. The formula in torch ignores the groups in the gradient of the weights, and so overestimates a depthwise
+    convolution by a factor of its number of channels."""
     wanted = sum(shape is not None for shape in out_shape[:2])
     return 2 * wanted * grad[0] * math.prod(grad[2:]) * math.prod(weight)
 
 
 def _copy(objective: Objective) -> Objective:
-    """A copy on the CPU with torch's own attention: buffers and gradients of the original stay as they are."""
+    """A copy on the CPU with torch's own attention, so that buffers and gradients of the original do not change."""
     subject = copy.deepcopy(objective).cpu()
     for module in subject.modules():
         if isinstance(module, Strategy):

@@ -1,9 +1,9 @@
-"""Paired, interleaved timing: A B C D, C A D B, ... in one process, so that whatever slows the machine slows all.
+"""Paired, interleaved timing: A B C D, C A D B, ... in one process, so that what slows the machine slows all methods.
 
 Every round times every method once, in a random order. A speed-up is the median over rounds of the ratio within a round
 (for its interval see bench.statistics.ratios). The garbage collector is off inside a round. A short call is run once
-untimed before it is timed, so that it finds the caches as it leaves them itself, not as the method before it did; a
-long call refills them within its first moments.
+untimed before it is timed, so that it finds the caches as it leaves them itself, not as the method before it left
+them; a long call refills them in its first moments.
 
 On a CPU, a round in which the process did not get its cores is discarded, repeated and counted. There are two signs of
 it: threads of this process that could have run waited for a core (as reported by Linux's scheduler, from the first
@@ -28,17 +28,20 @@ import torch
 from bench.records.environment import cores
 from bench.statistics.ratios import Array, RatioEstimate, estimate
 
-GOT_ITS_CORES = 0.9  # of the CPU time a second of wall time that it should get
-WAITED = 0.1  # seconds that threads may wait for a core, in all, a second of wall time
-STABLE = 0.05  # change of the time of a whole pass from one to the next
-PASSES = (2, 5)  # of warm-up: at least, at most
-REPEATED_BOUND = 1.0  # repeated rounds at most, as a share of the rounds asked for
+GOT_ITS_CORES = 0.9  # share of the CPU time per second of wall time that a method should get
+WAITED = 0.1  # seconds per second of wall time that threads, in sum, may wait for a core
+STABLE = 0.05  # relative change between the times of two passes, below which the warm-up ends
+PASSES = (2, 5)  # of the warm-up: minimum, maximum
+REPEATED_BOUND = 1.0  # repeated rounds at most, as a share of the requested rounds
 
 
 @dataclass(frozen=True)
 class PairedTimes:
-    """`seconds[name][r]` is one call in round r; `repeated` rounds were thrown away for a foreign load, and
-    `disturbed` ones kept in spite of it, because the bound on repetitions was reached."""
+    """Seconds of one call in each round, by name.
+
+    `repeated` rounds were discarded because other processes were running; `disturbed` rounds were kept all the same,
+    because the bound on repetitions was reached.
+    """
 
     seconds: dict[str, Array]
     repeated: int
@@ -47,15 +50,15 @@ class PairedTimes:
     def median(self, name: str) -> float:
         return float(np.median(self.seconds[name]))
 
-    def speedup(self, contender: str, baseline: str) -> RatioEstimate:
-        """Baseline's time / contender's time: above 1 the contender is faster."""
-        return estimate(self.seconds[baseline] / self.seconds[contender])
+    def speedup(self, name: str, reference: str) -> RatioEstimate:
+        """Time of `reference` / time of `name`; above 1, `name` is faster."""
+        return estimate(self.seconds[reference] / self.seconds[name])
 
 
 @dataclass(frozen=True)
 class Timed:
-    """`seconds` in all; `share` of CPU seconds and `waited` seconds for a core, both summed over the threads and a
-    second of wall time; None where that can't be known or says nothing."""
+    """Time of some calls: `seconds` in total; `share`, CPU seconds per second; `waited`, seconds of waiting for a core
+    per second. The last two are sums over threads, and None if they are unknown or mean nothing."""
 
     seconds: float
     share: float | None = None
@@ -63,15 +66,14 @@ class Timed:
 
 
 class Stopwatch(Protocol):
-    """Times a number of calls."""
+    """Protocol of a clock for a number of calls."""
 
     def time(self, call: Callable[[], None], times: int) -> Timed:
-        """How long `times` calls took, and whether the process got its cores meanwhile."""
+        """Time `times` calls, and measure whether the process got its cores meanwhile."""
 
 
 def waited_for_cores(tasks: Path = Path("/proc/self/task")) -> float | None:
-    """Seconds that the living threads of this process have waited for a core so far; None where the system does not
-    say."""
+    """Seconds that the running threads of this process have waited for a core so far, in sum; None if unknown."""
     waited, known = 0, False
     try:
         threads = list(tasks.iterdir())
@@ -81,14 +83,14 @@ def waited_for_cores(tasks: Path = Path("/proc/self/task")) -> float | None:
         try:
             fields = (thread / "schedstat").read_text(encoding="ascii").split()
         except OSError:
-            continue  # it has just ended, or the kernel keeps no such statistics
+            continue  # the thread has ended, or the kernel keeps no such statistics
         waited, known = waited + int(fields[1]), True
     return waited / 1e9 if known else None
 
 
 @dataclass(frozen=True)
 class WallClock:
-    """For work on the CPU."""
+    """Clock for work on the CPU."""
 
     wall: Callable[[], float] = time.perf_counter
     cpu: Callable[[], float] = time.process_time  # of all threads of this process
@@ -107,7 +109,7 @@ class WallClock:
 
 
 class CudaEvents:
-    """For work on a GPU: from the first kernel to the end of the last."""
+    """Clock for work on a GPU, from the start of the first kernel to the end of the last."""
 
     def time(self, call: Callable[[], None], times: int) -> Timed:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -125,15 +127,15 @@ Round = Mapping[str, Timed]
 
 @dataclass
 class _Cores:
-    """Tells a round in which a contender did not get its cores.
+    """Detects rounds in which a method did not get its cores.
 
-    It should get the CPU time that is usual for it (the median over all rounds so far: with several threads no part is
-    parallel throughout), and at least one whole core if it is `busy` all the time; and unless there are more threads
-    than cores, none of its threads should have to wait.
+    A method should get its usual CPU time, which is the median over all rounds so far (with several threads, no method
+    runs in parallel throughout), and at least one core if it is always `busy`. Its threads should not wait, unless
+    there are more threads than cores.
     """
 
     busy: bool
-    crowded: bool  # more threads than cores: they wait for each other
+    crowded: bool  # more threads than cores, which wait for each other
 
     def fine(self, one: Round, all_rounds: list[Round]) -> bool:
         for name, timed in one.items():
@@ -148,7 +150,7 @@ class _Cores:
 
 
 def paired_times(
-    timed_methods: Mapping[str, Callable[[], None]],
+    calls: Mapping[str, Callable[[], None]],
     rounds: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -158,28 +160,27 @@ def paired_times(
     stopwatch: Stopwatch | None = None,
     progress: Callable[[int, int], Any] = lambda done, rounds: None,
 ) -> PairedTimes:
-    """Time the `contenders` (by name) in `rounds` interleaved rounds, after a warm-up until a pass takes as long as the
-    one before.
+    """Time the `calls` (by name) in interleaved rounds, after warm-up passes until the time of a pass is stable.
 
-    `busy`: the contenders compute all the time, so that less than one core of CPU time is a foreign load. Calls
-    shorter than `shortest` seconds are repeated inside a measurement. At most as many rounds as asked for are repeated;
-    which ones is judged again at the end, when it is known what CPU time is usual.
+    `busy` says that the calls compute all the time, so that CPU time below one core shows that other processes are
+    running. Calls shorter than `shortest` seconds are repeated within a measurement. At most `rounds` rounds are
+    repeated; all rounds are checked again at the end, when the usual CPU time is known.
     """
-    if not timed_methods or rounds < 1:
-        raise ValueError("a paired measurement needs at least one contender and one round.")
+    if not calls or rounds < 1:
+        raise ValueError("a paired measurement needs at least one method and one round.")
     watch = stopwatch or (CudaEvents() if torch.device(device).type == "cuda" else WallClock())
-    names, random = list(timed_methods), np.random.default_rng(seed)
+    names, random = list(calls), np.random.default_rng(seed)
     judge = _Cores(busy, crowded=torch.get_num_threads() > cores())
     bound = math.ceil(REPEATED_BOUND * rounds)
-    seen: list[Round] = []  # every round, thrown away or not, for what is usual
+    seen: list[Round] = []  # all rounds, including discarded ones, from which the usual CPU time follows
     kept: list[Round] = []
     repeated = 0
     with _collector_off():
-        plan = _warm_up(timed_methods, watch, shortest, seen)
+        plan = _warm_up(calls, watch, shortest, seen)
         while True:
             while len(kept) < rounds:
                 order = [names[i] for i in random.permutation(len(names))]
-                one = _round(timed_methods, order, plan, watch)
+                one = _round(calls, order, plan, watch)
                 seen.append(one)
                 if repeated < bound and not judge.fine(one, seen):
                     repeated += 1
@@ -198,20 +199,20 @@ def paired_times(
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a contender is measured: `times` calls, after an untimed one if it has a `lead`."""
+    """How a call is measured: `times` times in a row, after an untimed call if `lead`."""
 
     times: int = 1
     lead: bool = False
 
 
 def _warm_up(
-    timed_methods: Mapping[str, Callable[[], None]], watch: Stopwatch, shortest: float, seen: list[Round]
+    calls: Mapping[str, Callable[[], None]], watch: Stopwatch, shortest: float, seen: list[Round]
 ) -> dict[str, _Plan]:
-    """Passes until one takes as long as the one before, added to `seen`; how to measure each contender."""
+    """Make passes, and add them to `seen`, until the time of a pass is stable; return how to measure each call."""
     least, most = PASSES
     before = math.inf
     for done in range(1, most + 1):
-        one = _round(timed_methods, list(timed_methods), dict.fromkeys(timed_methods, _Plan()), watch)
+        one = _round(calls, list(calls), dict.fromkeys(calls, _Plan()), watch)
         seen.append(one)
         now = sum(timed.seconds for timed in one.values())
         if done >= least and abs(now - before) <= STABLE * before:
@@ -221,27 +222,27 @@ def _warm_up(
 
 
 def _plan(seconds: float, shortest: float) -> _Plan:
-    """A call of so many seconds: short ones several times, with an untimed one before."""
+    """How to measure a call that takes `seconds`: a short one several times, after an untimed call."""
     times = max(1, min(1000, math.ceil(shortest / max(seconds, 1e-9))))
     return _Plan(times, lead=seconds < 2 * shortest)
 
 
 def _round(
-    timed_methods: Mapping[str, Callable[[], None]], order: list[str], plan: Mapping[str, _Plan], watch: Stopwatch
+    calls: Mapping[str, Callable[[], None]], order: list[str], plan: Mapping[str, _Plan], watch: Stopwatch
 ) -> Round:
-    """Every contender once, in this order."""
+    """Measure each call once, in this order."""
     gc.collect()
     timed: dict[str, Timed] = {}
     for name in order:
         if plan[name].lead:
-            timed_methods[name]()
-        timed[name] = watch.time(timed_methods[name], plan[name].times)
+            calls[name]()
+        timed[name] = watch.time(calls[name], plan[name].times)
     return timed
 
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """No garbage collection but by hand; what lives already is out of its reach, which makes that quick."""
+    """Turn automatic garbage collection off; exempt existing objects, which makes collections by hand fast."""
     collecting = gc.isenabled()
     gc.collect()
     gc.freeze()

@@ -1,10 +1,10 @@
-"""Peak memory of training one method, in a process of its own, so that no other model and no earlier peak is in it.
+"""Peak memory of training one method, measured in a separate process without other models and earlier peaks.
 
-`python -m bench.measure.peak` reads one job as JSON from its input, builds the method, makes a few train steps and
-prints the peak. On a CPU: the most that was resident, less what was resident before the model (interpreter, torch and
-its libraries, warmed by a step of another small network). So parameters, gradients, AdamW's two moments and
-everything that a step holds are in it. The high-water mark is Linux's own (VmHWM), which begins anew with a program;
-getrusage's would begin with the parent's. On a GPU: the most that torch's allocator had given out.
+`python -m bench.measure.peak` reads a request as JSON from its standard input, builds the method, makes a few training
+steps and prints the peak. On a CPU, this is the peak of resident memory minus the memory resident before the model was
+built (interpreter, torch and its libraries, after a step of another small network). It includes parameters, gradients,
+the two moments of AdamW and all memory of a step. The peak is Linux's VmHWM, which starts at 0 with a new program; that
+of getrusage would start with the peak of the parent. On a GPU, it is the peak of memory allocated by torch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from typing import Any
 
 from bench.specs.run_spec import EncoderSpec, TrainSpec
 
-STEPS = 3  # the optimizer's state is there from the first step's end on
+STEPS = 3  # the state of the optimizer exists after the first
 SECONDS = 600  # at most, for one method
 
 
 class NotMeasured(Exception):
-    """The process ended before it had measured; the message says how."""
+    """The process ended before it printed a peak; the message says how."""
 
 
 def peak_of_training(
     method: str, encoder: EncoderSpec, train: TrainSpec, batch: int, threads: int
 ) -> tuple[float, str]:
-    """Peak in MiB, and what it is of: "process" or "device". Raises NotMeasured, e.g. where memory did not suffice."""
-    job = {
+    """Peak in MiB, and whether it is that of the "process" or the "device". Raises NotMeasured, e.g. if memory ran
+    out."""
+    request = {
         "method": method,
         "encoder": encoder.model_dump(mode="json"),
         "train": train.model_dump(mode="json"),
@@ -43,17 +44,17 @@ def peak_of_training(
     try:
         done = subprocess.run(
             [sys.executable, "-m", "bench.measure.peak"],
-            input=json.dumps(job),
+            input=json.dumps(request),
             capture_output=True,
             text=True,
             timeout=SECONDS,
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        raise NotMeasured(f"{method}: no end after {SECONDS} s") from None
+        raise NotMeasured(f"{method}: not finished after {SECONDS} s") from None
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        last = said[-1] if said else "no word: killed, as when memory runs out"
+        last = said[-1] if said else "without a message: probably killed because memory ran out"
         raise NotMeasured(f"{method}: exit code {done.returncode}, {last}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return float(found["mib"]), str(found["of"])
@@ -63,7 +64,7 @@ def main() -> None:
     print(json.dumps(_measured(json.load(sys.stdin))))
 
 
-def _measured(job: dict[str, Any]) -> dict[str, Any]:
+def _measured(request: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from bench.measure.inputs import random_views
@@ -74,15 +75,15 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
     from methods.names import parse_methods
 
     raise_allocator_thresholds()
-    torch.set_num_threads(job["threads"])
-    encoder, train = EncoderSpec(**job["encoder"]), TrainSpec(**job["train"])
-    (method,) = parse_methods(job["method"])
+    torch.set_num_threads(request["threads"])
+    encoder, train = EncoderSpec(**request["encoder"]), TrainSpec(**request["train"])
+    (method,) = parse_methods(request["method"])
     fabric = one_device(train.precision)
     _warm_libraries()
     before = resident_mib()
-    views = random_views(encoder, job["batch"])
-    arm = TimedMethod(method.name, method, encoder, train, views, fabric)
-    step = arm.train_steps()[arm.points[0]]
+    views = random_views(encoder, request["batch"])
+    timed = TimedMethod(method.name, method, encoder, train, views, fabric)
+    step = timed.train_steps()[timed.points[0]]
     for _ in range(STEPS):
         step()
     peak, of = peak_mib()
@@ -90,7 +91,7 @@ def _measured(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warm_libraries() -> None:
-    """What the first step of any network loads and keeps."""
+    """Make a step of a small network, so that libraries are loaded and have allocated what they keep."""
     import torch
     from torch import nn
 

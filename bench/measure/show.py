@@ -1,4 +1,4 @@
-"""A cost table for the eye."""
+"""Printing a cost table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rich.table import Table
 from bench.records.record import PARTS, CostRow, CostTable
 from bench.statistics.ratios import interval_name, no_difference, noise_floor
 
-UNKNOWN = "How many tokens it keeps is learnt; the MACs of a trained run stand in its record."
+UNKNOWN = "The number of tokens that it keeps is learned; the record of a trained run has its MACs."
 KINDS = {"infer": "inference", "train": "step", "run": "whole run"}
 
 
 def print_costs(table: CostTable, console: Console) -> None:
-    """The paired measurement as a table: each speed-up with its interval and, beside it, what MACs alone allow; the
-    noise floor; and where the time of a step goes, where that was measured."""
+    """Print a cost table: speed-ups with their intervals, beside those expected from MACs alone; the noise floor; and,
+    if measured, the time of a step by part."""
     first, again = table.rows[0], table.rows[-1]
     shown = _titled(
         f"{first.encoder}, {first.image_size} px, {first.channels} channel(s), batch {first.batch}, "
@@ -55,7 +55,7 @@ def _titled(title: str, table: CostTable) -> Table:
 
 
 def _times(row: CostRow, first: CostRow, again: CostRow, kind: str) -> list[str]:
-    """ms, speed-up, the speed-up that MACs alone allow, and how much of that is reached."""
+    """Cells of a kind: ms, speed-up, the speed-up expected from MACs alone, and the ratio of the two."""
     by_macs = getattr(first, f"{kind}_gmacs") / getattr(row, f"{kind}_gmacs")
     reached = getattr(row, f"{kind}_speedup") / by_macs
     ms = getattr(row, f"{kind}_ms")
@@ -64,7 +64,7 @@ def _times(row: CostRow, first: CostRow, again: CostRow, kind: str) -> list[str]
 
 def _speedup(row: CostRow, again: CostRow, kind: str) -> str:
     value, low, high = _interval(row, kind)
-    if low == high == 1.0:  # the baseline itself
+    if low == high == 1.0:  # the reference itself
         return "1"
     _, *ends = _interval(again, kind)
     if row.method == again.method or not no_difference(low, high, noise_floor(*ends)):
@@ -84,22 +84,20 @@ def _note(table: CostTable) -> str:
     for kind in kinds:
         value, low, high = _interval(again, kind)
         floor = noise_floor(low, high)
-        floors.append(f"{KINDS[kind]} {value:.3f} [{low:.3f}, {high:.3f}], so from {1 / floor:.3f} to {floor:.3f}")
+        floors.append(f"{KINDS[kind]} {value:.3f} [{low:.3f}, {high:.3f}], so {1 / floor:.3f} to {floor:.3f}")
     disturbed = table.environment.get("disturbed_rounds", 0)
     text = (
-        f"Noise floor, dense against itself ({again.method}): {'; '.join(floors)}. A ratio whose interval reaches into "
-        "it is no difference seen.\n"
-        "ms and saved MiB per image (a step: both views); speed-up = dense time / method time, above 1 is faster, "
-        f"median over rounds with {interval_name(first.rounds)}; by MACs: dense MACs / method MACs; "
-        f"time / MACs: the speed-up as a share of that. "
-        f"{first.repeated_rounds} round(s) were repeated for a foreign load"
+        f"Noise floor, from dense against itself ({again.method}): {'; '.join(floors)}. A speed-up whose interval "
+        "overlaps it is shown as “no difference seen”.\n"
+        "ms and saved MiB are per image, those of a step for both views. Speed-up: time of dense / time of the method, "
+        f"median over rounds [{interval_name(first.rounds)}]; above 1, the method is faster. By MACs: MACs of dense / "
+        "MACs of the method. Time / MACs: the speed-up divided by that ratio. Rounds repeated because other processes "
+        f"were running: {first.repeated_rounds}"
     )
-    text += f", and {disturbed} kept in spite of it: measure again on a quieter machine." if disturbed else "."
+    text += f"; kept although they were running: {disturbed}. Measure on an idle machine." if disturbed else "."
     if any(row.peak_mib is not None for row in table.rows):
-        of = (
-            "the GPU's memory" if first.peak_of == "device" else "resident memory above what there was before the model"
-        )
-        text += f"\nPeak MiB: {of}, of a few train steps in a process of their own, for the whole batch."
+        of = "memory of the GPU" if first.peak_of == "device" else "resident memory beyond that before the model"
+        text += f"\nPeak MiB: {of}, of a few training steps on the whole batch in a separate process."
     if first.train_ms is None:
         text += "\nTraining was left out at this size."
     for reason in table.environment.get("training_left_out", ()):
@@ -115,7 +113,7 @@ def _print_parts(table: CostTable, console: Console) -> None:
     parts = [part for part in PARTS if any(row.part(part) for row in table.rows)]
     if not [part for part in parts if part != "views"]:
         return
-    shown = _titled("Where a step's time goes, ms per image, forward and backward", table)
+    shown = _titled("Time of a step by part, ms per image, forward and backward", table)
     for part in parts:
         shown.add_column(PARTS[part], justify="right")
     for row in table.rows:
@@ -123,6 +121,5 @@ def _print_parts(table: CostTable, console: Console) -> None:
             row.method.replace("[", r"\["), *("" if (v := row.part(p)) is None else f"{v:.3f}" for p in parts)
         )
     console.print(shown)
-    console.print(
-        "Making the views is in no step and in no speed-up: it costs all alike.", markup=False, highlight=False
-    )
+    note = "Steps and speed-ups do not include making the views, which takes the same time for all methods."
+    console.print(note, markup=False, highlight=False)

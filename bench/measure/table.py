@@ -1,9 +1,8 @@
-"""A cost table: every method's train step and inference in one paired, interleaved measurement, dense against itself
-included.
+"""Measurement of a cost table: training step and inference of several methods, paired, with dense against itself.
 
-Timed first, all methods together; then, where a table is asked for in detail, each method by itself: where the time of
-its step goes, what of its inference is attention, and its peak memory in a process of its own. `run_speedup` is dense's
-time for the whole schedule over the method's, per round, so its interval is made like the others.
+All methods are timed together first. A detailed table then looks at each method alone: the time of its step by part,
+the share of attention in its inference, and its peak memory in a separate process. `run_speedup` is the time of dense
+for the whole schedule divided by that of the method, in each round, so that its interval is made like the others.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ from methods.names import REFERENCE_METHOD, Method
 
 DENSE = REFERENCE_METHOD
 AGAIN = f"{DENSE.name}{AA_SUFFIX}"
-LOOKS = 3  # steps watched, and calls of inference, for where the time goes
+LOOKS = 3  # steps, and calls of inference, that are measured by part
 
 Progress = Callable[[int, int], Any]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a cost table is asked to hold: `methods` on one encoder, and how they are trained and timed.
+    """Request for a cost table: `methods` on one encoder, and how they are trained and timed.
 
-    torch runs with `threads` threads meanwhile. `training` False times inference alone, `left_out` (row: reason) does
-    so for some rows.
+    torch uses `threads` threads. If `training` is False, only inference is timed; `left_out` names rows for which only
+    inference is timed, with the reason.
     """
 
     methods: Sequence[Method]
@@ -53,7 +52,7 @@ class Measurement:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def path(self, results: Path) -> Path:
-        """Where its table goes: `results/cost/<hash>.json`, one name for what is measured on this machine."""
+        """Path of the table, `results/cost/<hash>.json`. The hash covers the request and the machine."""
         what = {
             "methods": [name for name, _ in timed_names(self.methods)],
             "encoder": self.encoder.model_dump(mode="json"),
@@ -67,11 +66,11 @@ class Measurement:
 
 
 def measure(what: Measurement, *, detail: bool = False, progress: Progress = lambda done, rounds: None) -> CostTable:
-    """The paired measurement of all methods (baselines are left out, and strategies of which only training can say how
-    many tokens they keep), dense SimCLR first and once more as `simclr/dense#2`.
+    """Measure a cost table. Dense SimCLR comes first, and again at the end as `simclr/dense#2`. Baselines have no row,
+    nor have strategies whose number of tokens is only known after training.
 
-    `detail` adds where the time goes and peak memory. Raises ValueError where the attention backend or the precision
-    can't be had, CountersDisagree.
+    `detail` adds times by part and peak memory. Raises ValueError if the attention backend or the precision is not
+    available, and CountersDisagree.
     """
     started = now()
     raise_allocator_thresholds()
@@ -81,23 +80,23 @@ def measure(what: Measurement, *, detail: bool = False, progress: Progress = lam
     peaks: dict[str, tuple[float, str]] = {}
     with threads_of(threads):
         views = random_views(encoder, batch)
-        arms = [
+        timed = [
             TimedMethod(name, method, encoder, train, views, fabric, what.training and name not in what.left_out)
             for name, method in timed_names(what.methods)
         ]
-        unknown = [arm.name for arm in arms if not arm.known]
-        arms = [arm for arm in arms if arm.known]
-        for arm in arms:
-            arm.weigh()
-        timed_methods = {key: call for arm in arms for key, call in arm.timed_methods().items()}
-        times = paired_times(timed_methods, what.timing.rounds, device=fabric.device, progress=progress)
+        unknown = [one.name for one in timed if not one.known]
+        timed = [one for one in timed if one.known]
+        for one in timed:
+            one.weigh()
+        calls = {key: call for one in timed for key, call in one.calls().items()}
+        times = paired_times(calls, what.timing.rounds, device=fabric.device, progress=progress)
         if detail:
-            for arm in arms:
-                arm.look_inside(LOOKS)
+            for one in timed:
+                one.look_inside(LOOKS)
             seconds = views_seconds(encoder.image_size, encoder.channels, batch, fabric.device)
             details["views_ms"] = 1e3 * seconds / batch
-    rows = [_row(arm, times, threads) for arm in arms]
-    del arms, timed_methods  # the memory is the next processes'
+    rows = [_row(one, times, threads) for one in timed]
+    del timed, calls  # frees memory for the processes below
     lost = []
     for row in [row for row in rows if detail and row.train_ms is not None]:
         try:
@@ -123,57 +122,57 @@ def measure(what: Measurement, *, detail: bool = False, progress: Progress = lam
 
 
 def timed_names(methods: Sequence[Method]) -> list[tuple[str, Method]]:
-    """Names and methods of the rows, in order: the baseline, then what was asked for, then the baseline again."""
+    """Names and methods of the rows in order: dense SimCLR, the requested methods, dense SimCLR again."""
     others = [method for method in dict.fromkeys(methods) if method != DENSE and method.strategy not in BASELINES]
     return [(DENSE.name, DENSE), *((method.name, method) for method in others), (AGAIN, DENSE)]
 
 
-def _row(arm: TimedMethod, times: PairedTimes, threads: int) -> CostRow:
-    strategy, batch, train = arm.objective.encoder.strategy, arm.views.shape[1], arm.train
+def _row(timed: TimedMethod, times: PairedTimes, threads: int) -> CostRow:
+    strategy, batch, train = timed.objective.encoder.strategy, timed.views.shape[1], timed.train
     dense_step = next((name for name in times.seconds if name.startswith(f"{DENSE.name} train ")), None)
     steps = runs = step_ms = None
-    if arm.training and dense_step is not None:
-        steps = times.speedup(arm.train_key(), dense_step)
-        runs = arm.run_speedup(times, dense_step)
-        step_ms = 1e3 * times.median(arm.train_key()) / batch
+    if timed.training and dense_step is not None:
+        steps = times.speedup(timed.train_key(), dense_step)
+        runs = timed.run_speedup(times, dense_step)
+        step_ms = 1e3 * times.median(timed.train_key()) / batch
     return CostRow(
-        method=arm.name,
-        encoder=arm.encoder.name,
-        image_size=arm.encoder.image_size,
-        channels=arm.encoder.channels,
-        keep=arm.method.keep,
+        method=timed.name,
+        encoder=timed.encoder.name,
+        image_size=timed.encoder.image_size,
+        channels=timed.encoder.channels,
+        keep=timed.method.keep,
         keep_effective=strategy.target,
-        train_execution=execution(arm.objective),
-        infer_gmacs=arm.macs.inference / 1e9,
-        train_gmacs=arm.macs.train_step / 1e9,
-        infer_ms=1e3 * times.median(arm.infer_key) / batch,
+        train_execution=execution(timed.objective),
+        infer_gmacs=timed.macs.inference / 1e9,
+        train_gmacs=timed.macs.train_step / 1e9,
+        infer_ms=1e3 * times.median(timed.infer_key) / batch,
         train_ms=step_ms,
-        **_columns("infer", times.speedup(arm.infer_key, f"{DENSE.name} infer")),
+        **_columns("infer", times.speedup(timed.infer_key, f"{DENSE.name} infer")),
         **_columns("train", steps),
         **_columns("run", runs),
-        ramp=train.ramp if arm.ramps else None,
-        saved_mib=None if arm.saved is None else arm.saved / 2**20,
+        ramp=train.ramp if timed.ramps else None,
+        saved_mib=None if timed.saved is None else timed.saved / 2**20,
         batch=batch,
-        rounds=len(times.seconds[arm.infer_key]),
+        rounds=len(times.seconds[timed.infer_key]),
         repeated_rounds=times.repeated,
         threads=threads,
         machine=machine(),
-        device=arm.fabric.device.type,
+        device=timed.fabric.device.type,
         precision=train.precision,
         attention=train.attention,
-        infer_attention_gmacs=arm.macs.inference_parts.get("attention", 0.0) / 1e9,
-        infer_attention_share=arm.attention,
-        **_parts(arm, step_ms),
+        infer_attention_gmacs=timed.macs.inference_parts.get("attention", 0.0) / 1e9,
+        infer_attention_share=timed.attention,
+        **_parts(timed, step_ms),
     )
 
 
-def _parts(arm: TimedMethod, step_ms: float | None) -> dict[str, Any]:
-    """The measured step, shared out as the watched ones were spent."""
-    return {} if step_ms is None else {f"{part}_ms": step_ms * share for part, share in arm.parts.items()}
+def _parts(timed: TimedMethod, step_ms: float | None) -> dict[str, Any]:
+    """Time of the measured step by part, from the shares of the steps that were measured by part."""
+    return {} if step_ms is None else {f"{part}_ms": step_ms * share for part, share in timed.parts.items()}
 
 
 def _detailed(row: CostRow, details: dict[str, Any], peak: tuple[float, str] | None) -> CostRow:
-    """The row with what is measured after the timing."""
+    """The row with the results that are measured after the timing."""
     found = {"peak_mib": peak[0], "peak_of": peak[1]} if peak else {}
     return row.model_copy(update={**details, **found})
 

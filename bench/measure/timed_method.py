@@ -1,9 +1,10 @@
-"""One method in the measurement: built, counted, weighed, ready to be timed.
+"""A method in a cost measurement: its network, its MACs and memory, and the calls that are timed.
 
-A step is all that training does once its views are made: forward, backward, optimizer, teacher. A strategy that ramps
-has no one step time: it is timed at the target keep ratio and at two more, and the quadratic through them (in the
-number of kept patches, as projections, MLPs and attention grow) gives the time along the schedule. Steps that keep
-every patch are priced by the same curve, though they skip the gathering: rather too dear than too cheap.
+A step is everything that training does after the views are made: forward, backward, optimizer, teacher. The time of a
+step of a strategy with a ramp depends on the keep ratio. It is measured at the target and at two other ratios; the
+quadratic through these times (projections and MLPs are linear in the number of kept patches, attention is quadratic)
+gives the times along the schedule. It also serves for steps that keep all patches, although they skip the gathering,
+and so rather overestimates their time.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call
 
-GRID = 2000  # steps by which the schedule is integrated
+GRID = 2000  # steps for the integration of the schedule
 
 Call0 = Callable[[], None]
 
 
 @dataclass
 class TimedMethod:
-    """A method, on `views` (2, B, channels, H, W); `training` False leaves its steps out."""
+    """A method on `views` (2, B, channels, H, W), without training steps if `training` is False."""
 
     name: str
     method: Method
@@ -50,11 +51,11 @@ class TimedMethod:
     fabric: Fabric
     training: bool = True
     objective: Objective = field(init=False)
-    known: bool = field(init=False)  # does an untrained network cost what a trained one will?
-    macs: Macs = field(init=False)  # by weigh()
-    saved: float | None = field(init=False, default=None)  # likewise: bytes kept for backward, per image
-    attention: float | None = field(init=False, default=None)  # by look_inside(): share of the time of inference
-    parts: dict[str, float] = field(init=False, default_factory=dict)  # likewise: share of a step's time
+    known: bool = field(init=False)  # whether an untrained network costs the same as a trained one
+    macs: Macs = field(init=False)  # set by weigh()
+    saved: float | None = field(init=False, default=None)  # set by weigh(): bytes kept for backward, per image
+    attention: float | None = field(init=False, default=None)  # set by look_inside(): share of attention in inference
+    parts: dict[str, float] = field(init=False, default_factory=dict)  # set by look_inside(): shares in a step
 
     def __post_init__(self) -> None:
         self.objective = build(self.method, self.encoder, seed=0).to(self.fabric.device)
@@ -64,7 +65,7 @@ class TimedMethod:
         self._steps = itertools.count()
 
     def weigh(self) -> None:
-        """Count MACs and what is kept for backward. Raises CountersDisagree."""
+        """Count MACs and measure the memory kept for backward. Raises CountersDisagree."""
         some = slice(None) if self.objective.encoder.strategy.adaptive else slice(2)
         self.macs = count(self.objective, self.encoder, self.train, 0, self.views[:, some])
         if self.training:
@@ -72,7 +73,7 @@ class TimedMethod:
                 self.saved = saved_bytes(self.objective, self.views, self._call(self.points[0]))
 
     def most_saved(self) -> float:
-        """Bytes kept for backward by the largest step that is timed, for all of `views`."""
+        """Bytes that the largest timed step keeps for its backward pass, for all of `views`."""
         with self.fabric.autocast():
             return self.views.shape[1] * saved_bytes(self.objective, self.views, self._call(max(self.points)))
 
@@ -82,7 +83,7 @@ class TimedMethod:
 
     @property
     def points(self) -> list[int]:
-        """Numbers of kept patches at which a step is timed, the target first."""
+        """Numbers of kept patches at which steps are timed, the target first."""
         patches = self.objective.encoder.geometry.patches
         if not self.ramps:
             return [patches]
@@ -93,16 +94,17 @@ class TimedMethod:
         return f"{self.name} infer"
 
     def train_key(self, kept: int | None = None) -> str:
-        """Name of the step that keeps `kept` patches, the target by default."""
+        """Name of the step that keeps `kept` patches, by default the target."""
         return f"{self.name} train {self.points[0] if kept is None else kept}"
 
-    def timed_methods(self) -> dict[str, Call0]:
-        """What is timed: inference, and a train step at every point."""
+    def calls(self) -> dict[str, Call0]:
+        """Calls that are timed, by name: inference, and a training step at every point."""
         steps = self.train_steps() if self.training else {}
         return {self.infer_key: self.inference(), **{self.train_key(k): step for k, step in steps.items()}}
 
     def inference(self) -> Call0:
-        """The encoder's own way of inference on one view of the batch; a copy, which training does not change."""
+        """Call of the encoder in its default inference mode on one view, on a copy that training steps do not
+        change."""
         encoder = copy.deepcopy(self.objective.encoder).eval()
         own, lesions = encoder.strategy.inference[0], self._lesions(self.views.shape[1])
 
@@ -113,7 +115,7 @@ class TimedMethod:
         return infer
 
     def train_steps(self) -> dict[int, Call0]:
-        """A train step at every point, on one model and one optimizer."""
+        """Calls of a training step at every point, all on one model and one optimizer."""
         model, optimizer = self._set_up
 
         def step_at(kept: int) -> Call0:
@@ -126,7 +128,7 @@ class TimedMethod:
         return {k: step_at(k) for k in self.points}
 
     def look_inside(self, calls: int) -> None:
-        """Where the time goes: of a step at the target by part, of inference in attention."""
+        """Measure the shares of parts in a step at the target, and that of attention in inference."""
         if self.train.attention == "sdpa":
             self.attention = attention_share(self.inference(), self.fabric.device, calls)
         if self.training:
@@ -145,7 +147,7 @@ class TimedMethod:
         return model, optimizer
 
     def _call(self, kept: int) -> Call:
-        """What a step is told in mid-run, with noise of its own."""
+        """Call of a step in the middle of a run, with new noise."""
         batch = self.views.shape[1]
         keep = kept / self.objective.encoder.geometry.patches
         noise = Noise(0, next(self._steps), batch)
@@ -155,12 +157,12 @@ class TimedMethod:
         return random_lesions(batch, self.objective.encoder.geometry.patches).to(self.views.device)
 
     def run_speedup(self, times: PairedTimes, dense_step: str) -> RatioEstimate:
-        """Dense's whole run over this method's, the ramp integrated, round by round."""
+        """Time of a whole run of dense / time of a whole run of this method along its ramp, round by round."""
         own = np.stack([times.seconds[self.train_key(k)] for k in self.points], axis=-1)  # (rounds, points)
         return estimate(times.seconds[dense_step] / self._mean_step(own))
 
     def _mean_step(self, own: Array) -> Array:
-        """Mean step over the run, (rounds, points) -> (rounds,)."""
+        """Mean time of a step over a run, (rounds, points) -> (rounds,)."""
         if not self.ramps:
             return own[:, 0]
         kept = kept_over_run(self.objective.encoder.strategy, GRID, self.train.ramp)
@@ -169,6 +171,6 @@ class TimedMethod:
 
 
 def execution(objective: Objective) -> str:
-    """Whether dropped tokens are really not computed in training (`gathered`) or computed and hidden (`masked`)."""
+    """Whether training does not compute dropped tokens (`gathered`), or computes and hides them (`masked`)."""
     strategy = objective.encoder.strategy
     return str(getattr(strategy, "execution", strategy.train_execution))

@@ -46,4 +46,4 @@ def test_what_is_kept_and_shown(tmp_path: Path) -> None:
     text = io.StringIO()
     outcome.show("About steps", rows, Console(file=text, width=200))
     assert "2.000 [2.000, 2.000]" in text.getvalue()
-    assert "foreign load" in text.getvalue()
+    assert "other processes were running" in text.getvalue()

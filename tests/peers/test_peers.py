@@ -66,5 +66,5 @@ def test_the_network_and_the_loss_are_ours_but_for_the_head(alike: bool) -> None
 
 def test_a_step_of_each_trains() -> None:
     encoder = EncoderSpec(name="vit_stem_d64_l4_patch8", image_size=32)
-    for name, call in step.timed_methods(encoder, 4).items():
+    for name, call in step.calls_of(encoder, 4).items():
         assert call() is None, name

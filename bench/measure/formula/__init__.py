@@ -1,9 +1,12 @@
-"""MACs by formulas derived by hand: a witness that counts nothing, beside the counters that see the operators run.
+"""MACs by formulas derived by hand, independent of the counters that observe the operators.
 
-Inference is the sum of an encoder's products; a train step adds the backward ones, for both views, and the heads, the
-teacher and the contrast. Padding counts, as it is computed; norms, pooling and activations do not. A formula knows an
-architecture by its numbers (depths, widths, image size, kernels) and a strategy by what its paper keeps. One file a
-family: what is computed in any case (`always`), and what each strategy computes (`FORMULAS`).
+MACs at inference are the sum over the products of an encoder. A training step adds those of its backward pass, for both
+views, and those of the heads, the teacher and the contrast. Padding counts, because it is computed; norms, pooling and
+activations do not. A formula uses the numbers of an architecture (depths, widths, image size, kernels) and the number
+of tokens that a strategy keeps by its paper.
+
+There is one file per family of encoders, with the products that do not depend on the strategy (`always`) and those of
+each strategy (`FORMULAS`). A formula is optional: without one, the other counters have to agree.
 """
 
 from __future__ import annotations
@@ -28,15 +31,15 @@ FAMILIES = {"vit": vit, "convnext": convnext, "resnet": resnet}
 
 
 def inference(encoder: Encoder, images: Tensor, call: Call) -> list[Product] | None:
-    """The products of a forward pass; None for a strategy or a network that there is no formula for."""
+    """Products of a forward pass; None if the strategy or the network has no formula."""
     return _forward(Pass(encoder, images, call, learns=False))
 
 
 def train_step(objective: Objective, views: Tensor, call: Call, batch: int) -> list[Product] | None:
-    """The products of a train step of `batch` images, MACs of both views and backward passes included; None for a
-    strategy, a network or an objective without a formula.
+    """Products of a training step on `batch` images, with MACs of both views and of the backward pass; None if the
+    strategy, the network or the objective has no formula.
 
-    `views` (2, n, channels, H, W) and `call` decide the shapes where they depend on what is in the images.
+    `views` (2, n, channels, H, W) and `call` determine the shapes that depend on the content of the images.
     """
     images = views.flatten(0, 1)
     student = _forward(Pass(objective.encoder, images, call, learns=True))
@@ -47,12 +50,12 @@ def train_step(objective: Objective, views: Tensor, call: Call, batch: int) -> l
     out = [layer.out_features for layer in objective.projector if isinstance(layer, nn.Linear)][-1]
     teacher: list[Product] = []
     if isinstance(objective, SimCLR):
-        student.append(Product("contrast", 2 * batch * out))  # each view with all 2B; both operands learn
+        student.append(Product("contrast", 2 * batch * out))  # each view with all 2B; both operands get a gradient
     else:
         student.append(Product("heads", _linear(objective.predictor)))
-        student.append(Product("contrast", batch * out, 1))  # a query with the other view's keys, which do not learn
-        told = replace(call, noise=None, inference="dense") if objective.teacher == "dense" else call.of("teacher")
-        forward = _forward(Pass(objective.teacher_encoder, images, told, learns=False))
+        student.append(Product("contrast", batch * out, 1))  # keys get no gradient
+        own = replace(call, noise=None, inference="dense") if objective.teacher == "dense" else call.of("teacher")
+        forward = _forward(Pass(objective.teacher_encoder, images, own, learns=False))
         assert forward is not None
         teacher = [*forward, Product("teacher", _linear(objective.teacher_projector))]
     return [

@@ -83,8 +83,8 @@ def test_formula_is_what_the_counters_see(encoder: EncoderSpec, method: str) -> 
         assert by_part(derived) == pytest.approx(parts, rel=1e-9)
     strategy = objective.encoder.strategy
     for keep in {1.0, strategy.target} if strategy.ramps else {1.0}:
-        step, _, witnesses = macs.StepMacs(objective, 5, views).witnesses(keep)
-        assert witnesses == pytest.approx({"flop_counter": step, "formula": step}, rel=1e-9)
+        step, _, counters = macs.StepMacs(objective, 5, views).counters(keep)
+        assert counters == pytest.approx({"flop_counter": step, "formula": step}, rel=1e-9)
 
 
 def _inference_call(objective: Objective) -> Call:

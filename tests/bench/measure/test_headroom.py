@@ -51,17 +51,17 @@ def test_smaller_images_tell_what_a_larger_one_keeps(
     monkeypatch.setattr(headroom, "FAR", 48)
     asked, train, fabric = parse_methods(method)[0], TrainSpec(), Fabric(accelerator="cpu", devices=1)
 
-    def arm(size: int, batch: int) -> TimedMethod:
+    def timed(size: int, batch: int) -> TimedMethod:
         spec = encoder.model_copy(update={"image_size": size})
         return TimedMethod(asked.name, asked, spec, train, random_views(spec, batch), fabric)
 
-    weighed = arm(96, 3)
+    weighed = timed(96, 3)
     geometry = weighed.objective.encoder.geometry
     stand_ins = headroom._stand_ins(encoder, geometry)
     assert [spec.image_size for spec in stand_ins] == [32, 48]
     points = [
         (one.objective.encoder.geometry.patches, one.most_saved() / 2)
-        for one in (arm(spec.image_size, 2) for spec in stand_ins)
+        for one in (timed(spec.image_size, 2) for spec in stand_ins)
     ]
     estimate = 3 * headroom.grown(points, geometry.patches) / headroom.MARGIN
     assert estimate == pytest.approx(weighed.most_saved(), rel=0.1)
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_named_with_what_it_would_take(monkeypatch: pytest.
     assert left_out(2.0**40) == {}
     none = left_out(0.0)
     assert list(none) == [method.name for method in methods]
-    assert none["simclr/dense"].startswith("simclr/dense at 96 px: a step of 4 images would take some ")
+    assert none["simclr/dense"].startswith("simclr/dense at 96 px: a step on 4 images would take about ")
     assert none["simclr/dense"].endswith("; 0.0 GiB are free")
     between = next(some for free in range(2**24, 2**32, 2**22) if len(some := left_out(free)) < 3)
     assert "simclr/dynamicvit" in between  # keeps attention maps

@@ -212,7 +212,7 @@ def test_keep_one_and_no_steps() -> None:
 
 
 def test_what_depends_on_the_image_is_counted_by_image() -> None:
-    """Threshold 0 of an untrained predictor keeps what it likes: the mean over all images, each alone; the witnesses
+    """Threshold 0 of an untrained predictor keeps what it likes: the mean over all images, each alone; the counters
     look at the first two together, as wide as the wider one."""
     objective = built("simclr/sparsecontrast[select=threshold]")
     images = torch.randn(5, 1, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -238,14 +238,14 @@ def test_a_budget_is_counted_and_timed_at_its_target(keep: float) -> None:
     """Whatever the untrained predictor says: the images keep their share on the mean, at inference as in training."""
     encoder, views = SMALL, random_views(SMALL, 8)
     (method,) = parse_methods(f"simclr/sparsecontrast[select=budget,keep={keep}]")
-    arm = TimedMethod("budget", method, encoder, TRAIN, views, Fabric(accelerator="cpu", devices=1))
-    assert arm.known
+    timed = TimedMethod("budget", method, encoder, TRAIN, views, Fabric(accelerator="cpu", devices=1))
+    assert timed.known
     with torch.no_grad():
-        kept = arm.objective.encoder.eval()(views[0], Call()).kept
+        kept = timed.objective.encoder.eval()(views[0], Call()).kept
     assert kept.float().mean().item() == pytest.approx(kept_tokens(64, keep) / 64, abs=0.01)
-    arm.weigh()
+    timed.weigh()
     exact = macs.count(built(f"simclr/sparsecontrast[keep={keep},gate=key_bias]"), SMALL, TRAIN, 0)
-    assert arm.macs.inference == pytest.approx(exact.inference, rel=0.1)  # padded heads, attention's square
+    assert timed.macs.inference == pytest.approx(exact.inference, rel=0.1)  # padded heads, attention's square
 
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))

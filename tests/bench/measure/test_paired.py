@@ -1,4 +1,4 @@
-"""Paired timing on contenders whose ratio is known, and on clocks that are made up."""
+"""Paired timing of calls with a known ratio, and on made-up clocks."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class Machine:
         return call
 
     def noted(self, names: str, seen: list[str]) -> dict[str, Callable[[], None]]:
-        """Contenders of a second each, by name; a call writes its name down."""
+        """Calls of a second each, by name; a call notes its name."""
 
-        def contender(name: str) -> Callable[[], None]:
+        def timed(name: str) -> Callable[[], None]:
             def call() -> None:
                 seen.append(name)
                 self.work(1.0)()
 
             return call
 
-        return {name: contender(name) for name in names}
+        return {name: timed(name) for name in names}
 
     @property
     def clock(self) -> WallClock:
@@ -79,8 +79,8 @@ def test_a_drift_of_the_machine_cancels() -> None:
 
         return call
 
-    timed_methods = {"dense": drifting(2.0), "sparse": drifting(1.0)}
-    times = paired_times(timed_methods, 40, shortest=0, stopwatch=machine.clock)
+    calls = {"dense": drifting(2.0), "sparse": drifting(1.0)}
+    times = paired_times(calls, 40, shortest=0, stopwatch=machine.clock)
     assert times.speedup("sparse", "dense").median == pytest.approx(2, rel=0.02)
     assert times.seconds["dense"][-1] > 1.5 * times.seconds["dense"][0]
 
@@ -179,18 +179,18 @@ def test_short_calls_are_repeated_inside_a_measurement() -> None:
 
 
 def test_a_short_call_does_not_pay_for_who_stood_before_it() -> None:
-    """A contender whose first call after another's is slow, for the other has emptied the caches."""
+    """A call that is slow after another call, which has emptied its caches."""
     machine, last = Machine(), [""]
 
-    def contender(name: str) -> Callable[[], None]:
+    def timed(name: str) -> Callable[[], None]:
         def call() -> None:
             machine.work(0.25 if last[0] == name else 0.75)()
             last[0] = name
 
         return call
 
-    timed_methods = {name: contender(name) for name in "abc"}
-    times = paired_times(timed_methods, 5, shortest=1.0, stopwatch=machine.clock)
+    calls = {name: timed(name) for name in "abc"}
+    times = paired_times(calls, 5, shortest=1.0, stopwatch=machine.clock)
     assert all(np.array_equal(times.seconds[name], np.full(5, 0.25)) for name in "abc")
 
 
@@ -236,5 +236,5 @@ def test_ratio_is_taken_within_the_round() -> None:
 
 
 def test_nothing_to_time_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one contender"):
+    with pytest.raises(ValueError, match="at least one method"):
         paired_times({}, 3)

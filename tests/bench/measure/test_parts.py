@@ -37,7 +37,7 @@ class _Clock:
 CLOCK = _Clock()
 
 
-def arm(method: str, encoder: EncoderSpec = TINY) -> TimedMethod:
+def timed(method: str, encoder: EncoderSpec = TINY) -> TimedMethod:
     fabric = Fabric(accelerator="cpu", devices=1)
     return TimedMethod(method, parse_methods(method)[0], encoder, TrainSpec(), random_views(encoder, 2), fabric)
 
@@ -89,7 +89,7 @@ def watched(one: TimedMethod) -> dict[str, float]:
     ],
 )
 def test_what_is_slow_is_found_where_it_is(method: str, name: str, part: str, direction: str) -> None:
-    check_found(arm(method), name, part, direction)
+    check_found(timed(method), name, part, direction)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -120,7 +120,7 @@ def test_what_is_slow_is_found_where_it_is(method: str, name: str, part: str, di
 def test_what_is_slow_in_a_cnn_is_found_where_it_is(
     encoder: EncoderSpec, method: str, name: str, part: str, direction: str
 ) -> None:
-    check_found(arm(method, encoder), name, part, direction)
+    check_found(timed(method, encoder), name, part, direction)
 
 
 def check_found(one: TimedMethod, name: str, part: str, direction: str) -> None:
@@ -132,12 +132,12 @@ def check_found(one: TimedMethod, name: str, part: str, direction: str) -> None:
 
 
 def test_a_teacher_pays_for_all_that_it_does() -> None:
-    one = arm("moco/sparsecontrast")
+    one = timed("moco/sparsecontrast")
     slow(one.objective.get_submodule("teacher_encoder.vit.blocks.0"), SLOW)
     seconds = watched(one)
     assert {part: value for part, value in seconds.items() if value} == {"teacher": SLOW}
     assert set(seconds) == {"optimizer", "heads", "selection", "predictor", "embedding", "blocks", "teacher"}
-    assert "teacher" not in watched(arm("simclr/sparsecontrast"))
+    assert "teacher" not in watched(timed("simclr/sparsecontrast"))
 
 
 ALWAYS = {"optimizer", "heads", "selection", "embedding", "blocks"}
@@ -158,7 +158,7 @@ def test_no_time_is_lost_or_counted_twice_and_nothing_stays_behind(
     encoder: EncoderSpec, method: str, more: tuple[str, ...]
 ) -> None:
     """On a clock that counts its readings: the parts add up to all of them, and each has some."""
-    one = arm(method, encoder)
+    one = timed(method, encoder)
     step = one.train_steps()[one.points[0]]
     ticks = iter(range(10**6))
     with Stepwatch(one.objective, one._set_up[1], clock=lambda: float(next(ticks))).watch() as seconds:
@@ -172,7 +172,7 @@ def test_no_time_is_lost_or_counted_twice_and_nothing_stays_behind(
 
 
 def test_a_watched_step_is_the_same_step() -> None:
-    one, other = arm("simclr/sparsecontrast"), arm("simclr/sparsecontrast")
+    one, other = timed("simclr/sparsecontrast"), timed("simclr/sparsecontrast")
     one.train_steps()[one.points[0]]()
     with Stepwatch(other.objective, other._set_up[1]).watch():
         other.train_steps()[other.points[0]]()

@@ -38,5 +38,5 @@ def test_a_process_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None
         raise subprocess.TimeoutExpired("python", 1)
 
     monkeypatch.setattr(subprocess, "run", slow)
-    with pytest.raises(NotMeasured, match="no end after"):
+    with pytest.raises(NotMeasured, match="not finished after"):
         peak_of_training("simclr/dense", EncoderSpec(), TRAIN, 2, 1)

@@ -81,8 +81,8 @@ def test_macs_as_published_where_all_is_computed(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)
-    macs, _, witnesses = inference_macs(model, torch.randn(1, 3, 224, 224))
-    assert witnesses.keys() == {"fvcore", "flop_counter", "formula"}
+    macs, _, counters = inference_macs(model, torch.randn(1, 3, 224, 224))
+    assert counters.keys() == {"fvcore", "flop_counter", "formula"}
     assert (macs + 1000 * SIZES[size][0]) / 1e9 == pytest.approx(published, rel=0.01)
 
 

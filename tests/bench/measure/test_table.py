@@ -96,14 +96,14 @@ def test_table_survives_the_disk(measured: CostTable) -> None:
     assert measured.environment["threads"] == 1
 
 
-def arm(method: str) -> TimedMethod:
+def timed(method: str) -> TimedMethod:
     fabric = Fabric(accelerator="cpu", devices=1)
     return TimedMethod(method, parse_methods(method)[0], TINY, TRAIN, random_views(TINY, 2), fabric)
 
 
 def test_run_speedup_integrates_the_ramp() -> None:
     """Steps that take a + b k + c k^2 by design: the speed-up is that of the steps summed one by one."""
-    sparse = arm("simclr/sparsecontrast")
+    sparse = timed("simclr/sparsecontrast")
     assert sparse.points == [8, 11, 15]
 
     def cost(k: float) -> float:
@@ -131,15 +131,15 @@ def test_what_is_timed_is_a_training_step_at_that_keep(monkeypatch: pytest.Monke
         return loss
 
     monkeypatch.setattr(module, "train_step", spy)
-    one = arm("moco/sparsecontrast")
+    one = timed("moco/sparsecontrast")
     before = {name: value.clone() for name, value in one.objective.state_dict().items()}
-    timed_methods = one.timed_methods()
-    assert list(timed_methods) == [f"{one.name} infer", *(f"{one.name} train {k}" for k in (8, 11, 15))]
-    timed_methods[f"{one.name} infer"]()
+    timed_calls = one.calls()
+    assert list(timed_calls) == [f"{one.name} infer", *(f"{one.name} train {k}" for k in (8, 11, 15))]
+    timed_calls[f"{one.name} infer"]()
     assert calls == []
     assert all(torch.equal(v, before[k]) for k, v in one.objective.state_dict().items())
     for k in (8, 11, 15):
-        timed_methods[f"{one.name} train {k}"]()
+        timed_calls[f"{one.name} train {k}"]()
     assert calls == [8, 11, 15]
     after = one.objective.state_dict()
     for part in ("encoder.strategy.predictor", "projector", "teacher_encoder.vit.blocks"):
