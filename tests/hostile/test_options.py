@@ -152,7 +152,10 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
         ("--reports", "{folder}/paper"),
         "report.md was not written by bench.report",
     ),
-    "reports that hold a table of someone else's": (("--reports", "{folder}/tables"), "results.csv is none that bench"),
+    "reports that hold a table of someone else's": (
+        ("--reports", "{folder}/tables"),
+        "results.csv was not written by bench",
+    ),
     "weights that are not there": (("--set", "encoder.weights=nowhere"), "no encoder weights at nowhere"),
 }
 

@@ -68,14 +68,8 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-SETTING = [
-    "machine",
-    "device",
-    "threads",
-    "batch",
-    "precision",
-    "attention",
-]  # rows that differ in one can't be compared
+SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]
+"""Columns in which rows must agree to be compared."""
 COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", *SETTING]
 RATIOS = [f"{kind}_{what}" for kind in ("infer", "train") for what in ("macs_ratio", "time_over_macs")]
 AA = [f"aa_{kind}_{end}" for kind in ("infer", "train", "run") for end in ("low", "high")]
@@ -105,9 +99,7 @@ def table_frame(table: CostTable) -> pd.DataFrame:
     dense = next((row for row in table.rows if row.method == REFERENCE_METHOD.name), None)
     rows = []
     for row in table.rows:
-        disturbed = table.environment.get(
-            "disturbed_rounds", 0
-        )  # rounds kept although the process did not get its cores
+        disturbed = table.environment.get("disturbed_rounds", 0)  # kept although other processes were running
         one = row.model_dump() | {"disturbed_rounds": disturbed, "measured": table.finished}
         for kind in ("infer", "train", "run"):
             for end in ("low", "high"):

@@ -72,10 +72,10 @@ def floor_text(row: pd.Series) -> str:
         if not pd.isna(row[f"aa_{kind}_low"]):
             floor = floor_of(row, kind)
             own = f"[{row[f'aa_{kind}_low']:.2f}, {row[f'aa_{kind}_high']:.2f}]"
-            parts.append(f"{what} {1 / floor:.2f} to {floor:.2f}, from {own}")
+            parts.append(f"{what} {1 / floor:.2f} to {floor:.2f} {own}")
     return (
-        f"Noise floor, from the interval of dense against itself: {'; '.join(parts)}. A speed-up whose interval"
-        " overlaps it is shown as “no difference seen”."
+        f"Noise floor, with the interval of dense against itself: {'; '.join(parts)}. A speed-up whose interval"
+        " overlaps the floor is shown as “no difference seen”."
     )
 
 

@@ -266,7 +266,7 @@ def test_rounds_that_other_work_disturbed_decide_nothing(judged):
     assert {c.verdict for c in busy if c.kind == "speed"} == {"undecided"}
     (sentence,) = [one for one in finding(group, Scores(group, "linear"), busy) if "40 % faster" in one]
     assert sentence.count("(the machine was busy while this was measured)") == 3
-    assert "2 of them disturbed by other work" in times(group, cost.assign(disturbed_rounds=2)).note
+    assert "2 of them disturbed by other processes" in times(group, cost.assign(disturbed_rounds=2)).note
     assert "disturbed" not in times(group, cost).note
 
 

@@ -134,7 +134,7 @@ def test_times_with_intervals_and_the_noise_floor(made):
     table = time_tables.times(group, cost)
     assert row(table, "simclr/sparsecontrast")["run speed-up"] == "1.40 [1.37, 1.43]"
     assert row(table, "simclr/patchdropout")["inference speed-up"] == "no difference seen [0.99, 1.03]"
-    assert "step [0.98, 1.02]" in table.note
+    assert "step 0.98 to 1.02 [0.98, 1.02]" in table.note
     assert "15 rounds (1 repeated)" in table.note
     assert time_tables.times(group, cost.iloc[:0]) is None
 
@@ -163,7 +163,7 @@ def test_counts_and_settings_name_what_was_run(made):
     group, _, _ = made
     counts = run_tables.counts(group)
     assert row(counts, "test")["patients"] == "80"
-    assert row(counts, "1 % labels, 5 draw(s)")["patients"] == "8"
+    assert row(counts, "1 % labels, 5 draws")["patients"] == "8"
     table = run_tables.settings(
         group, {"sentence": "One seed each.", "learning_rates": [1e-3, 3e-3], "chosen": {"simclr/dense": 1e-3}}
     )
