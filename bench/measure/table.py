@@ -123,7 +123,7 @@ def measure(what: Measurement, *, detail: bool = False, progress: Progress = lam
 
 
 def timed_names(methods: Sequence[Method]) -> list[tuple[str, Method]]:
-    """Names and methods of the rows, in order: the baseline, then what was asked for, then the baseline again."""
+    """Names and methods of the rows, in order: dense, then what was asked for, then dense again."""
     others = [method for method in dict.fromkeys(methods) if method != DENSE and method.strategy not in BASELINES]
     return [(DENSE.name, DENSE), *((method.name, method) for method in others), (AGAIN, DENSE)]
 
