@@ -161,9 +161,9 @@ def paired_times(
     """Time the calls of `timed_methods` in `rounds` interleaved rounds, after a warm-up until a pass takes as long as
     the one before.
 
-    `busy`: the methods compute all the time, so that less than one core of CPU time means that other processes ran.
-    Calls shorter than `shortest` seconds are repeated inside a measurement. At most as many rounds as asked for are repeated;
-    which ones is judged again at the end, when it is known what CPU time is usual.
+    `busy`: the methods compute all the time, so that less than one core of CPU time means other processes.
+    Calls shorter than `shortest` seconds are repeated inside a measurement. At most as many rounds as asked for are
+    repeated; which ones is judged again at the end, when it is known what CPU time is usual.
     """
     if not timed_methods or rounds < 1:
         raise ValueError("a paired measurement needs at least one method and one round.")
