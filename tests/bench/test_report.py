@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from bench.analysis.page import write_report
 from bench.records.record import CostRow
-from bench.report import app, write_report
+from bench.report import app
 from bench.specs.grid_spec import read_tuning
 
 
