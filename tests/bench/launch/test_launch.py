@@ -188,13 +188,12 @@ STRATEGIES = {{"deadly": Entry(":Deadly", "kills its process in its first traini
 
 @pytest.mark.parametrize("count", ["1", "2"])
 def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
-    world: small.World, registries: None, monkeypatch: Any, count: str
+    world: small.World, light: None, registries: None, forks: None, monkeypatch: Any, count: str
 ) -> None:
     """Not even tried again by another worker, which it would kill too; the next command does only that run."""
     plugin = world.folder / "deadly.py"
     plugin.write_text(KILLS_ITSELF.format(mark=str(world.folder / "mark")), encoding="utf-8")
-    monkeypatch.setattr("bench.analysis.page.write_report", small.light_report)
-    monkeypatch.setattr("bench.grid.plan.cores", lambda: 2)
+    monkeypatch.setattr("bench.grid.plan.cores", lambda: int(count))  # a thread a worker
     options = (
         "--launcher",
         "local",
