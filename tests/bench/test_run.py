@@ -383,7 +383,7 @@ def test_a_worker_that_dies_is_named(world: small.World, light: None, monkeypatc
     monkeypatch.setattr("bench.launch.launch.work", dies)
     result = world.run("--methods", "dense")
     assert result.exit_code == 1
-    assert "Failed: a worker ended before its time: the process was killed" in result.stderr
+    assert "Failed: a worker exited unexpectedly: the process was killed" in result.stderr
     assert ": not finished" in result.stderr
     (folder,) = (line.split(": ")[1] for line in result.stderr.splitlines() if line.endswith(": not finished"))
     with Leases(world.results).hold(folder):
