@@ -1,4 +1,4 @@
-"""The paired measurement that goes with a grid: all its methods, with the encoder and the training that it trains."""
+"""The paired measurement of a grid: all its methods, with its encoder and training settings."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def timed_methods(grid: GridSpec) -> list[Method]:
-    """The grid's methods that have a cost: all but the baselines."""
+    """Methods of a grid whose cost is measured: all but the baselines."""
     return [method for method in grid.parsed_methods() if method.objective != "none"]
 
 
 def grid_table(grid: GridSpec, results: Path, threads: int) -> Path:
-    """Where the table of this measurement is, or will be."""
+    """Path of the cost table of a grid, whether or not it exists."""
     return _measurement(grid, threads).path(results)
 
 
 def measure_grid(grid: GridSpec, results: Path, threads: int) -> None:
-    """Measure and write the table, unless it is there."""
+    """Measure the cost of a grid and write the table, unless it exists."""
     from bench.measure.table import measure
     from bench.records.environment import raise_allocator_thresholds
     from bench.records.store import as_json, write_atomically
