@@ -5,9 +5,9 @@ The main path is `experiment.py`: data and views -> pre-train -> diagnose -> mea
     specs/         what a grid and a run are asked to be: presets, TOML files, options, learning rates (grid_spec.py)
     records/       what a run leaves on disk, sealed; how it is read again; the environment it was made in
     statistics/    intervals of accuracies (accuracy.py) and of ratios (ratios.py)
-    training/      data and splits of a run (data.py), networks, the training loop, checkpoints, ranks
+    training/      data of a run (data.py; split by datasets/splits.py), networks, the training loop, ranks
     evaluation/    probes at label fractions, diagnostics
-    measure/       MACs, paired time (paired.py) and the speed-ups that follow from it (timed_method.py), memory
+    measure/       MACs, memory, paired time and speed-ups (paired.py; of a whole run: timed_method.py)
     grid/          plan.py checks what was asked; execute.py measures, runs what is missing, and reports
     launch/        workers, SLURM jobs, and the leases by which processes share runs (leases.py: also taking one over)
     analysis/      records to a report: read/ -> judge/ (claims.py: where a verdict is reached) -> show/ -> page.py

@@ -2,6 +2,7 @@
 
     data and views -> pre-train -> diagnose -> measure -> record -> evaluate
 
+Measuring here means MACs and memory; time is measured before, for all methods of a grid together (`measure/table.py`).
 The record of the pre-training is written first. Evaluations are files of their own, made from the stored checkpoint, so
 that new label fractions and probes never train again.
 """
@@ -63,8 +64,8 @@ class Made:
 
     objective: Objective
     weights: bytes  # checkpoint.safetensors
-    parts: dict[str, Any]  # of the record
-    history: list[dict[str, Any]] | None = None  # a line an epoch
+    parts: dict[str, Any]  # of the record: learning, macs, time, memory
+    history: list[dict[str, Any]] | None = None  # one entry per epoch
     figure: dict[str, npt.NDArray[Any]] | None = None  # images and what is kept of them
     trained_under: list[dict[str, Any]] = field(default_factory=list)  # conditions, see `bench.records.environment`
 
@@ -84,7 +85,7 @@ def run_experiment(run: Experiment) -> Record:
             torch.manual_seed(spec.seed)
             make = train_on_labels if spec.parsed.strategy == SUPERVISED else pretrain_and_measure
             record = write_run(run, run_data, make(run, run_data), started)
-        run.checkpoints.clear()
+        run.checkpoints.clear()  # the weights are recorded; evaluations start from those
         evaluate_missing(spec, run.evaluation, run.finetune, run_data, store, run.progress)
         store.log(spec.run_id).unlink(missing_ok=True)  # of an earlier failure
         return record

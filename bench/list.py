@@ -30,7 +30,7 @@ def main(options: Options) -> None:
         for row, entry in zip(_entry_rows(STRATEGIES), STRATEGIES.values(), strict=True)
     ]
     console.print(_table("Strategies", [*columns, "encoders"], rows))
-    console.print(_table("Floors", ["name", "what it asks"], [[k, b.question] for k, b in BASELINES.items()]))
+    console.print(_table("Baselines", ["name", "what it asks"], [[k, b.question] for k, b in BASELINES.items()]))
     console.print(_table("Encoders", ["name", "what"], [[k, v] for k, v in ENCODERS.items()]))
     rows = [[k, e.summary, "\n".join(f"{o}: {h}" for o, h in e.options.items()), e.source] for k, e in REGISTRY.items()]
     console.print(_table("Data sets", ["name", "what", "options (--set data.options.NAME=)", "source"], rows))

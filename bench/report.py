@@ -13,7 +13,7 @@ from bench.specs.options import Options, Reports, Results, examples, takes
 app = typer.Typer(add_completion=False)
 EXAMPLES = (
     "python -m bench.report",
-    "python -m bench.report --results results/reference/quick --reports /tmp/report",
+    "python -m bench.report --results my-results --reports my-report",
 )
 
 

@@ -260,8 +260,10 @@ STRATEGIES: dict[str, Entry] = {
 
 
 def place_in(registry: dict[str, Entry], name: str) -> tuple[int, str]:
-    """Return the sort key of an entry in tables and plots: built-in entries in the order of the registry, then plug-ins
-    by name. The place of a plug-in does not depend on whether it is loaded, so that a report can be made without it."""
+    """Return the sort key of an entry in tables and plots: built-in entries in registry order, then plug-ins by name.
+
+    The position of a plug-in does not depend on whether it is loaded, so that a report can be made without it.
+    """
     built_in = [one for one, entry in registry.items() if not entry.code]
     return (built_in.index(name), "") if name in built_in else (len(built_in), name)
 

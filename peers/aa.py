@@ -102,9 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument(
-        "--behind", default="", help="method to run before dense, e.g. simclr/sparsecontrast"
-    )
+    parser.add_argument("--behind", default="", help="method to run before dense, e.g. simclr/sparsecontrast")
     return parser.parse_args()
 
 

@@ -62,8 +62,8 @@ def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) 
         values = parameters(launch.slurm, ranks)
         hours = sum(seconds[run.run_id] for run in runs) * values["nodes"] / 3600 / ranks
         many = "1 job" if len(runs) == 1 else f"an array of {len(runs)} jobs"
-        error_line = ", ".join(f"{key}={value}" for key, value in values.items())
-        lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {error_line}")
+        sbatch = ", ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {sbatch}")
     if measure and timed_methods(planned.grid) and not grid_table(planned.grid, sweep.results, sweep.threads).exists():
         lines.append("SLURM: 1 job more, which measures cost")
     return (

@@ -33,7 +33,7 @@ from methods.names import Method, parse_methods, split_outside_brackets, suggest
 PRESETS = Path(__file__).parents[1] / "presets"
 SEEDS = 1000  # at most
 DEPTH = 8  # of keys
-MISTAKES = 5  # told at once
+MISTAKES = 5  # reported in one message
 KINDS = ("bool", "int", "float", "str")  # of an option of a data set
 
 
@@ -65,7 +65,7 @@ class GridSpec(Frozen):
         return self
 
     def parsed_methods(self) -> list[Method]:
-        """Methods of the grid, in order: a keep ratio asked for goes to those that have one and don't name it."""
+        """Methods of the grid, in order. `keep` applies to methods with an option `keep` whose name does not set it."""
         methods: list[Method] = []
         for method, takes_keep in self._asked():
             if not takes_keep or not self.keep:
@@ -104,13 +104,14 @@ class GridSpec(Frozen):
         )
 
     def runs(self, fingerprint: str = "") -> list[RunSpec]:
-        """The grid on data of this fingerprint, seed by seed: the first is whole before the second begins."""
+        """The runs on data of this fingerprint. All runs of a seed precede those of the next seed."""
         runs = [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
         found = {"fingerprint": fingerprint, "weights_sha256": self.encoder.weights_digest()}
         return [run.model_copy(update=found) for run in runs]
 
     def _learning_rate(self, method: Method) -> float:
-        """The method's own tuned rate; else that of the strategy it is a control or a variant of; else the preset's."""
+        """The method's own tuned rate, or that of its strategy, of the strategy it is tuned as, of dense, or of the
+        same strategy under SimCLR; without any of them the preset's `train.lr`."""
         entry = STRATEGIES.get(method.strategy)
         names = [method.name, f"{method.objective}/{method.strategy}"]
         if entry is not None:
@@ -141,7 +142,8 @@ class GridSpec(Frozen):
 def load_grid(preset: str, spec: Path | None = None, changes: dict[str, Any] | None = None) -> GridSpec:
     """A preset by name, overridden by a TOML file of the same form, then by dotted keys (`train.epochs`: 5).
 
-    Options of a data set go with it: who names another one does not inherit them. Raises ValueError, which says where
+    Options of a data set go with it: naming another data set drops them. `train.lr` replaces the tuned rates of the
+    preset. Raises ValueError, which says where
     and what would be right, for unknown presets, keys and values, and FileNotFoundError for a missing file.
     """
     known = sorted(path.stem for path in PRESETS.glob("*.toml"))
@@ -163,6 +165,11 @@ def load_grid(preset: str, spec: Path | None = None, changes: dict[str, Any] | N
     if "preset" in file or "preset" in given:
         raise ValueError(f"{spec or 'options'}: a preset can't be set in a spec: choose it with --preset.")
     values = _override(values, given)
+    own = [part for part in (file, given) if isinstance(part.get("train"), dict) and "lr" in part["train"]]
+    if own:  # a rate that the user gives replaces the preset's tuned ones
+        values["tuned"] = _merge(
+            *(part["tuned"] if isinstance(part.get("tuned"), dict) else {} for part in (file, given))
+        )
     grid: GridSpec = validated(GridSpec, values, where=str(spec) if spec else "options")
     if "keep" in file or "keep" in given:
         grid.check_keep()

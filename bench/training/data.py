@@ -39,7 +39,7 @@ class RunData:
         return index[~np.isnan(self.dataset.labels[index]).all(1)]
 
     def images_scored(self, split: Literal["test", "val"]) -> Indices:
-        """The images of the split, then, beside the test images, those of the validation split."""
+        """Return the images of the split; for the test split, followed by those of the validation split."""
         return np.concatenate([self.images_of(part) for part in dict.fromkeys((split, "val"))])
 
     def draws(self, percent: float, draws: int) -> list[Indices]:

@@ -54,7 +54,7 @@ class Objective(nn.Module):
                 module.use_attention(backend, device)
 
     def after_step(self, progress: float) -> None:
-        """What follows the optimizer's step; `progress`: share of the run that is over after it, 1 after the last."""
+        """Update state after an optimizer step; `progress` is the completed share of the run, 1 after the last step."""
 
     def plateau(self, batch: int) -> float:
         """Return the contrastive loss of an encoder that does not distinguish any of `batch` samples (all ranks)."""

@@ -160,8 +160,10 @@ class Strategy(nn.Module):
 
     @property
     def stage_shares(self) -> tuple[float, ...]:
-        """Shares of the patches that inference keeps after each stage, where training keeps other shares
-        (`Encoding.stats`, kept_share_1 ...); empty elsewhere."""
+        """Shares of the patches that inference keeps after each stage; empty if training keeps the same shares.
+
+        Those of training are in `Encoding.stats`, as kept_share_1 and so on.
+        """
         return ()
 
     def calibrate(self, images: Tensor) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.bench import small
+from tests.processes import Forked
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +42,15 @@ def world(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> small
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """No MACs counted and no report drawn, for tests that are about neither: both take longer than the small runs."""
     small.make_light(monkeypatch)
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local workers, and the controllers that submitit starts for them, are forks of this process."""
+    import submitit.local.local
+
+    monkeypatch.setattr(submitit.local.local, "subprocess", SimpleNamespace(Popen=Forked))
+    monkeypatch.setattr(logging.getLogger("submitit"), "handlers", [])  # which write to the output of an earlier test
 
 
 @pytest.fixture(scope="session")

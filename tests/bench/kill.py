@@ -4,7 +4,8 @@
 
 A grid of two runs is made once undisturbed, which also tells how long it takes. Then the same command is started and
 killed, with all its children, after a random part of that time; what it left is where the next one begins. When a grid
-is finished all the same, another is begun. Exit code 1 if one differs from the undisturbed one.
+is finished all the same, another is begun. Exit code 1 if one differs from the undisturbed one. With `--fork` the
+commands are forks of this process, so that no time passes, and no kill falls, while Python imports torch.
 """
 
 from __future__ import annotations
@@ -22,30 +23,33 @@ from pathlib import Path
 
 from tests.bench import small
 from tests.bench.test_crash import outcome
+from tests.processes import Forked
 
 METHODS = "sparsecontrast,moco/fixed"
+Start = type[subprocess.Popen[bytes]] | type[Forked]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launcher", default="inline", choices=["inline", "local"])
     parser.add_argument("--folder", type=Path, default=None)
-    options = parser.parse_args()
+    parser.add_argument("--fork", dest="start", action="store_const", const=Forked, default=subprocess.Popen)
+    options = parser.parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     (folder / "small.toml").write_text(small.TOML, encoding="utf-8")
-    _finish(folder, folder / "cache-made", options.launcher)
+    _finish(options.start, folder, folder / "cache-made", options.launcher)
     started = time.monotonic()
-    _finish(folder, folder / "whole", options.launcher)
+    _finish(options.start, folder, folder / "whole", options.launcher)
     takes = time.monotonic() - started
     expected = {path.name: outcome(path) for path in _runs(folder / "whole")}
     chance, grids, differing, killed = random.Random(options.seed), 0, 0, 0
     results = folder / "killed"
     while killed < options.kills:
-        killed += _kill(folder, results, options.launcher, chance.uniform(0, takes))
+        killed += _kill(options.start, folder, results, options.launcher, chance.uniform(0, takes))
         if killed == options.kills or all((results / name / "evaluations").is_dir() for name in expected):
-            _finish(folder, results, options.launcher)
+            _finish(options.start, folder, results, options.launcher)
             found = {path.name: outcome(path) for path in _runs(results)}
             differing += found != expected
             grids += 1
@@ -60,14 +64,17 @@ def _command(folder: Path, results: Path, launcher: str) -> list[str]:
     return [sys.executable, "-m", "bench.run", "--methods", METHODS, "--launcher", launcher, *fixed, *where]
 
 
-def _finish(folder: Path, results: Path, launcher: str) -> None:
-    subprocess.run(_command(folder, results, launcher), check=True, stdout=subprocess.DEVNULL)
+def _finish(start: Start, folder: Path, results: Path, launcher: str) -> None:
+    with open(os.devnull, "wb") as nowhere:
+        code = start(_command(folder, results, launcher), stdout=nowhere).wait()
+    if code:
+        raise RuntimeError(f"the command that nobody killed ended with exit code {code}")
 
 
-def _kill(folder: Path, results: Path, launcher: str, after: float) -> bool:
+def _kill(start: Start, folder: Path, results: Path, launcher: str, after: float) -> bool:
     """Start the command and kill it and its children; False if it had ended by then."""
     with open(folder / "log", "ab") as log:
-        process = subprocess.Popen(_command(folder, results, launcher), stdout=log, stderr=log, start_new_session=True)
+        process = start(_command(folder, results, launcher), stdout=log, stderr=log, start_new_session=True)
     try:
         process.wait(after)
         return False

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -146,7 +144,8 @@ def test_a_failing_disk_fails_the_run_by_name_and_the_next_command_goes_on(
 
 
 def _note(sweep: Sweep, log: Path, start: float) -> None:
-    def stand_in(run: Any, *args: Any, **options: Any) -> Record:
+    def stand_in(experiment: Any) -> Record:
+        run = experiment.spec
         with open(log, "ab", buffering=0) as file:
             file.write(f"{run.run_id}\n".encode())
         time.sleep(0.02)
@@ -167,7 +166,7 @@ def test_commands_on_the_same_folder_share_the_grid(tmp_path: Path, cache: Path)
     sweep = Sweep(tuple(grid.runs()), grid.evaluation, grid.finetune, tmp_path / "results", cache, 1)
     log, start = tmp_path / "log", time.time() + 0.5
     context = multiprocessing.get_context("fork")
-    crowd = [context.Process(target=_note, args=(replace(sweep, grid=str(i)), log, start)) for i in range(4)]
+    crowd = [context.Process(target=_note, args=(replace(sweep, command_id=str(i)), log, start)) for i in range(4)]
     for process in crowd:
         process.start()
     for process in crowd:
@@ -177,14 +176,12 @@ def test_commands_on_the_same_folder_share_the_grid(tmp_path: Path, cache: Path)
     assert not list((sweep.results / ".leases").iterdir())
 
 
-def test_five_real_kills(tmp_path: Path) -> None:
-    """`kill -9` at random moments of `bench.run`, from its first import to its report: see tests/bench/kill.py."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.kill", "--kills", "5", "--folder", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 kills" in done.stdout
+def test_five_real_kills(
+    light_module: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`kill -9` at random moments of `bench.run`, from its plan to its report: see tests/bench/kill.py."""
+    from tests.bench import kill
+
+    monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)
+    assert kill.main(["--kills", "5", "--fork", "--folder", str(tmp_path)]) == 0
+    assert "5 kills" in capfd.readouterr().out

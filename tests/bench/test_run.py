@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.analysis.page import write_report
 from bench.launch.leases import Leases
 from bench.measure.table import Measurement
 from bench.records.record import CostTable, Evaluation, Record
@@ -291,7 +292,6 @@ def test_ctrl_c_while_planning(world: small.World, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failing_run_is_named_and_the_others_are_reported(world: small.World, light, monkeypatch) -> None:
-    from bench.analysis.page import write_report
     from bench.training.pretrain import pretrain
 
     def fails(spec, *args: Any) -> Any:
@@ -383,7 +383,7 @@ def test_a_worker_that_dies_is_named(world: small.World, light: None, monkeypatc
     monkeypatch.setattr("bench.launch.launch.work", dies)
     result = world.run("--methods", "dense")
     assert result.exit_code == 1
-    assert "Failed: a worker ended before its time: the process was killed" in result.stderr
+    assert "Failed: a worker exited unexpectedly: the process was killed" in result.stderr
     assert ": not finished" in result.stderr
     (folder,) = (line.split(": ")[1] for line in result.stderr.splitlines() if line.endswith(": not finished"))
     with Leases(world.results).hold(folder):

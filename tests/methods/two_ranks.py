@@ -3,7 +3,7 @@
 Runs every case alone and together with the other rank, and measures how far apart the results are. Run as
 `python -m tests.methods.two_ranks RANK FOLDER`; writes FOLDER/<rank>.json.
 
-Everything is computed in float64, including noise and `Tensor.float`, so that rounding hides no mistake.
+The cases are computed in float64 throughout, so that rounding hides no mistake.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.ranks import gather_views, mean_over_ranks, own_rows, rows_of_rank, sum_over_ranks, together, world
 from methods.strategies.strategy import Call
+from tests.float64 import float64_throughout
 from tests.methods.slow import shake
 
 WORLD, BATCH, SIZE = 2, 8, 32
@@ -178,15 +179,12 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     found: dict[str, Any] = {"exchanged": exchanged(rank), "normed": normed(rank), "cases": {}}
-    torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    uniform = Noise.uniform
-    Noise.uniform = lambda *a, **k: uniform(*a, **k).double()  # type: ignore[method-assign]
-    for encoder, method in CASES:
-        alone = train(encoder, method)
-        with together():
-            shared = train(encoder, method)
-        found["cases"][f"{encoder} {method}"] = apart(alone, shared)
+    with float64_throughout():
+        for encoder, method in CASES:
+            alone = train(encoder, method)
+            with together():
+                shared = train(encoder, method)
+            found["cases"][f"{encoder} {method}"] = apart(alone, shared)
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 

@@ -59,17 +59,20 @@ def judge(low: float, high: float, threshold: float) -> Verdict:
 
 
 def judge_speed(speed: Speed, threshold: float) -> Verdict:
-    """`judge` for a speed-up of `threshold` > 1, as far as the noise floor lets it be told: support wants a difference
-    that was seen, and where dense against itself comes out as far from 1 as the threshold, only a slowdown that was
-    seen refutes it. Fewer rounds than a 95 % interval needs decide nothing, nor do rounds that other work disturbed."""
+    """Judge a speed-up of `threshold` > 1 against the noise floor.
+
+    Support needs a difference that stands out of the noise floor. Where the noise floor reaches the threshold, only a
+    slowdown that stands out refutes the claim. Fewer rounds than a 95 % interval needs decide nothing, and neither do
+    rounds that other processes disturbed.
+    """
     if undecidable(speed):
         return "undecided"
     verdict = judge(speed.low, speed.high, threshold)
     if verdict == "supported":
-        told = not speed.no_difference
+        distinguishable = not speed.no_difference
     else:
-        told = speed.floor < threshold or speed.high < 1 / speed.floor
-    return verdict if told else "undecided"
+        distinguishable = speed.floor < threshold or speed.high < 1 / speed.floor
+    return verdict if distinguishable else "undecided"
 
 
 def undecidable(speed: Speed) -> str:

@@ -196,7 +196,9 @@ STRATEGIES = {{"dies": Entry(":Dies", "its second rank dies, once", "a test", in
 """
 
 
-def test_a_grid_on_two_ranks_and_one_that_dies(world: small.World, tmp_path: Path) -> None:
+def test_a_grid_on_two_ranks_and_one_that_dies(
+    world: small.World, light: None, registries: None, forks: None, tmp_path: Path
+) -> None:
     """Rank 0 says of which run the other died, and the rest go on; the same command does what is left. Losses are those
     of one process."""
     plugin = tmp_path / "dies.py"
