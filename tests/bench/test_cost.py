@@ -143,9 +143,12 @@ def test_another_encoder_comes_at_its_own_size(tmp_path: Path) -> None:
         (("--keep", "0.5,half"), "--keep '0.5,half' is no comma list of numbers"),
         (("--keep", "1.5"), "keep"),
         (("--image-size", "big"), "--image-size 'big' is no comma list of whole numbers"),
-        (("--image-size", "50"), "no multiple of the 8-pixel patches"),
-        (("--image-size", "32,50"), "no multiple of the 8-pixel patches"),  # before the first is measured
-        (("--encoder", "resnetv2_50", "--methods", "dense"), "not one of timm's plain ResNets"),
+        (("--image-size", "50"), "is not a multiple of the patch size of 'vit_stem_d64_l4_patch8', 8 pixels"),
+        (
+            ("--image-size", "32,50"),
+            "is not a multiple of the patch size of 'vit_stem_d64_l4_patch8', 8 pixels",
+        ),  # before the first is measured
+        (("--encoder", "resnetv2_50", "--methods", "dense"), "is not a plain ResNet from timm"),
         (("--encoder", "convnext_tiny"), "'dynamicvit' is not defined on encoder 'convnext_tiny', a CNN"),
         (("--encoder", "resnet50", "--methods", "fixed"), "'fixed' is not defined on encoder 'resnet50', a CNN"),
         (("--channels", "2"), "channels"),
