@@ -47,7 +47,7 @@ class Forked(ForkProcess):
         for number, file in files.items():
             if file is not None:
                 os.dup2(file if isinstance(file, int) else file.fileno(), number)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in files)
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in files)  # noqa: SIM115
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

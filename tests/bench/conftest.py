@@ -35,6 +35,7 @@ def fabric():
 @pytest.fixture
 def world(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> small.World:
     monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)  # one thread, as everywhere in the tests
+    small.count_once(monkeypatch)
     return small.World(tmp_path, cache)
 
 
@@ -59,6 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     world = small.World(tmp_path_factory.mktemp("verify"), cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
+        small.count_once(patch)
         patch.setattr("bench.analysis.page.write_report", small.light_report)
         result = world.run("--methods", "sparsecontrast")
     assert result.exit_code == 0, result.output
@@ -66,8 +68,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 
 @pytest.fixture
-def folder(trained: Path, tmp_path: Path) -> Path:
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that run's folder, to be tampered with."""
+    small.count_once(monkeypatch)
     shutil.copytree(trained, tmp_path / "results")
     (path,) = (tmp_path / "results").glob("simclr-*")
     return path

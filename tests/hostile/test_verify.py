@@ -12,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from datasets.limits import PLUGIN_BYTES, RECORD_BYTES
+from tests.bench import small
 from tests.hostile.harness import Commands, check
 from tests.hostile.test_records import cut, folder, other_weights, pickled_weights, pipe, put, zero
 
@@ -27,6 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     made = Commands(tmp_path_factory.mktemp("verified"), cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
+        small.count_once(patch)
         done = made.run("--methods", "sparsecontrast")
     assert done.exit_code == 0, done.output
     (path,) = (made.folder / "results").glob("*/record.json")
