@@ -1,7 +1,7 @@
 # make bench   set up, then run the benchmark (ARGS="..." replaces the arguments)
 # make test    set up, then run the tests      (ARGS="..." goes to pytest)
 # make setup   the set-up alone: .venv from requirements.lock
-# make peers   measure our speed against other libraries, in an environment of their own (peers/README.md)
+# make peers   compare our speed with other libraries, in a separate environment (peers/README.md)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -19,7 +19,7 @@ test: $(STAMP)
 
 setup: $(STAMP)
 
-# TORCH=cpu takes torch without CUDA from PyTorch's own index, where that can be reached
+# TORCH=cpu installs torch without CUDA from PyTorch's own index, if that can be reached
 ifeq ($(TORCH),cpu)
 CUDA := ^(nvidia-|cuda-|triton|xformers)
 INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
@@ -31,7 +31,7 @@ endif
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=python3.11"; exit 1; }
+		{ echo "$(PYTHON) is older than Python 3.11, which is needed: use e.g. make PYTHON=python3.11"; exit 1; }
 	@echo "Setting up $(VENV): about $(DISK) of disk, and 2 to 10 minutes."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@grep -vE '$(CUDA)' requirements.lock > $(VENV)/requirements.txt
@@ -43,11 +43,11 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# every method at a few learning rates, on validation data; the chosen ones go into the preset by hand
+# try a few learning rates for every method, on validation data; writes bench/presets/<preset>.tuning.json
 tune: $(STAMP)
 	$(RUN) bench.tune $(ARGS)
 
-# peers go into an environment of their own, which sees the project's packages and changes nothing in it
+# the peers' environment sees the packages of .venv and does not change them
 PEERS := peers/.venv
 peers: $(PEERS)/.done
 	$(PEERS)/bin/python -m peers.run_all $(ARGS)
@@ -59,7 +59,7 @@ $(PEERS)/.done: peers/requirements.txt $(STAMP)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
-# exact versions of all that pyproject.toml asks for, resolved in an empty environment
+# write the exact versions of all dependencies in pyproject.toml, resolved in an empty environment
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet --disable-pip-version-check '.[dev]'
@@ -71,4 +71,4 @@ clean:
 	rm -rf $(VENV) $(PEERS) build *.egg-info
 
 clean-cache:
-	@rm -rf "$${BENCH_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sparse-attention-bench}" && echo "The cache is gone."
+	@rm -rf "$${BENCH_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sparse-attention-bench}" && echo "The cache was removed."

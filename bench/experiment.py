@@ -2,6 +2,7 @@
 
     data and views -> pre-train -> diagnose -> measure -> record -> evaluate
 
+Measuring here means MACs and memory; time is measured before, for all methods of a grid together (`measure/table.py`).
 The record of the pre-training is written first. Evaluations are files of their own, made from the stored checkpoint, so
 that new label fractions and probes never train again.
 """
@@ -39,6 +40,7 @@ from bench.training.finetune import finetune, finetune_steps, spent
 from bench.training.history import ProgressCallback, with_current_conditions
 from bench.training.pretrain import Trained, pretrain
 from bench.training.ranks import fabric_of, leading
+from methods import ALL_TOKENS, SUPERVISED, UNTRAINED
 from methods.objectives.objective import Objective
 
 
@@ -62,8 +64,8 @@ class Made:
 
     objective: Objective
     weights: bytes  # checkpoint.safetensors
-    parts: dict[str, Any]  # of the record
-    history: list[dict[str, Any]] | None = None  # a line an epoch
+    parts: dict[str, Any]  # of the record: learning, macs, time, memory
+    history: list[dict[str, Any]] | None = None  # one entry per epoch
     figure: dict[str, npt.NDArray[Any]] | None = None  # images and what is kept of them
     trained_under: list[dict[str, Any]] = field(default_factory=list)  # conditions, see `bench.records.environment`
 
@@ -81,9 +83,9 @@ def run_experiment(run: Experiment) -> Record:
         run_data = load_run_data(spec, one_device(spec.train.precision), run.cache)
         if record is None or record.status != "done":
             torch.manual_seed(spec.seed)
-            make = train_on_labels if spec.parsed.strategy == "supervised" else pretrain_and_measure
+            make = train_on_labels if spec.parsed.strategy == SUPERVISED else pretrain_and_measure
             record = write_run(run, run_data, make(run, run_data), started)
-        run.checkpoints.clear()
+        run.checkpoints.clear()  # the weights are recorded; evaluations start from those
         evaluate_missing(spec, run.evaluation, run.finetune, run_data, store, run.progress)
         store.log(spec.run_id).unlink(missing_ok=True)  # of an earlier failure
         return record
@@ -98,7 +100,7 @@ def run_experiment(run: Experiment) -> Record:
 def pretrain_and_measure(run: Experiment, run_data: RunData) -> Made:
     """Pre-train the method's encoder, diagnose what it learned, measure what it costs."""
     spec = run.spec
-    trained = None if spec.parsed.strategy == "untrained" else _pretrain(run, run_data)
+    trained = None if spec.parsed.strategy == UNTRAINED else _pretrain(run, run_data)
     objective = build(spec.parsed, spec.encoder, spec.seed) if trained is None else trained.objective
     encoder = objective.encoder.eval()
     run.progress({"doing": "diagnosing"})
@@ -140,7 +142,7 @@ def train_on_labels(run: Experiment, run_data: RunData) -> Made:
         run_data,
         index,
         spec.finetune,
-        inference="dense",
+        inference=ALL_TOKENS,
         progress=run.progress,
         checkpoints=run.checkpoints,
     )

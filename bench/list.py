@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.specs.grid_spec import PRESETS
+from bench.specs.options import Options, takes
 from datasets import REGISTRY
 from methods import BASELINES, ENCODERS, HEADLINE, OBJECTIVES, STRATEGIES, Entry
 
-app = typer.Typer(add_completion=False, help=__doc__)
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def main() -> None:
+@takes(Options)
+def main(options: Options) -> None:
     """List all that `bench.run` and `bench.cost` take by name, each with a line and its source."""
     console = Console()
     console.print(_table("Methods that --methods all means", ["method"], [[name] for name in HEADLINE]))
@@ -28,7 +30,7 @@ def main() -> None:
         for row, entry in zip(_entry_rows(STRATEGIES), STRATEGIES.values(), strict=True)
     ]
     console.print(_table("Strategies", [*columns, "encoders"], rows))
-    console.print(_table("Floors", ["name", "what it asks"], [[k, v] for k, v in BASELINES.items()]))
+    console.print(_table("Baselines", ["name", "what it asks"], [[k, b.question] for k, b in BASELINES.items()]))
     console.print(_table("Encoders", ["name", "what"], [[k, v] for k, v in ENCODERS.items()]))
     rows = [[k, e.summary, "\n".join(f"{o}: {h}" for o, h in e.options.items()), e.source] for k, e in REGISTRY.items()]
     console.print(_table("Data sets", ["name", "what", "options (--set data.options.NAME=)", "source"], rows))

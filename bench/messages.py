@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +41,18 @@ def error_line(mistake: Exception, where: str = "the paths that were given") -> 
     if isinstance(mistake, OSError) and mistake.errno is not None:
         return plain(f"{mistake.filename} can't be used ({mistake.strerror}): look at {where}.")
     return plain(str(mistake))
+
+
+@contextmanager
+def exit_on(
+    *mistakes: type[Exception], code: int, label: str = "Error:", where: str = "the paths that were given"
+) -> Iterator[None]:
+    """End the command with this exit code at one of these `mistakes`, which is printed as a line after the `label`."""
+    try:
+        yield
+    except mistakes as mistake:
+        typer.echo(f"{label} {error_line(mistake, where)}", err=True)
+        raise typer.Exit(code) from None
 
 
 def console_of() -> Console:

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from bench.messages import account, exit_on, plain
+from bench.specs.options import Options, Reports, Results, examples, takes
+
 app = typer.Typer(add_completion=False)
+EXAMPLES = (
+    "python -m bench.report",
+    "python -m bench.report --results my-results --reports my-report",
+)
 
 
-@app.command()
-def main(
-    results: Annotated[Path, typer.Option(help="The folder with the records.")] = Path("results"),
-    reports: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("reports"),
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Options):
+    """The command line of `bench.report`."""
+
+    results: Results = Path("results")
+    reports: Reports = Path("reports")
+
+
+@app.command(epilog=examples(*EXAMPLES))
+@takes(ReportOptions)
+def main(options: ReportOptions) -> None:
     """Write the report on all finished runs: tables, figures, the finding in sentences."""
     from bench.analysis.outputs import check_reports
     from bench.analysis.read.groups import ReportRefused
-    from bench.messages import account, error_line, plain
 
-    try:
-        check_reports(reports)
-    except (ValueError, OSError) as wrong:
-        typer.echo(f"Error: {error_line(wrong, '--results and --reports')}", err=True)
-        raise typer.Exit(2) from None
+    with exit_on(ValueError, OSError, code=2, where="--results and --reports"):
+        check_reports(options.reports)
     from bench.analysis.page import write_report  # brings pandas and seaborn
 
     try:
-        summary = write_report(results, reports)
+        with exit_on(OSError, code=2, where="--results and --reports"):
+            summary = write_report(options.results, options.reports)
     except ReportRefused as refused:
         typer.echo(f"The report is refused. {account(str(refused))}", err=True)
         raise typer.Exit(1) from None
-    except OSError as wrong:
-        typer.echo(f"Error: {error_line(wrong, '--results and --reports')}", err=True)
-        raise typer.Exit(2) from None
     for group in summary.groups:
         typer.echo(f"\n{group.table}\n")
         for sentence in group.finding:

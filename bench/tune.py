@@ -7,10 +7,26 @@ account of how it was found. The test split is never looked at.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from bench.messages import exit_on
+from bench.specs.options import (
+    Cache,
+    Methods,
+    Options,
+    Preset,
+    Results,
+    changes_of,
+    compared,
+    default_cache,
+    examples,
+    numbers,
+    takes,
+)
 
 if TYPE_CHECKING:
     from bench.specs.grid_spec import GridSpec
@@ -20,65 +36,75 @@ LABELS = 10.0  # per cent at which learning rates are compared
 SEED = 1000  # not one that results are reported for
 
 
-@app.command()
-def main(
-    preset: Annotated[str, typer.Option(help="The preset to tune.")] = "quick",
-    methods: Annotated[str, typer.Option(help="As for bench.run; others' earlier results are kept.")] = "all",
-    rates: Annotated[
-        str, typer.Option(help="Learning rates to try, for every method the same.")
-    ] = "1e-3,2e-3,4e-3,8e-3,1.6e-2",
-    results: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("results/tuning"),
-    cache: Annotated[Path | None, typer.Option(help="Where data made once are kept; else BENCH_CACHE.")] = None,
-) -> None:
-    """Try a few learning rates for every method on validation data and write the best ones down."""
+EXAMPLES = (
+    "python -m bench.tune --preset quick",
+    "python -m bench.tune --preset quick --methods moco/dense --rates 2e-3,4e-3",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(Options):
+    """The command line of `bench.tune`."""
+
+    methods: Methods = "all"
+    rates: Annotated[str, compared(help="Learning rates to try, for every method the same.")] = (
+        "1e-3,2e-3,4e-3,8e-3,1.6e-2"
+    )
+    preset: Preset = "quick"
+    results: Results = Path("results/tuning")
+    cache: Cache = None
+
+
+@app.command(epilog=examples(*EXAMPLES))
+@takes(TuneOptions)
+def main(options: TuneOptions) -> None:
+    """Try a few learning rates for every method on validation data and write the best ones down; what was tried before
+    for other methods is kept."""
     from rich.console import Console
 
-    from bench.grid.plan import default_cache, numbers
     from bench.grid.watch import Watch
     from bench.launch.launch import LaunchOptions, workers
     from bench.launch.worker import Sweep
-    from bench.messages import error_line
     from bench.records.environment import cores
     from bench.records.store import as_json, write_atomically
     from bench.specs.grid_spec import PRESETS, load_grid
 
-    try:
-        tried = list(numbers("--rates", rates, "1e-3,2e-3"))
+    with exit_on(ValueError, OSError, code=2):
+        tried = list(numbers("--rates", options.rates, "1e-3,2e-3"))
         if not all(rate > 0 for rate in tried):
-            raise ValueError(f"--rates '{rates}': a learning rate is above 0.")
-        grid = load_grid(preset, changes={"methods": methods, "baselines": [], "seeds": [SEED], "tuned": {}})
+            raise ValueError(f"--rates '{options.rates}': a learning rate is above 0.")
+        changes = {**changes_of(options), "baselines": [], "seeds": [SEED], "tuned": {}}
+        grid = load_grid(options.preset, changes=changes)
         planned = grid.runs()
-    except (ValueError, OSError) as mistake:
-        typer.echo(f"Error: {error_line(mistake)}", err=True)
-        raise typer.Exit(2) from None
     runs = tuple(
         run.model_copy(update={"train": run.train.model_copy(update={"lr": rate})}) for run in planned for rate in tried
     )
     evaluation = grid.evaluation.model_copy(update={"labels": (LABELS,), "probes": ("linear",), "split": "val"})
     count = min(cores(), len(runs))
-    sweep = Sweep(runs, evaluation, grid.finetune, results, cache or default_cache(), max(1, cores() // count))
+    cache = options.cache or default_cache()
+    sweep = Sweep(runs, evaluation, grid.finetune, options.results, cache, max(1, cores() // count))
     try:
         with workers(sweep, LaunchOptions("local", count)) as handles, Watch(sweep, Console(soft_wrap=True)):
             for handle in handles:
                 handle.wait()
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    path = PRESETS / f"{preset}.tuning.json"
+    path = PRESETS / f"{options.preset}.tuning.json"
     write_atomically(path, as_json(_summary(grid, sweep, tried, path)))
     typer.echo(f"Written to {path}")
 
 
 def _summary(grid: GridSpec, sweep: Any, tried: list[float], path: Path) -> dict[str, Any]:
     """What was tried, what came out on validation data, what was chosen; earlier results of other methods are kept."""
-    from bench.records.record import Evaluation
-    from bench.records.store import Store, evaluation_name
+    from bench.records.store import Store
+    from bench.specs.run_spec import EvaluationKey
     from methods import inference_modes
 
     store, rows = Store(sweep.results), []
     for run in sweep.runs:
-        name = evaluation_name("linear", LABELS, inference_modes(run.parsed.strategy)[0])
-        file = store.folder(run.run_id) / "evaluations" / f"{name}.json"
-        value = Evaluation.model_validate_json(file.read_bytes()).macro_auroc if file.exists() else None
+        name = EvaluationKey("linear", LABELS, inference_modes(run.parsed.strategy)[0]).name
+        found = store.evaluation(run.run_id, name)
+        value = None if found is None else found.macro_auroc
         rows.append({"method": run.method, "lr": run.train.lr, "val_macro_auroc": value})
     if path.exists():
         ours = {row["method"] for row in rows}

@@ -1,8 +1,8 @@
-"""What every data set gives: images, labels, patients, and what is known about them.
+"""Class of a loaded data set: images, labels, patients, and what is known about them.
 
-A `Dataset` is plain arrays, checked once when it is made, so that nothing downstream has to ask again whether
-shapes agree or a label is something other than 1, 0 or missing. It holds no policy: uncertain labels are
-resolved by the loader, splits are made in `datasets.splits`, views in `datasets.views`.
+A `Dataset` consists of plain arrays that are checked once, on creation, so that later code can rely on shapes and
+values. It contains no policy: uncertain labels are resolved by the loader, splits are made in `datasets.splits`, and
+views in `datasets.views`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ import numpy.typing as npt
 
 SPLIT_NAMES = ("train", "val", "test")
 DETAIL_NAMES = ("size_mm", "contrast", "cnr", "side")
-MAX_MASK_LABELS = 16  # a mask is one bit of a uint16
+MAX_MASK_LABELS = 16  # each mask is one bit of a uint16
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory (or memory-mapped), N images, L findings.
+    """A data set of N images and L findings, in memory or memory-mapped.
 
     images: (N, H, W) uint8, H == W; may be a read-only memory-map.
-    labels: (N, L) float32; 1, 0, or NaN where missing (uncertain ones are resolved already).
-    label_names: L names, unique.
-    patients: (N,) str; an image without a known patient is a patient of its own (`patient_ids_known` False).
+    labels: (N, L) float32; 1, 0, or NaN if missing. Uncertain labels are already resolved.
+    label_names: L unique names.
+    patients: (N,) str. Without known patients, every image has a different one and `patient_ids_known` is False.
     official_split: (N,) of "train", "val", "test", or None.
-    masks: (N, H, W) uint16, bit l is set inside a lesion of label l, or None; L <= 16 where there are masks.
-    has_mask: (N, L) bool, whether a mask of this finding exists for this image, or None with `masks`.
-    details: name -> (N, L) float32, NaN where absent: "size_mm", "contrast", "cnr", "side".
-    subgroups: name -> (N,) str, "" where unknown: "sex", "age" (bands), "view".
-    notes: whole sentences that a report has to show.
-    fingerprint: sha256 (hex) of what identifies the data: a generator's version, seed, options, or the bytes.
+    masks: (N, H, W) uint16 with bit l set inside a lesion of label l, or None. With masks, L <= 16.
+    has_mask: (N, L) bool, whether the image has a mask of the finding; None without masks.
+    details: (N, L) float32 by name, NaN where absent. Names are "size_mm", "contrast", "cnr", "side".
+    subgroups: (N,) str by name, "" where unknown. Names are "sex", "age" (bands), "view".
+    notes: sentences that a report must show. They are recorded with every run and compared when a run is verified, so
+        that changing their wording has the same effect as changing the data.
+    fingerprint: sha256 (hex) of what identifies the data: version, seed and options of a generator, or the bytes.
 
-    Raises ValueError when the arrays contradict each other.
+    Raises ValueError if the arrays contradict each other.
     """
 
     name: str
@@ -96,10 +97,10 @@ class Dataset:
 
     @property
     def labelled(self) -> Array:
-        """(N,) bool: the image has at least one label; the others take part in pre-training only."""
+        """(N,) bool, whether the image has a label. Images without one are used only for pre-training."""
         return np.asarray((~np.isnan(self.labels)).any(axis=1))
 
     def replace(self, **changes: Any) -> Dataset:
-        """A copy with some fields changed (arrays are shared, not copied)."""
+        """Return a copy with some fields changed; arrays are shared, not copied."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Dataset(**{**values, **changes})

@@ -1,11 +1,11 @@
-"""A folder of your own images: manifest.csv, the images it lists, and where there are some masks.csv.
+"""Loader of a folder of images: manifest.csv, the images it lists, and optionally masks.csv.
 
-    manifest.csv   path, patient_id, one column a finding (1, 0, -1 uncertain, blank unknown);
+    manifest.csv   path, patient_id, one column per finding (1, 0, -1 uncertain, blank unknown);
                    optional: split (train, val, test), view, sex, age (years)
-    masks.csv      path, finding, mask (a PNG of the image's size, not 0 inside)
+    masks.csv      path, finding, mask (a PNG of the size of the image, not 0 inside the lesion)
                    or path, finding, x, y, w, h (a box in pixels of the original image; several rows add up)
 
-Paths are relative to the folder and may not lead out of it. PNG or JPEG, gray or RGB, 8 or 16 bits.
+Paths are relative to the folder and must not lead out of it. Images are PNG or JPEG, gray or RGB, 8 or 16 bits.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from datasets.dataset import MAX_MASK_LABELS, Array, Dataset
 from datasets.images import FITS, Allocate, Fit, cached, decode, decode_mask, fit_image, fit_mask
 from datasets.manifest import POLICIES, Manifest, inside, read_manifest, read_table
 
-VERSION = 1  # of what is cached
+VERSION = 1  # of the cached arrays
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A row of masks.csv: a file, or a box x, y, w, h in pixels of the original image."""
+    """Row of masks.csv: a mask file, or a box x, y, w, h in pixels of the original image.
+
+    finding: index of the label. where: file and row, for error messages.
+    """
 
     finding: int
     where: str
@@ -47,19 +50,21 @@ def load(
     uncertain: str = "ignore",
     fit: Fit = "pad",
 ) -> Dataset:
-    """Read the folder `root`.
+    """Load the folder `root`, with images of `image_size` x `image_size` pixels.
 
-    labels: names of the finding columns, or one text with commas. uncertain: what -1 becomes, "ignore"
-    (missing), "positive" or "negative". fit: "pad" keeps the aspect and adds black, "stretch" does not,
-    "crop" cuts the middle square. Raises FileNotFoundError, naming the file looked for, and ValueError,
-    naming file and row.
+    cache: folder for the decoded arrays, or None to keep them in memory.
+    labels: names of the finding columns, as a sequence or separated by commas; None to detect them.
+    uncertain: what -1 becomes: "ignore" (missing), "positive" or "negative".
+    fit: "pad" keeps the aspect ratio and adds black, "stretch" changes it, "crop" cuts out the central square.
+
+    Raises FileNotFoundError for a missing file, ValueError for invalid contents; the message names file and row.
     """
     if uncertain not in POLICIES:
-        raise ValueError(f"There is no policy uncertain={uncertain}; choose ignore, positive or negative.")
+        raise ValueError(f"uncertain={uncertain} is not a policy; choose ignore, positive or negative.")
     if fit not in FITS:
-        raise ValueError(f"There is no fit={fit}; choose {', '.join(FITS)}.")
+        raise ValueError(f"fit={fit} is not possible; choose {', '.join(FITS)}.")
     if not root.is_dir():
-        raise FileNotFoundError(f"The folder {root} was looked for and is not there; give the one with manifest.csv.")
+        raise FileNotFoundError(f"The folder {root} does not exist; give the folder that holds manifest.csv.")
     if not isinstance(labels, str | Sequence | None) or (labels is not None and not labels):
         raise ValueError(f"labels={labels!r} names no finding column; write labels=A,B or leave it out.")
     named = [part.strip() for part in labels.split(",") if part.strip()] if isinstance(labels, str) else labels
@@ -85,7 +90,7 @@ def load(
 
 
 def _digest(paths: Any) -> str:
-    """sha256 over the contents of those files that are there."""
+    """Return the sha256 (hex) of the names and contents of files; missing files count as empty."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode() + (path.read_bytes() if path.is_file() else b""))
@@ -93,14 +98,14 @@ def _digest(paths: Any) -> str:
 
 
 def _states(manifest: Manifest, lesions: list[list[Lesion]]) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every file, for the cache's key."""
+    """Return name, size and modification time of every file, for the key of the cache."""
     masks = {lesion.file for rows in lesions for lesion in rows if lesion.file is not None}
     states = [(str(file), file.stat()) for file in (*manifest.files, *sorted(masks))]
     return [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
 def _build(new: Allocate, manifest: Manifest, lesions: list[list[Lesion]], size: int, fit: Fit) -> dict[str, Array]:
-    """images, sha256 over all files, and where there are lesions masks and has_mask."""
+    """Decode all files into the arrays images and sha256 (of all files), and with lesions masks and has_mask."""
     n, findings = len(manifest.files), len(manifest.label_names)
     arrays = {"images": new("images", (n, size, size), np.uint8), "sha256": new("sha256", (32,), np.uint8)}
     if any(lesions):
@@ -125,15 +130,15 @@ def _build(new: Allocate, manifest: Manifest, lesions: list[list[Lesion]], size:
 
 
 def _read_masks(root: Path, manifest: Manifest) -> tuple[list[list[Lesion]], list[str]]:
-    """The lesions of each image, and notes that name what is left out."""
+    """Read masks.csv, if it exists: the lesions of each image, and notes that name rows which are left out."""
     lesions: list[list[Lesion]] = [[] for _ in manifest.files]
     path = root / "masks.csv"
     if not path.exists():
         return lesions, []
     if len(manifest.label_names) > MAX_MASK_LABELS:
         raise ValueError(
-            f"{path} can be used with at most {MAX_MASK_LABELS} findings, and there are "
-            f"{len(manifest.label_names)}; name some with labels=A,B."
+            f"{path} can be used with at most {MAX_MASK_LABELS} findings, but there are "
+            f"{len(manifest.label_names)}; choose some with labels=A,B."
         )
     table = read_table(path, "it lists the lesions")
     drawn = "mask" in table
@@ -143,24 +148,24 @@ def _read_masks(root: Path, manifest: Manifest) -> tuple[list[list[Lesion]], lis
             raise ValueError(f"{path} has no column '{column}'; it needs path, finding and either mask or x, y, w, h.")
     place = {file: i for i, file in enumerate(manifest.files)}
     finding = {name: i for i, name in enumerate(manifest.label_names)}
-    strange: dict[str, None] = {}
-    elsewhere = 0
+    unknown: dict[str, None] = {}
+    unlisted = 0
     for row, cells in zip(table.index, table[list(needed)].itertuples(index=False, name=None), strict=True):
         where = f"{path}, row {row}"
         image = place.get(inside(root, cells[0], where))
         if image is None:
-            elsewhere += 1
+            unlisted += 1
         elif cells[1] not in finding:
-            strange[cells[1]] = None
+            unknown[cells[1]] = None
         elif drawn:
             lesions[image].append(Lesion(finding[cells[1]], where, file=_mask_file(root, cells[2], where)))
         else:
             lesions[image].append(Lesion(finding[cells[1]], where, box=_box(cells[2:], where)))
     notes = []
-    if strange:
-        notes.append(f"Masks left out, as manifest.csv has no such finding: {', '.join(strange)}.")
-    if elsewhere:
-        notes.append(f"Masks left out, as manifest.csv does not list their image: {elsewhere:,} rows of masks.csv.")
+    if unknown:
+        notes.append(f"Masks left out, as manifest.csv has no such finding: {', '.join(unknown)}.")
+    if unlisted:
+        notes.append(f"Masks left out, as manifest.csv does not list their image: {unlisted:,} rows of masks.csv.")
     return lesions, notes
 
 
@@ -169,7 +174,7 @@ def _mask_file(root: Path, name: str, where: str) -> Path:
         raise ValueError(f"{where}: 'mask' is blank; name a PNG file.")
     file = inside(root, name, where)
     if not os.path.isfile(file):
-        raise FileNotFoundError(f"The mask {file} was looked for and is not there; {where} lists it.")
+        raise FileNotFoundError(f"The mask {file} does not exist; it is listed in {where}.")
     return file
 
 
@@ -179,19 +184,21 @@ def _box(cells: Sequence[str], where: str) -> tuple[float, float, float, float]:
     except ValueError:
         raise ValueError(f"{where}: the box is '{', '.join(cells)}'; x, y, w and h must be numbers.") from None
     if not (np.isfinite([x, y, w, h, x + w, y + h]).all() and w > 0 and h > 0):
-        raise ValueError(f"{where}: the box is '{', '.join(cells)}'; all finite, its width and height above 0.")
+        raise ValueError(
+            f"{where}: the box is '{', '.join(cells)}'; its numbers must be finite, its width and height above 0."
+        )
     return x, y, w, h
 
 
 def _outline(lesion: Lesion, extent: tuple[int, int]) -> tuple[Array, bytes]:
-    """(h, w) bool in pixels of the original image, and the sha256 of its file (a box has none)."""
+    """Return a lesion as a mask (h, w) in pixels of the original image, and the sha256 of its file (b"" for a box)."""
     width, height = extent
     if lesion.file is not None:
         mask, identity = decode_mask(lesion.file)
         if mask.shape != (height, width):
             raise ValueError(
-                f"{lesion.where}: the mask {lesion.file} has {mask.shape[1]} x {mask.shape[0]} pixels, its "
-                f"image {width} x {height}; they must agree."
+                f"{lesion.where}: the mask {lesion.file} has {mask.shape[1]} x {mask.shape[0]} pixels, but its "
+                f"image has {width} x {height}; they must be equal."
             )
         return mask, identity
     assert lesion.box is not None
@@ -200,7 +207,7 @@ def _outline(lesion: Lesion, extent: tuple[int, int]) -> tuple[Array, bytes]:
     if left < -1 or top < -1 or right > width + 1 or bottom > height + 1:
         raise ValueError(
             f"{lesion.where}: the box {x:g}, {y:g}, {w:g}, {h:g} lies outside its image of "
-            f"{width} x {height} pixels; boxes are x, y, w, h in pixels of the original."
+            f"{width} x {height} pixels; boxes are x, y, w, h in pixels of the original image."
         )
     mask = np.zeros((height, width), dtype=bool)
     rows = slice(min(max(top, 0), height - 1), max(bottom, top + 1))

@@ -1,9 +1,8 @@
-"""Image files to square gray images of 8 bits, masks through the same geometry, and the cache of the result.
+"""Decoding of image files to square 8-bit gray images, masks with the same geometry, and a cache of the results.
 
-An image is decoded, made gray, fitted into the square and resized once, with an antialiasing filter (Pillow's
-bilinear, whose support grows with the reduction). Images of more than 8 bits are scaled from their own
-darkest to their own brightest pixel, since what part of 16 bits a detector uses is its maker's choice; 8-bit
-ones keep their levels.
+An image is decoded, converted to gray, fitted into a square and resized once with an antialiasing filter (Pillow's
+bilinear filter, whose support grows with the reduction). 8-bit images keep their grey levels. Deeper images are scaled
+from their darkest to their brightest pixel, because manufacturers use different parts of the 16 bits.
 """
 
 from __future__ import annotations
@@ -24,16 +23,17 @@ from PIL import Image
 from datasets.dataset import Array
 from datasets.limits import IMAGE_BYTES, IMAGE_PIXELS, read_within
 
-DEEP_MODES = ("I", "F")  # with I;16 and its kin: more than 8 bits a pixel
+DEEP_MODES = ("I", "F")  # Pillow's modes with more than 8 bits per pixel, besides I;16 and its variants
 Fit = Literal["pad", "stretch", "crop"]
 FITS: tuple[Fit, ...] = ("pad", "stretch", "crop")
 Box = tuple[int, int, int, int]
 
 
 def decode(path: Path) -> tuple[Image.Image, bytes]:
-    """A gray image, mode L (8 bits) or F (0 to 255, from an image of more bits), and the sha256 of its file.
+    """Decode a gray image; return it with the sha256 of its file.
 
-    Raises ValueError, naming the file, when it is no image, is damaged, animated or larger than the limits.
+    The image has mode L (8 bits), or mode F with values from 0 to 255 if the file has more bits. Raises ValueError for
+    a file that is damaged, animated, larger than the limits or not a PNG or JPEG, FileNotFoundError for a missing one.
     """
     image, digest = _open(path)
     if not _deep(image):
@@ -44,7 +44,10 @@ def decode(path: Path) -> tuple[Image.Image, bytes]:
 
 
 def decode_mask(path: Path) -> tuple[Array, bytes]:
-    """(h, w) bool, where the image is not 0, and the sha256 of its file. Raises ValueError as `decode`."""
+    """Decode a mask (h, w), True where the image is not 0, and return it with the sha256 of its file.
+
+    Raises like `decode`.
+    """
     image, digest = _open(path)
     return np.asarray(image if _deep(image) else image.convert("L")) > 0, digest
 
@@ -65,20 +68,21 @@ def _open(path: Path) -> tuple[Image.Image, bytes]:
             image.load()
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"The image {path} can't be read: {error} (at most {IMAGE_PIXELS:,}); replace it or drop its row."
+            f"The image {path} can't be read: {error} (at most {IMAGE_PIXELS:,}); replace it or remove its row."
         ) from error
     except Exception as error:  # hostile bytes make a decoder raise nearly anything
         raise ValueError(
-            f"The image {path} can't be read: it is damaged, or no PNG or JPEG; replace it or drop its row."
+            f"The image {path} can't be read: it is damaged, or not a PNG or JPEG; replace it or remove its row."
         ) from error
     if frames > 1:
-        raise ValueError(f"The image {path} is animated, with {frames} frames; give one frame, or drop its row.")
+        raise ValueError(
+            f"The image {path} is animated, with {frames} frames; give an image of one frame or remove its row."
+        )
     return image, hashlib.sha256(content).digest()
 
 
 def geometry(width: int, height: int, size: int, fit: Fit) -> tuple[Box, Box]:
-    """What part of the image goes where in the square: boxes (left, top, right, bottom), source and
-    target."""
+    """Return the part of the image that is used, and its place in the square, as boxes (left, top, right, bottom)."""
     if fit == "stretch":
         return (0, 0, width, height), (0, 0, size, size)
     if fit == "crop":
@@ -92,7 +96,7 @@ def geometry(width: int, height: int, size: int, fit: Fit) -> tuple[Box, Box]:
 
 
 def fit_image(image: Image.Image, size: int, fit: Fit) -> Array:
-    """(size, size) uint8; what `pad` adds is black."""
+    """Fit and resize an image to (size, size) uint8; padding is black."""
     source, target = geometry(image.width, image.height, size, fit)
     resized = image.resize(_extent(target), Image.Resampling.BILINEAR, box=source)
     square = np.zeros((size, size), dtype=np.uint8)
@@ -101,10 +105,10 @@ def fit_image(image: Image.Image, size: int, fit: Fit) -> Array:
 
 
 def fit_mask(mask: Array, size: int, fit: Fit) -> Array:
-    """(h, w) bool -> (size, size) bool: pixels covered by half or more, or if there are none the most covered
-    ones.
+    """Fit and resize a mask (h, w) to (size, size): True where a pixel is covered by half or more.
 
-    A lesion thus never vanishes by being small; one that `crop` cuts off does.
+    If no pixel is, those that are covered most are True, so that small lesions do not vanish. Lesions outside the part
+    that `crop` uses do.
     """
     image = Image.fromarray(mask.astype(np.uint8) * 255).convert("F")
     source, target = geometry(image.width, image.height, size, fit)
@@ -123,17 +127,19 @@ def _slices(box: Box) -> tuple[slice, slice]:
 
 
 class Allocate(Protocol):
-    """Gives a zeroed array of that name, in memory or in a file."""
+    """Function that returns a zeroed array, in memory or in a file named after `part`."""
 
     def __call__(self, part: str, shape: tuple[int, ...], dtype: Any) -> Array: ...
 
 
 def cached(cache: Path | None, name: str, key: str, make: Callable[[Allocate], dict[str, Array]]) -> dict[str, Array]:
-    """The arrays that `make` gives, all allocated by the function that it is handed.
+    """Return the arrays that `make` creates with the allocation function it receives, from the cache if possible.
 
-    Without a cache folder they are in memory. With one they are made once for this key, in a temporary folder
-    that is renamed, so that it is whole or not there (processes may race for it), and are read-only
-    memory-maps.
+    Without a cache folder the arrays are in memory. With one they are created once per `key` and returned as read-only
+    memory-maps. They are written to a temporary folder that is then renamed, so that they are complete or absent even
+    if several processes create them at once.
+
+    Raises ValueError if the cache can't be written or is damaged.
     """
     if cache is None:
         return make(lambda part, shape, dtype: np.zeros(shape, dtype=dtype))
@@ -154,7 +160,7 @@ def cached(cache: Path | None, name: str, key: str, make: Callable[[Allocate], d
                 cast(np.memmap[Any, Any], array).flush()
             scratch.rename(folder)
         except OSError as error:
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # otherwise another process was faster
                 raise ValueError(f"The cache {cache} can't be written: {error}; choose another folder.") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

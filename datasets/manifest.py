@@ -1,7 +1,7 @@
-"""The tables of a folder of images: manifest.csv and masks.csv, read strictly.
+"""Strict reading of the tables of an image folder: manifest.csv and masks.csv.
 
-Every cell is read as text, and every complaint names the file, the row as a spreadsheet counts it (the header
-is row 1) and what would be right. Nothing is guessed: a column that is no finding is left out and named.
+Every cell is read as text. Every error names the file, the row as in a spreadsheet (the header is row 1) and what would
+be valid. A column that is not a finding is left out and named in a note.
 """
 
 from __future__ import annotations
@@ -27,37 +27,39 @@ LEVELS = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, 
 SPLIT_WORDS = {name: name for name in SPLIT_NAMES} | dict.fromkeys(("valid", "validate", "validation"), "val")
 SEXES = {"m": "M", "male": "M", "f": "F", "female": "F"}
 POLICIES = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}
-SHORT = ("patient_id", "split", "view", "finding")  # cells that are names
-MOSTLY = 0.9  # of a column's filled cells: it is a finding, with mistakes
+SHORT = ("patient_id", "split", "view", "finding")  # columns whose cells are names
+MOSTLY = 0.9  # a column with this share of valid cells is taken for a finding with mistakes
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.csv: N rows. `files` are resolved and lie inside the root; `names` are as written."""
+    """Contents of manifest.csv, with N rows."""
 
-    names: list[str]
-    files: list[Path]
-    patients: Array
+    names: list[str]  # paths as written
+    files: list[Path]  # resolved paths, all inside the root
+    patients: Array  # (N,) str
     labels: Array  # (N, L) float32, uncertain ones resolved
     label_names: tuple[str, ...]
-    split: Array | None
-    subgroups: dict[str, Array]
+    split: Array | None  # (N,) of "train", "val", "test"
+    subgroups: dict[str, Array]  # (N,) str by name
     notes: list[str]
 
 
 def read_manifest(root: Path, labels: Sequence[str] | None, uncertain: str) -> Manifest:
-    """root/manifest.csv; `labels` names the finding columns, `uncertain` is a key of POLICIES.
+    """Read root/manifest.csv.
 
-    Raises FileNotFoundError for a missing table or image, ValueError for everything that contradicts itself.
+    labels: names of the finding columns, or None to detect them. uncertain: a key of POLICIES.
+
+    Raises FileNotFoundError for a missing table or image, ValueError for invalid or contradictory contents.
     """
     path = root / "manifest.csv"
-    table = read_table(path, "it lists the images, with the columns path, patient_id and one a finding")
+    table = read_table(path, "it must list the images, with the columns path, patient_id and one per finding")
     for column in ("path", "patient_id"):
         if column not in table:
-            between = " Columns are separated by commas." if table.shape[1] == 1 else ""
+            between = " Columns must be separated by commas." if table.shape[1] == 1 else ""
             raise ValueError(
-                f"{path} has no column '{column}'; its columns are: {', '.join(map(str, table))}.{between} Add it, or "
-                "rename the one that is meant."
+                f"{path} has no column '{column}'; its columns are: {', '.join(map(str, table))}.{between} Add the "
+                "column, or rename the one that holds it."
             )
         blank = np.flatnonzero(table[column].to_numpy() == "")
         if len(blank):
@@ -86,15 +88,16 @@ def read_manifest(root: Path, labels: Sequence[str] | None, uncertain: str) -> M
 
 
 def read_table(path: Path, purpose: str) -> pd.DataFrame:
-    """A CSV file as text, cells stripped; the index is the row number in the file. UTF-8, with or without a
-    mark."""
+    """Read a CSV file in UTF-8, with or without a byte-order mark, as stripped text indexed by the row in the file.
+
+    `purpose` completes the message for a missing file. Raises FileNotFoundError for a missing file, ValueError for one
+    that is not a valid table.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"The file {path} was looked for and is not there; {purpose}.")
+        raise FileNotFoundError(f"The file {path} does not exist; {purpose}.")
     content = read_within(path, TABLE_BYTES)
     if b"\0" in content:
-        raise ValueError(
-            f"{path} holds NUL bytes, so it is no text in UTF-8 (perhaps UTF-16); save it as CSV in UTF-8."
-        )
+        raise ValueError(f"{path} holds NUL bytes, so it is not UTF-8 text (perhaps UTF-16); save it as CSV in UTF-8.")
     try:
         text = content.decode("utf-8-sig")
         header = [cell.strip() for cell in next(csv.reader(io.StringIO(text, newline="")), [])]
@@ -117,94 +120,101 @@ def read_table(path: Path, purpose: str) -> pd.DataFrame:
         csv.Error,
     ) as error:
         reason = str(error).strip().rstrip(".")
-        raise ValueError(f"{path} can't be read as a CSV file in UTF-8: {reason}; mend it or save it anew.") from error
-    with suppress(csv.Error):  # a cell that is too long is refused below
+        raise ValueError(
+            f"{path} can't be read as a CSV file in UTF-8: {reason}; correct it or save it again."
+        ) from error
+    with suppress(csv.Error):  # cells that are too long are refused below
         _refuse_short_rows(text, len(header), path)
     table.columns = pd.Index(header)
     table = table.fillna("").apply(lambda column: column.str.strip())
     table.index = pd.RangeIndex(2, len(table) + 2)
     table = table[(table != "").any(axis=1)]
     if table.empty:
-        raise ValueError(f"{path} has no rows under its header; list at least one image.")
+        raise ValueError(f"{path} has no rows below its header; add at least one.")
     table = table.loc[:, [name != "" or bool((table.iloc[:, i] != "").any()) for i, name in enumerate(header)]]
     if "" in table:
-        raise ValueError(f"{path}: column {header.index('') + 1} has no name; give it one or delete it.")
+        raise ValueError(f"{path}: column {header.index('') + 1} has no name; name it or delete it.")
     for column in table:
         _check_lengths(table, str(column), path)
     return table
 
 
 def _refuse_short_rows(text: str, columns: int, path: Path) -> None:
-    """pandas would fill them up: but a blank cell is there, and one that is not may be the end of another row."""
+    """Refuse rows with too few cells, which pandas would fill up although cells may be missing anywhere in the row."""
     for number, cells in enumerate(csv.reader(io.StringIO(text, newline="")), start=1):
         if cells and len(cells) < columns and any(map(str.strip, cells)):
             raise ValueError(
-                f"{path}, row {number} has {len(cells)} cells, and the header {columns}: write a comma for each that "
-                "is blank."
+                f"{path}, row {number} has {len(cells)} cells, but the header has {columns}; blank cells need their "
+                "commas too."
             )
 
 
 def _check_header(path: Path, header: list[str]) -> None:
+    """Raise ValueError for a header that is blank, too long, or has invalid or duplicate names."""
     if not any(header):
         raise ValueError(f"{path} has no header in its first row; begin it with the names of the columns.")
     if len(header) > TABLE_COLUMNS:
-        raise ValueError(f"{path} has {len(header):,} columns, and at most {TABLE_COLUMNS:,} are read; leave some out.")
+        raise ValueError(f"{path} has {len(header):,} columns, but the limit is {TABLE_COLUMNS:,}; leave some out.")
     for place, name in enumerate(header, start=1):
         if len(name) > NAME_CHARACTERS or not name.isprintable():
             raise ValueError(
-                f"{path}: the name of column {place} ({name[:20]!r}) holds line breaks or control characters, or more "
-                f"than {NAME_CHARACTERS} characters; rename it."
+                f"{path}: the name of column {place} ({name[:20]!r}) has line breaks, control characters or more than "
+                f"{NAME_CHARACTERS} characters; rename it."
             )
         if name and name in header[: place - 1]:
-            raise ValueError(f"{path} has the column '{name}' twice; rename one.")
+            raise ValueError(f"{path} has two columns '{name}'; rename one.")
 
 
 def _check_lengths(table: pd.DataFrame, column: str, path: Path) -> None:
-    """Cells that are names are short; the memory of all goes with the longest."""
-    most = NAME_CHARACTERS if column in SHORT else FIELD_CHARACTERS
+    """Raise ValueError for cells that are too long: the longest name determines the memory of a whole array."""
+    limit = NAME_CHARACTERS if column in SHORT else FIELD_CHARACTERS
     lengths = table[column].str.len().to_numpy()
     place = int(lengths.argmax())
-    if lengths[place] > most:
+    if lengths[place] > limit:
         raise ValueError(
-            f"{path}, row {_row(table, place)}: '{column}' has {lengths[place]:,} characters, and at most {most:,} are "
-            "read; shorten it or leave the column out."
+            f"{path}, row {_row(table, place)}: '{column}' has {lengths[place]:,} characters, but the limit is "
+            f"{limit:,}; shorten it or leave the column out."
         )
 
 
 def inside(root: Path, name: str, where: str) -> Path:
-    """The file of that name, links resolved; ValueError when it lies outside the root."""
+    """Return the file `name` with links resolved. Raises ValueError if it lies outside `root`."""
     try:
         base = root.resolve()
         file = (base / name).resolve()
-    except (OSError, RuntimeError) as error:  # too long a name; links in a circle
-        raise ValueError(f"{where}: the path '{name[:80]}' leads nowhere ({error}); name a file.") from error
+    except (OSError, RuntimeError) as error:  # a name that is too long; a cycle of links
+        raise ValueError(f"{where}: the path '{name[:80]}' is invalid ({error}); name a file.") from error
     if not file.is_relative_to(base):
         raise ValueError(f"{where}: the path '{name}' leads out of the folder {root}; keep all files inside it.")
     return file
 
 
 def _row(table: pd.DataFrame, position: Any) -> int:
+    """Return the row in the file of a position in the table."""
     return int(table.index[int(position)])
 
 
 def _files(root: Path, table: pd.DataFrame, path: Path) -> list[Path]:
+    """Return the resolved image files. Raises ValueError for duplicates, FileNotFoundError for missing ones."""
     seen: dict[Path, int] = {}
     missing: list[Path] = []
     for row, name in table["path"].items():
         file = inside(root, name, f"{path}, row {row}")
         if file in seen:
-            raise ValueError(f"{path}, row {row}: the path '{name}' is that of row {seen[file]} again; drop one.")
+            raise ValueError(
+                f"{path}, row {row}: the path '{name}' is the same file as in row {seen[file]}; remove one row."
+            )
         seen[file] = int(str(row))
-        if not os.path.isfile(file):  # nor where its name is too long to be one
+        if not os.path.isfile(file):  # False also for a name that is too long, where Path.is_file raises
             missing.append(file)
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"The image {missing[0]}{more} was looked for and is not there; {path} lists it.")
+        raise FileNotFoundError(f"The image {missing[0]}{more} does not exist; it is listed in {path}.")
     return list(seen)
 
 
 def _findings(table: pd.DataFrame, labels: Sequence[str] | None, path: Path) -> tuple[list[str], list[str]]:
-    """The finding columns, and notes that name what is left out."""
+    """Return the names of the finding columns, and notes that name the columns which are left out."""
     others = [str(column) for column in table if column not in ROLES]
     blank = [column for column in others if (table[column] == "").all()]
     if labels is None:
@@ -220,7 +230,9 @@ def _findings(table: pd.DataFrame, labels: Sequence[str] | None, path: Path) -> 
             if column in blank:
                 raise ValueError(f"{path}: the finding column '{column}' is blank in every row; leave it out.")
     if not findings:
-        raise ValueError(f"{path} has no finding: a column that holds only 1, 0, -1 and blanks, not all of them blank.")
+        raise ValueError(
+            f"{path} has no finding; add a column that holds only 1, 0, -1 and blanks, not all of them blank."
+        )
     notes = []
     empty = [column for column in blank if column not in findings]
     rest = [column for column in others if column not in findings and column not in blank]
@@ -232,19 +244,20 @@ def _findings(table: pd.DataFrame, labels: Sequence[str] | None, path: Path) -> 
 
 
 def _levels(table: pd.DataFrame, column: str, path: Path) -> Array:
-    """(N,) 1, 0, -1 or NaN."""
+    """Convert a finding column to numbers (N,): 1, 0, -1 or NaN."""
     levels = table[column].map(LEVELS)
     _refuse_level(table, column, path, "name other columns as findings")
     return levels.to_numpy(dtype=np.float64)
 
 
 def _share_of_levels(cells: pd.Series) -> float:
-    """Of the filled cells of a column, those that a finding may have."""
+    """Return the share of the filled cells of a column that are valid in a finding."""
     filled = cells[cells != ""]
     return float(filled.isin(list(LEVELS)).mean())
 
 
 def _refuse_level(table: pd.DataFrame, column: str, path: Path, otherwise: str) -> None:
+    """Raise ValueError for the first invalid cell of a finding; `otherwise` is another way out, for the message."""
     wrong = np.flatnonzero(~table[column].isin(list(LEVELS)).to_numpy())
     if len(wrong):
         value = table[column].iloc[wrong[0]]
@@ -259,7 +272,7 @@ def _meaning(uncertain: str) -> str:
 
 
 def _split(table: pd.DataFrame, path: Path) -> Array | None:
-    """(N,) the official split, or None without one."""
+    """Return the official split (N,), or None without one. Raises ValueError for a patient in two splits."""
     if "split" not in table or (table["split"] == "").all():
         return None
     words = table["split"].str.lower().map(SPLIT_WORDS).fillna("")
@@ -275,13 +288,13 @@ def _split(table: pd.DataFrame, path: Path) -> Array | None:
         if earlier != split:
             raise ValueError(
                 f"{path}: patient '{patient}' is in two splits, {earlier} (row {where}) and {split} "
-                f"(row {row}); give each patient to one."
+                f"(row {row}); put each patient into one split."
             )
     return words.to_numpy(dtype=np.str_)
 
 
 def _subgroups(table: pd.DataFrame) -> dict[str, Array]:
-    """sex, age (bands of years) and view, those that are there and not all unknown."""
+    """Return sex, age (bands of years) and view, without those that are missing or always unknown."""
     groups: dict[str, Array] = {}
     if "sex" in table:
         groups["sex"] = table["sex"].str.lower().map(SEXES).fillna("").to_numpy(dtype=np.str_)

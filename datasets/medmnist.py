@@ -1,9 +1,8 @@
-"""PneumoniaMNIST and ChestMNIST (Yang et al., "MedMNIST v2", Scientific Data 2023), in every size they come
-in.
+"""PneumoniaMNIST and ChestMNIST (Yang et al., "MedMNIST v2", Scientific Data 2023), in all published sizes.
 
-A file of the package's format in the root folder is read as it is; without one the `medmnist` package
-downloads it. The splits are the official ones. The data sets tell no patients: every image counts as a
-patient of its own, so that label fractions are by image, and a note says so.
+A file in the root folder in the format of the `medmnist` package is read as it is. Without one, the package downloads
+it. Splits are the official ones. The data sets have no patient ids, so that every image counts as a different patient
+and label fractions are fractions of the images; a note tells so.
 """
 
 from __future__ import annotations
@@ -34,21 +33,25 @@ LABELS = {
 
 
 def load_pneumonia(image_size: int, root: Path | None, cache: Path | None, *, size: Any = None) -> Dataset:
-    """PneumoniaMNIST: 5,856 images, one finding. See `load`."""
+    """Load PneumoniaMNIST: 5,856 images, one finding. Arguments as in `load`."""
     return load("pneumoniamnist", image_size, root, cache, size)
 
 
 def load_chest(image_size: int, root: Path | None, cache: Path | None, *, size: Any = None) -> Dataset:
-    """ChestMNIST: 112,120 images, 14 findings. See `load`."""
+    """Load ChestMNIST: 112,120 images, 14 findings. Arguments as in `load`."""
     return load("chestmnist", image_size, root, cache, size)
 
 
 def load(name: str, image_size: int, root: Path | None, cache: Path | None, size: Any) -> Dataset:
-    """One of the two, resized once from the stored `size` to `image_size`.
+    """Load one of the two data sets and resize its images to `image_size` x `image_size` pixels.
 
-    size: 28, 64, 128 or 224; by default the smallest that is not below `image_size`, else the largest, of
-    those on disk or, with none on disk, of all. Raises ValueError for another size or a damaged file,
-    FileNotFoundError when there is no file and no download.
+    root: folder with the .npz file; None to look in the cache and in ~/.medmnist.
+    cache: folder for downloads and resized images, or None.
+    size: stored size, 28, 64, 128 or 224. By default it is the smallest that is not below `image_size`, or else the
+        largest, of the files on disk or, if there are none, of all sizes.
+
+    Raises ValueError for another size or a damaged file, FileNotFoundError if the file is missing and can't be
+    downloaded.
     """
     path, stored = _find(name, image_size, root, cache, None if size is None else _size(size))
     state = path.stat()
@@ -77,7 +80,7 @@ def load(name: str, image_size: int, root: Path | None, cache: Path | None, size
 
 def _size(size: Any) -> int:
     if str(size) not in map(str, SIZES):
-        raise ValueError(f"The stored size {size!r} does not exist; choose one of 28, 64, 128 and 224.")
+        raise ValueError(f"There are no images of size {size!r}; choose one of 28, 64, 128 and 224.")
     return int(size)
 
 
@@ -86,9 +89,11 @@ def _file(name: str, size: int) -> str:
 
 
 def _find(name: str, image_size: int, root: Path | None, cache: Path | None, size: int | None) -> tuple[Path, int]:
-    """The file to read and the size stored in it; downloads it when there is none."""
+    """Find the file to read, or download it; return it with the size of its images."""
     if root is not None and not root.is_dir():
-        raise FileNotFoundError(f"The folder {root} was looked for and is not there; --data-root says where {name} is.")
+        raise FileNotFoundError(
+            f"The folder {root} does not exist; give the folder that holds {name} with --data-root."
+        )
     places = [place for place in (root, cache and cache / "medmnist", Path.home() / ".medmnist") if place]
     for place in places:
         present = [s for s in SIZES if (place / _file(name, s)).is_file() and size in (None, s)]
@@ -104,7 +109,7 @@ def _nearest(sizes: Any, image_size: int) -> int:
 
 
 def _download(name: str, size: int, place: Path) -> Path:
-    """Into a temporary folder first: an interrupted download must not be taken for the data."""
+    """Download a file to a temporary folder and move it into place, so that an interrupted download is never read."""
     medmnist = importlib.import_module("medmnist")  # the package, not this module
     file = _file(name, size)
     try:
@@ -114,23 +119,23 @@ def _download(name: str, size: int, place: Path) -> Path:
             return (Path(scratch) / file).rename(place / file)
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"The file {place / file} was looked for and is not there, and medmnist could not download it; "
-            "put it there by hand, or say with --data-root in which folder it is."
+            f"The file {place / file} does not exist, and medmnist could not download it; put the file there, or give "
+            "its folder with --data-root."
         ) from error
 
 
 def _read(new: Allocate, path: Path, name: str, stored: int, image_size: int) -> dict[str, Array]:
-    """images, labels, split (position in SPLIT_NAMES) and the file's sha256."""
+    """Read a file into the arrays images, labels, split (index into SPLIT_NAMES) and sha256 (of the file)."""
     findings = len(LABELS[name])
     names = [f"{split}_{what}" for what in ("images", "labels") for split in SPLIT_NAMES]
-    file = read_npz(path, names, most=ARCHIVE_IMAGES * (stored**2 + 8 * findings))
+    file = read_npz(path, names, limit=ARCHIVE_IMAGES * (stored**2 + 8 * findings))
     images, labels = [file[part] for part in names[:3]], [file[part] for part in names[3:]]
     for x, y in zip(images, labels, strict=True):
         binary = y.shape == (*x.shape[:1], findings) and bool(np.isin(y, (0, 1)).all())
         if x.dtype != np.uint8 or x.shape[1:] != (stored, stored) or not binary:
             raise ValueError(
                 f"The file {path} does not hold 8-bit images of {stored} x {stored} pixels with {findings} "
-                "labels of 0 or 1; fetch it again."
+                "labels of 0 or 1; download it again."
             )
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").digest()
@@ -152,7 +157,7 @@ def _read(new: Allocate, path: Path, name: str, stored: int, image_size: int) ->
 
 
 def _resize(images: Array, result: Array) -> None:
-    """(N, s, s) into (N, size, size) uint8, antialiased."""
+    """Resize images (N, s, s) with antialiasing into `result` (N, size, size) uint8."""
     size = result.shape[1]
     for i, image in enumerate(images):
         result[i] = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

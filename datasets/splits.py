@@ -1,16 +1,15 @@
-"""Train, validation and test patients, and the label fractions of the training patients.
+"""Training, validation and test patients, and label fractions of the training patients.
 
-Everything is by patient. Splits follow iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the
-stratification of multi-label data", ECML PKDD 2011): the rarest class first, each patient to the part that
-still lacks most of it. Here the classes are "finding present" and "finding known to be absent", both of a
-patient.
+All splits are by patient. They follow iterative stratification (Sechidis, Tsoumakas, Vlahavas, "On the stratification
+of multi-label data", ECML PKDD 2011): starting with the rarest class, each patient goes to the part that lacks most of
+it. The classes of a patient are "finding present" and "finding known to be absent".
 
-Label fractions are prefixes of one stratified order of the labelled training patients, so 1 % lies inside 10
-% inside 100 %. The order first covers both classes of every finding in as few patients as it can, so that the
-smallest fractions can be learnt from, and from there on takes the patient that keeps all classes nearest to
-their share. Draw d has an order of its own, and depends on d alone, never on the seed of a run.
+Label fractions are prefixes of a stratified order of the labelled training patients, so that 1 % lies inside 10 %
+inside 100 %. The order first covers both classes of every finding with as few patients as possible, so that the
+smallest fractions can be trained on. It then takes the patients that keep all classes nearest to their share. Every
+draw has another order, which depends only on the number of the draw and not on the seed of a run.
 
-All positions here are row positions of the data set's arrays; no index labels are involved.
+Positions are row positions of the arrays of the data set.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ import numpy.typing as npt
 
 from datasets.dataset import Array, Dataset
 
-SPLIT_STREAM = 0x5711  # keeps the streams of splits and of draws apart
+SPLIT_STREAM = 0x5711  # separates the random streams of splits and draws
 DRAW_STREAM = 0xD4A3
-COVER_POOL = 64  # patients looked at for each early place, so that draws don't all begin with the same few
+COVER_POOL = 64  # random candidates for each early place, so that not all draws begin with the same few patients
 Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Sorted image positions of each part, and a hash of the whole.
+    """Sorted positions of the images of each part, and a hash of all three.
 
-    `train` holds the training patients' images without a label too (for pre-training); `val` and `test` hold
-    labelled images only, and no patient of theirs is in `train`.
+    `train` includes unlabelled images, which are used for pre-training. `val` and `test` hold only labelled images. No
+    patient is in two parts.
     """
 
     train: Indices
@@ -47,19 +46,20 @@ class Splits:
 
 
 def check_shares(val: float, test: float) -> None:
-    """Raises ValueError for shares of the patients that leave nothing to validate, test or train on."""
+    """Raise ValueError for shares that leave no patients for training, validation or testing."""
     if not (0 < val < 1 and 0 < test < 1 and val + test < 1):
-        raise ValueError(f"Shares of val {val} and test {test} are not possible; both above 0, sum below 1.")
+        raise ValueError(
+            f"Shares of val {val} and test {test} are not possible; both must be above 0, and their sum below 1."
+        )
 
 
 def make_splits(data: Dataset, seed: int = 0, val: float = 0.15, test: float = 0.25) -> Splits:
-    """Split by patient: the official split where there is one, else stratified with `seed`.
+    """Split a data set by patient: by the official split if there is one, otherwise stratified with `seed`.
 
-    val, test: shares of the labelled patients. Patients without any label go to train. Where an official
-    split lacks val or test, that part is carved from its train patients, as a share of them.
+    val, test: shares of the labelled patients. Patients without labels go to train. If an official split lacks val or
+    test, that part is taken from its training patients, as a share of those with labels.
 
-    Raises ValueError for shares that leave nothing to train on, for too few patients, and for a patient who
-    is in two official splits.
+    Raises ValueError for impossible shares, too few patients, and a patient in two official splits.
     """
     check_shares(val, test)
     patients, of_image = np.unique(data.patients, return_inverse=True)
@@ -75,7 +75,7 @@ def make_splits(data: Dataset, seed: int = 0, val: float = 0.15, test: float = 0
         left = len(free) - sum(counts.values())
         if left < 1:
             raise ValueError(
-                f"Data set '{data.name}' has {len(free)} labelled training patients, too few for train, "
+                f"Data set '{data.name}' has {len(free)} labelled training patients, too few to split into train, "
                 f"{' and '.join(counts)}; at least {len(counts) + 1} are needed."
             )
         classes = _classes(data.labels, of_image, len(patients))[free]
@@ -92,22 +92,22 @@ def make_splits(data: Dataset, seed: int = 0, val: float = 0.15, test: float = 0
 
 
 def fraction(data: Dataset, splits: Splits, percent: float, draw: int) -> Indices:
-    """Positions of the labelled training images of the first `percent` % of the draw's patients.
+    """Return the positions of the labelled training images in a label fraction.
 
-    The number of patients is round(percent / 100 * n), n the training patients with a label.
-    Raises ValueError unless 0 < percent <= 100 and draw >= 0, and where that number is 0.
+    They belong to the first round(percent / 100 * n) of the n labelled training patients, in the order of `draw`.
+    Raises ValueError unless 0 < percent <= 100 and draw >= 0, and if the number of patients is 0.
     """
     if not 0 < percent <= 100:
-        raise ValueError(f"A label fraction of {percent} % is not possible; give above 0, at most 100.")
+        raise ValueError(f"A label fraction of {percent} % is not possible; it must be above 0 and at most 100.")
     if draw < 0:
-        raise ValueError(f"There is no draw {draw}; draws are numbered from 0.")
+        raise ValueError(f"Draw {draw} is not possible; draws are numbered from 0.")
     rows = splits.train[data.labelled[splits.train]]
     patients, of_row = np.unique(data.patients[rows], return_inverse=True)
     count = round(percent / 100 * len(patients))
     if count == 0:
         raise ValueError(
             f"A label fraction of {percent:g} % of {len(patients)} labelled training patients is less than half a "
-            f"patient; one patient is {100 / len(patients):.2g} %."
+            f"patient; a single patient is {100 / len(patients):.2g} %."
         )
     if count >= len(patients):
         return rows
@@ -118,7 +118,7 @@ def fraction(data: Dataset, splits: Splits, percent: float, draw: int) -> Indice
 
 
 def index_hash(data: Dataset, indices: Array) -> str:
-    """sha256 (hex) of a set of images: the data's fingerprint, then position and patient of each, sorted."""
+    """Return the sha256 (hex) of a set of images: fingerprint of the data, then sorted positions with patients."""
     digest = hashlib.sha256(data.fingerprint.encode())
     for index in np.unique(np.asarray(indices, dtype=np.int64)):
         digest.update(f"\n{index}\t{data.patients[index]}".encode())
@@ -126,7 +126,7 @@ def index_hash(data: Dataset, indices: Array) -> str:
 
 
 def _official(data: Dataset, patients: Array, of_image: Array) -> Array:
-    """(patients,) the official part of each patient."""
+    """Return the official part (patients,) of each patient. Raises ValueError for a patient in two parts."""
     assert data.official_split is not None
     part = np.empty(len(patients), dtype="<U5")
     part[of_image] = data.official_split
@@ -134,17 +134,17 @@ def _official(data: Dataset, patients: Array, of_image: Array) -> Array:
     if len(clash):
         who = data.patients[clash[0]]
         where = " and ".join(sorted(set(data.official_split[data.patients == who].tolist())))
-        raise ValueError(f"Patient '{who}' is in two official splits, {where}; give each patient to one.")
+        raise ValueError(f"Patient '{who}' is in two official splits, {where}; put each patient into one.")
     return part
 
 
 def _per_patient(flags: Array, of_image: Array, n: int) -> Array:
-    """(n,) bool: any image of the patient has the flag."""
+    """Return for each patient (n,) whether any of their images has the flag."""
     return _any_image(flags[:, None], of_image, n)[:, 0]
 
 
 def _any_image(flags: Array, of_image: Array, n: int) -> Array:
-    """(images, K) bool -> (n, K) bool, true where any image of the patient is."""
+    """Reduce flags of images (images, K) to flags of patients (n, K): True if any image of the patient has it."""
     result = np.zeros((n, flags.shape[1]), dtype=bool)
     for column in range(flags.shape[1]):
         result[of_image[flags[:, column]], column] = True
@@ -152,16 +152,16 @@ def _any_image(flags: Array, of_image: Array, n: int) -> Array:
 
 
 def _classes(labels: Array, of_image: Array, n: int) -> Array:
-    """(n, 2 L) bool: the patient has an image with the finding; the patient has one without it."""
+    """Return for each patient (n, 2 L) whether an image has each finding, then whether an image lacks each finding."""
     return _any_image(np.hstack([labels == 1, labels == 0]), of_image, n)
 
 
 def _stratify(classes: Array, sizes: list[int], rng: np.random.Generator) -> Array:
-    """Iterative stratification: (n, K) bool into parts of exactly these sizes; (n,) the part of each."""
+    """Divide patients with classes (n, K) into parts of exactly these sizes; return the part of each patient (n,)."""
     n = len(classes)
     part = np.full(n, -1)
     room = np.array(sizes, dtype=float)
-    wanted = np.outer(room / n, classes.sum(0))  # (parts, K) still lacking
+    wanted = np.outer(room / n, classes.sum(0))  # (parts, K) patients that a part still lacks
     free = rng.permutation(n)
     while len(free):
         left = classes[free].sum(0)
@@ -181,10 +181,10 @@ def _stratify(classes: Array, sizes: list[int], rng: np.random.Generator) -> Arr
 
 
 def _order(classes: Array, rng: np.random.Generator) -> Iterator[int]:
-    """The stratified order of n patients with classes (n, K) bool, one position after the other.
+    """Yield the positions of n patients with classes (n, K) in stratified order.
 
-    Patients of the same pattern of classes are interchangeable and come in random order, so the cost of a
-    place is that of looking at the patterns, not at the patients.
+    Patients with the same pattern of classes are interchangeable and come in random order, so that each step considers
+    patterns instead of patients.
     """
     shuffled = rng.permutation(len(classes))
     patterns, of_patient = np.unique(classes[shuffled], axis=0, return_inverse=True)
@@ -197,7 +197,7 @@ def _order(classes: Array, rng: np.random.Generator) -> Iterator[int]:
     share = classes.mean(0)
     varies = (share > 0) & (share < 1)
     weight = np.where(varies, 1 / np.where(varies, share * (1 - share), 1), 0.0)
-    error = np.zeros(len(share))  # count so far less its expectation
+    error = np.zeros(len(share))  # count so far minus its expectation
     covered = share == 0
     while left.any():
         cost: npt.NDArray[Any] = ((error + patterns - share) ** 2) @ weight
@@ -212,10 +212,10 @@ def _order(classes: Array, rng: np.random.Generator) -> Iterator[int]:
 
 
 def _cover(cost: Array, patterns: Array, left: Array, covered: Array, share: Array, rng: np.random.Generator) -> Array:
-    """The costs of those patterns alone, of a random pool of patients, that cover most classes anew."""
+    """Restrict the costs to the patterns of a random pool of patients that cover most uncovered classes."""
     pool = np.unique(rng.choice(len(patterns), size=min(COVER_POOL, int(left.sum())), p=left / left.sum()))
     new = patterns[:, ~covered].sum(1)
-    if not new[pool].any():  # nobody in the pool helps: go for the rarest class that is still open
+    if not new[pool].any():  # nobody in the pool covers a new class: take the rarest one that is uncovered
         rarest = np.where(covered, np.inf, share).argmin()
         pool = np.flatnonzero(patterns[:, rarest] & (left > 0))
     best = pool[new[pool] == new[pool].max()]

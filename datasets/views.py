@@ -1,15 +1,17 @@
-"""Two random views of every image of a batch, with parameters of their own for every image and view.
+"""Two random views of every image of a batch, with separate random parameters for every image and view.
 
-The transforms are those of SimCLR (Chen et al., ICML 2020, appendix A) as chest X-rays allow: random resized
-crop, horizontal flip, small rotation, contrast, brightness, gamma, Gaussian blur, Gaussian noise; no colour.
-Where we depart from it: crop, flip and rotation are one affine map and one bilinear resampling of the whole
-batch, so that rotation shows what lies beside the crop rather than black corners (beyond the image's edge is
-black); intensity comes before geometry, as a look-up table of 256 levels an image; noise is read from a bank
-of normal numbers, made once from a constant seed, at a random place for every image.
+The transforms are those of SimCLR (Chen et al., ICML 2020, appendix A), as far as they suit chest X-rays: random
+resized crop, horizontal flip, small rotation, contrast, brightness, gamma, Gaussian blur and Gaussian noise, without
+colour.
 
-Randomness is drawn in `draw`, for the global batch, from the caller's generator; `apply` has none and
-computes every image by itself. So a rank that applies its rows of the parameters gets the very pixels that
-one process would get.
+Departures. Crop, flip and rotation are one affine map with one bilinear resampling of the whole batch. A rotation
+therefore shows the surroundings of the crop instead of black corners; only pixels outside the image are black.
+Intensity changes precede the geometry, as a look-up table of 256 levels per image. Noise is read from a bank of normal
+numbers with a constant seed, at a random position for every image.
+
+`draw` draws all random numbers for the global batch, from the generator of the caller. `apply` is deterministic and
+computes every image independently, so that a rank which applies its rows of the parameters obtains the same pixels as a
+single process.
 """
 
 from __future__ import annotations
@@ -23,19 +25,22 @@ from torch import Tensor
 
 NOISE_SEED = 20_240_917
 NOISE_BANK = 1 << 22  # normal numbers; 16 MiB
-CHUNK_PIXELS = 1 << 17  # what a thread works on at a time on a CPU, so that it stays in its cache
-DRAWS = 12  # uniform numbers an image and view
+CHUNK_PIXELS = 1 << 17  # pixels per thread that are processed at once on a CPU, so that they stay in the cache
+DRAWS = 12  # uniform numbers per image and view
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What is done to each image, all of shape (2, B): row v, b belongs to view v of image b.
+    """Parameters of the views of B images. All have shape (2, B); entry [v, b] belongs to view v of image b.
 
-    width, height: of the crop, as shares of the image; x, y: its centre, -1 to 1 across the image.
-    angle: degrees, counter-clockwise. flip: bool. contrast, brightness, gamma: 1 changes nothing.
-    sigma: of the blur in pixels of the view, 0 for none. noise: its standard deviation, in units of the full
-    range of grey. noise_at: where in the bank the noise begins, 0 to 1.
+    width, height: size of the crop, as shares of the image.
+    x, y: centre of the crop, from -1 to 1 across the image.
+    angle: degrees, counter-clockwise. flip: bool.
+    contrast, brightness, gamma: factors and exponent; 1 changes nothing.
+    sigma: of the blur in pixels of the view, 0 for none.
+    noise: standard deviation of the noise, as a share of the range of grey.
+    noise_at: position in the bank of noise, 0 to 1.
     """
 
     width: Tensor
@@ -55,22 +60,31 @@ class Parameters:
         return self.width.shape[1]
 
     def rows(self, rows: slice | Tensor) -> Parameters:
-        """The parameters of some images of the batch: a slice, or a tensor of positions."""
+        """Return the parameters of some images of the batch, given as a slice or a tensor of positions."""
         return Parameters(**{f.name: getattr(self, f.name)[:, rows] for f in fields(self)})
 
     def to(self, device: torch.device) -> Parameters:
-        """The same parameters on another device."""
+        """Return the parameters on another device."""
         return Parameters(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
 class Views:
-    """Draws and applies the two views. Each range is (lowest, highest); lowest == highest fixes the value.
+    """Draws and applies two random views of each image. A range is (lowest, highest); equal values fix it.
 
-    image_size: side of a view in pixels. channels: 1, or 3 (the gray one repeated).
-    crop_area: share of the image's area. crop_aspect: width / height. flip: probability. rotation: degrees to
-    either side. brightness, contrast: factors 1 - value to 1 + value. gamma: exponent. blur: sigma in pixels
-    of the view; blur_probability. noise: highest standard deviation, as a share of the range of grey. mean,
-    std: of the normalisation, in the same share. Raises ValueError for impossible ranges.
+    image_size: side of a view in pixels.
+    channels: 1, or 3 for the gray channel repeated.
+    crop_area: range of the crop's share of the image area.
+    crop_aspect: range of width / height of the crop.
+    flip: probability of a horizontal flip.
+    rotation: largest angle in degrees, to either side.
+    brightness, contrast: largest change of a factor, which lies between 1 - value and 1 + value.
+    gamma: range of the exponent.
+    blur: range of sigma in pixels of the view.
+    blur_probability: probability of blurring a view.
+    noise: largest standard deviation, as a share of the range of grey.
+    mean, std: of the normalisation, as shares of the range of grey.
+
+    Raises ValueError for impossible ranges.
     """
 
     def __init__(
@@ -92,30 +106,30 @@ class Views:
         std: float = 0.25,
     ) -> None:
         if channels not in (1, 3):
-            raise ValueError(f"Views have 1 or 3 channels, not {channels}.")
+            raise ValueError(f"Views of {channels} channels are not possible; give 1 or 3.")
         if image_size < 1:
-            raise ValueError(f"Views of {image_size} pixels are not possible.")
+            raise ValueError(f"Views of {image_size} pixels are not possible; give at least 1.")
         self.image_size, self.channels = image_size, channels
-        self.crop_area = _checked("crop_area", crop_area, 0.0, 1.0)
-        self.crop_aspect = _checked("crop_aspect", crop_aspect, 0.0, math.inf)
-        self.gamma = _checked("gamma", gamma, 0.0, math.inf)
-        self.blur = _checked("blur", blur, 0.0, 0.15 * image_size)
-        self.flip = _checked("flip", (0.0, flip), -1.0, 1.0)[1]
-        self.blur_probability = _checked("blur_probability", (0.0, blur_probability), -1.0, 1.0)[1]
-        self.rotation = _checked("rotation", (0.0, rotation), -1.0, 180.0)[1]
-        self.brightness = _checked("brightness", (0.0, brightness), -1.0, 1.0)[1]
-        self.contrast = _checked("contrast", (0.0, contrast), -1.0, 1.0)[1]
-        self.noise = _checked("noise", (0.0, noise), -1.0, 1.0)[1]
+        self.crop_area = _checked_range("crop_area", crop_area, 0.0, 1.0)
+        self.crop_aspect = _checked_range("crop_aspect", crop_aspect, 0.0, math.inf)
+        self.gamma = _checked_range("gamma", gamma, 0.0, math.inf)
+        self.blur = _checked_range("blur", blur, 0.0, 0.15 * image_size)
+        self.flip = _checked_value("flip", flip, 1.0)
+        self.blur_probability = _checked_value("blur_probability", blur_probability, 1.0)
+        self.rotation = _checked_value("rotation", rotation, 180.0)
+        self.brightness = _checked_value("brightness", brightness, 1.0)
+        self.contrast = _checked_value("contrast", contrast, 1.0)
+        self.noise = _checked_value("noise", noise, 1.0)
         if not std > 0:
-            raise ValueError(f"A standard deviation of {std} can't normalise; give one above 0.")
+            raise ValueError(f"A standard deviation of {std} is not possible; it must be above 0.")
         self.mean, self.std = mean, std
         self._radius = min(math.ceil(3 * self.blur[1]), image_size - 1)
         self._bank: dict[torch.device, Tensor] = {}
 
     def draw(self, generator: torch.Generator, batch: int) -> Parameters:
-        """Parameters of both views of a global batch of `batch` images, on the generator's device.
+        """Draw the parameters of both views of a global batch of `batch` images, on the device of the generator.
 
-        A crop whose aspect does not fit into the image is cut to the image's side.
+        A crop that would be wider or taller than the image is cut to its side.
         """
         u = torch.rand((DRAWS, 2, batch), generator=generator, device=generator.device)
         area = _between(u[0], self.crop_area)
@@ -141,17 +155,18 @@ class Views:
     def apply(
         self, images: Tensor, parameters: Parameters, masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Both views of each image, and the masks carried through the same geometry (nearest sampling).
+        """Compute both views of each image, and the masks with the same geometry (nearest-neighbour sampling).
 
-        images: (B, h, w) uint8. parameters: of these B images. masks: (B, h, w) uint16.
-        Returns views (2, B, channels, S, S) float32, normalised (three channels are one in memory), and masks
-        (2, B, S, S) uint16 or None, on the device of the images.
+        images: (B, h, w) uint8. parameters: of these B images. masks: (B, h, w) uint16, or None.
+
+        Returns normalised views (2, B, channels, S, S) float32, whose channels share memory, and masks (2, B, S, S)
+        uint16 or None, on the device of the images. Raises ValueError for arguments that do not match.
         """
         self._check(images)
         if len(parameters) != len(images):
-            raise ValueError(f"There are parameters for {len(parameters)} images, but {len(images)} images.")
+            raise ValueError(f"There are parameters for {len(parameters)} images, but {len(images)} images are given.")
         if masks is not None and masks.shape != images.shape:
-            raise ValueError(f"Masks of shape {tuple(masks.shape)} don't fit images of {tuple(images.shape)}.")
+            raise ValueError(f"Masks have shape {tuple(masks.shape)}, but their images {tuple(images.shape)}.")
         parameters = parameters.to(images.device)
         batch, side = len(images), self.image_size
         tables, taps = _tables(images, parameters), _taps(parameters.sigma, self._radius)
@@ -177,7 +192,7 @@ class Views:
         return views[:, :, None].expand(-1, -1, self.channels, -1, -1), carried
 
     def normalise(self, images: Tensor, channels: int | None = None) -> Tensor:
-        """(B, H, W) uint8 -> (B, channels, H, W) float32, normalised as the views are; nothing random."""
+        """Normalise images (B, H, W) uint8 like the views, to (B, channels, H, W) float32, without random changes."""
         self._check(images)
         grey = images.float().div_(255).sub_(self.mean).mul_(1 / self.std)
         return grey[:, None].expand(-1, self.channels if channels is None else channels, -1, -1)
@@ -188,10 +203,10 @@ class Views:
             raise ValueError(f"Images must be (B, H, W) uint8, not {tuple(images.shape)} {images.dtype}.")
 
     def _grid(self, parameters: Parameters) -> tuple[Tensor, Tensor]:
-        """Where the pixels of the views are read, x and y from -1 to 1 across the image, as x + iy: what a pixel's row
-        and what its column add to it, (2, B, S, 1) and (2, B, 1, S).
+        """Return the sampling points of the views as complex numbers x + iy, from -1 to 1 across the image.
 
-        The sum of complex numbers is ten times as fast as that of pairs.
+        A point is the sum of a term of its row (2, B, S, 1) and a term of its column (2, B, 1, S). Adding complex
+        numbers is ten times as fast as adding pairs.
         """
         side = self.image_size
         at = torch.arange(side, device=parameters.x.device)
@@ -207,7 +222,7 @@ class Views:
         return by_row[..., None], by_column[..., None, :]
 
     def _noise(self, at: Tensor) -> Tensor:
-        """(B, S, S) standard normal, read from the bank at `at`, 0 to 1."""
+        """Read standard normal noise (B, S, S) from the bank at the positions `at` (B,), 0 to 1."""
         pixels = self.image_size**2
         if at.device not in self._bank:
             source = torch.Generator().manual_seed(NOISE_SEED)
@@ -218,10 +233,12 @@ class Views:
 
 
 def _tables(images: Tensor, parameters: Parameters) -> Tensor:
-    """What becomes of each of the 256 levels, (2, B, 256) float32: contrast about the image's mean, then brightness,
-    then gamma, each clamped to 0..1."""
+    """Return look-up tables (2, B, 256) float32 for the 256 grey levels.
+
+    They apply contrast about the mean of the image, then brightness, then gamma, each clamped to 0..1.
+    """
     level = torch.linspace(0, 1, 256, device=images.device)
-    sums = images.sum(2, dtype=torch.int32).sum(1)  # of rows first: short numbers are quicker to add
+    sums = images.sum(2, dtype=torch.int32).sum(1)  # rows first: adding 32-bit integers is faster
     mean = sums[:, None].float() / (255 * images[0].numel())
     contrast, brightness, gamma = (
         values[..., None] for values in (parameters.contrast, parameters.brightness, parameters.gamma)
@@ -230,20 +247,23 @@ def _tables(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def _sample(images: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """(B, h, w) float32 read at a grid (B, S, S, 2) -> (B, S, S); 0 outside."""
+    """Sample images (B, h, w) float32 at the points of a grid (B, S, S, 2); the result (B, S, S) is 0 outside."""
     return F.grid_sample(images[:, None], grid, mode=mode, padding_mode="zeros", align_corners=False)[:, 0]
 
 
 def _taps(sigma: Tensor, radius: int) -> Tensor:
-    """Half of each Gaussian kernel, the middle first, (..., radius + 1); the whole sums to 1. NaN where sigma is 0."""
+    """Return half of each Gaussian kernel (..., radius + 1), its centre first; NaN where sigma is 0.
+
+    The whole kernels sum to 1.
+    """
     taps = torch.exp(-0.5 * (torch.arange(radius + 1, device=sigma.device) / sigma[..., None]) ** 2)
     return taps / (taps[..., :1] + 2 * taps[..., 1:].sum(-1, keepdim=True))
 
 
 def _blur(images: Tensor, sigma: Tensor, taps: Tensor) -> None:
-    """Separable Gaussian blur in place, kernels of `_taps`, edges reflected; sigma 0 leaves an image alone.
+    """Blur images (B, S, S) in place with separable Gaussian kernels and reflected edges.
 
-    images: (B, S, S). sigma: (B,). taps: (B, radius + 1).
+    sigma: (B,), 0 leaves an image unchanged. taps: kernels of `_taps`, (B, radius + 1).
     """
     rows, radius = torch.nonzero(sigma > 0)[:, 0], taps.shape[1] - 1
     if radius == 0 or len(rows) == 0:
@@ -262,21 +282,33 @@ def _blur(images: Tensor, sigma: Tensor, taps: Tensor) -> None:
 
 
 def _blur_sigma(u: Tensor, blur: Range, probability: float) -> Tensor:
-    """One uniform number decides on both: below `probability` it blurs, and where below it is gives sigma."""
+    """Turn uniform numbers into sigmas: a value of the range `blur` below `probability`, and 0 (no blur) above it."""
     if probability == 0:
         return torch.zeros_like(u)
     return torch.where(u < probability, _between(u / probability, blur), 0.0)
 
 
 def _between(u: Tensor, ends: Range) -> Tensor:
+    """Scale uniform numbers in [0, 1) to a range."""
     return ends[0] + u * (ends[1] - ends[0])
 
 
-def _checked(name: str, ends: Range, above: float, most: float) -> Range:
-    """The range as floats; ValueError unless above < lowest <= highest <= most."""
+def _checked_range(name: str, ends: Range, above: float, most: float) -> Range:
+    """Return a range as floats. Raises ValueError unless above < lowest <= highest <= most."""
     if len(ends) != 2:
         raise ValueError(f"The range '{name}' needs a lowest and a highest value, not {ends!r}.")
     low, high = float(ends[0]), float(ends[1])
     if not (above < low <= high <= most):
-        raise ValueError(f"The range '{name}' of {low} to {high} is not possible.")
+        limit = "" if most == math.inf else f" and at most {most:g}"
+        raise ValueError(
+            f"The range {low:g} to {high:g} for '{name}' is not possible; its values must ascend and be above "
+            f"{above:g}{limit}."
+        )
     return low, high
+
+
+def _checked_value(name: str, value: float, most: float) -> float:
+    """Return a value as a float. Raises ValueError unless 0 <= value <= most."""
+    if not 0 <= value <= most:
+        raise ValueError(f"The value {value:g} for '{name}' is not possible; it must be between 0 and {most:g}.")
+    return float(value)

@@ -1,7 +1,8 @@
-"""The registry of methods: what there is, with options and sources. Importing it needs no torch.
+"""Registry of objectives, strategies, baselines and encoders, with their options and sources.
 
-A method is an objective with a strategy: `simclr/sparsecontrast`, `moco/dense`. To add one, write a module with one
-class and add a line here; or, without touching this package, a plug-in file that does the same (`plugins.py`).
+A method is an objective combined with a strategy, such as `simclr/sparsecontrast` or `moco/dense`. To add a strategy
+or an objective, write a module with one class and add an entry here, or put both into a plug-in file without changing
+this package (`methods/plugins.py`). Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -15,13 +16,22 @@ if TYPE_CHECKING:
     from methods.objectives.objective import Objective
 
 Value = bool | int | float | str
-Inference = Literal["pruned", "dense"]  # the strategy acts, or all tokens are computed
-Family = Literal["vit", "convnext", "resnet"]  # of encoders
+Inference = Literal["pruned", "dense"]  # "pruned": the strategy is active; "dense": all tokens are computed
+Family = Literal["vit", "convnext", "resnet"]  # encoder families
+BaselineName = Literal["untrained", "supervised"]
+
+PRUNED: Inference = "pruned"
+ALL_TOKENS: Inference = "dense"
+REFERENCE = "dense"  # strategy that the others are compared with, and that baselines use
+CONTROL = "fixed"  # strategy with one mask for all images; a selection that depends on the image should beat it
+DEFAULT_OBJECTIVE = "simclr"  # objective of methods named by their strategy alone, and of the reference for times
+UNTRAINED: BaselineName = "untrained"
+SUPERVISED: BaselineName = "supervised"
 
 
 @dataclass(frozen=True)
 class Option:
-    """A named choice of a method: its default, and what else it may be (`choices`, or `low` to `high`)."""
+    """Option of a method: its default, a line of help, and the allowed values (`choices`, or `low` to `high`)."""
 
     default: Value
     help: str
@@ -32,126 +42,190 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the registry: where the class is (`module:Class`), what it is, where it comes from."""
+    """Registry entry of an objective or a strategy. `target` locates its class as `module:Class`."""
 
     target: str
     summary: str
     source: str
     options: dict[str, Option] = field(default_factory=dict)
-    inference: tuple[Inference, ...] = ("pruned",)  # how a strategy is evaluated, its own way first
-    encoders: tuple[Family, ...] = ("vit",)  # the families that a strategy is defined on
-    tuned_as: str = "dense"  # the strategy whose tuned learning rate it takes, where it has none of its own
-    code: str = ""  # hash of the plug-in file that it came from: part of what determines the weights
+    inference: tuple[Inference, ...] = ("pruned",)  # modes in which a strategy is evaluated, the default one first
+    encoders: tuple[Family, ...] = ("vit",)  # encoder families on which a strategy is defined
+    tuned_as: str = "dense"  # strategy whose learning rate is used where a preset has none for this one
+    colour: str = ""  # of a strategy in plots, "#RRGGBB"; blank, as in every plug-in: a spare colour
+    marker: str = ""  # of an objective in plots, in matplotlib's notation; blank, as in every plug-in: a spare marker
+    line: str = ""  # line style of an objective in plots, likewise
+    diagnostics: dict[str, str] = field(default_factory=dict)  # a strategy's `stats` in tables: key -> column heading
+    code: str = ""  # hash of the plug-in file, part of the run id because it determines the weights; blank if built in
 
     def load(self) -> Any:
+        """Import the module and return the class."""
         module, name = self.target.split(":")
         return getattr(importlib.import_module(module), name)
 
 
-KEEP = Option(0.5, "share of the patches kept once the ramp is over", low=0.02, high=1.0)
+@dataclass(frozen=True)
+class Baseline:
+    """Registry entry of a baseline: the question that it answers, and its colour in plots."""
+
+    question: str
+    colour: str
+
+
+KEEP = Option(0.5, "share of patches kept after the ramp", low=0.02, high=1.0)
 EXECUTION = Option(
-    "gathered", "compute the kept tokens only, or all of them with the dropped ones hidden", ("gathered", "masked")
+    "gathered", "compute only the kept tokens, or compute all tokens and hide the dropped ones", ("gathered", "masked")
 )
-PATCHES: tuple[Family, ...] = ("vit", "convnext")  # where a choice of patches means something
-EQUAL_MACS = Option(True, "keep as many more patches as SparseContrast's predictor costs MACs")
+PATCHES: tuple[Family, ...] = ("vit", "convnext")  # families with patches that can be dropped
+EQUAL_MACS = Option(True, "keep more patches, until the MACs equal those of SparseContrast with its predictor")
 SELECTION = {
     "select": Option(
-        "topk", "exactly k an image; a budget of the batch; or what lies above 0", ("topk", "budget", "threshold")
+        "topk",
+        "keep exactly k patches per image, the best of the batch within a budget, or all with a logit above 0",
+        ("topk", "budget", "threshold"),
     ),
     "noise": Option(1.0, "scale of the Gumbel noise on the logits in training, annealed to 0", low=0.0, high=10.0),
-    "width": Option(0, "of the predictor; 0 for the relative cost it has at ViT-S/16 scale", low=0, high=4096),
-    "fuse": Option(False, "add the dropped tokens as one weighted mean"),
-    "trim": Option("tokens", "drop whole tokens, or trim the keys only", ("tokens", "keys")),
+    "width": Option(0, "width of the predictor; 0: same relative cost as at ViT-S/16 scale", low=0, high=4096),
+    "fuse": Option(False, "add the weighted mean of the dropped tokens as one token"),
+    "trim": Option("tokens", "drop whole tokens, or only their keys", ("tokens", "keys")),
 }
+SPREADS = {"logit_spread": "logit spread", "noise_spread": "noise spread"}
 
 OBJECTIVES: dict[str, Entry] = {
     "simclr": Entry(
         "methods.objectives.simclr:SimCLR",
-        "every view against all others of the batch (NT-Xent)",
+        "contrasts every view with all other views of the batch (NT-Xent)",
         "Chen et al., ICML 2020, arXiv 2002.05709",
         {
-            "temperature": Option(0.2, "of the softmax", low=0.01, high=2.0),
+            "temperature": Option(0.2, "temperature of the softmax", low=0.01, high=2.0),
             "hidden": Option(
-                0, "width of the projector; 0 for 2048, or 4x the features below ViT-S", low=0, high=16384
+                0, "width of the projector; 0: 2048, or 4x the feature width below ViT-S", low=0, high=16384
             ),
-            "out": Option(128, "dimensions that are contrasted", low=8, high=4096),
+            "out": Option(128, "dimension of the contrasted vectors", low=8, high=4096),
         },
+        marker="o",
+        line="-",
     ),
     "moco": Entry(
         "methods.objectives.moco:MoCo",
-        "queries against the keys of a momentum encoder (v3, no queue)",
+        "contrasts queries with the keys of a momentum encoder (v3, without a queue)",
         "Chen, Xie, He, ICCV 2021, arXiv 2104.02057",
         {
-            "temperature": Option(0.2, "of the softmax", low=0.01, high=2.0),
-            "momentum": Option(0.99, "of the teacher at the start; rises to 1", low=0.0, high=1.0),
-            "hidden": Option(0, "width of the heads; 0 for 4096, or 4x the features below ViT-S", low=0, high=16384),
-            "out": Option(256, "dimensions that are contrasted", low=8, high=4096),
-            "teacher": Option("same", "the momentum encoder runs the same strategy, or all tokens", ("same", "dense")),
-            "views": Option("symmetric", "one distribution, or each view its own", ("symmetric", "asymmetric")),
+            "temperature": Option(0.2, "temperature of the softmax", low=0.01, high=2.0),
+            "momentum": Option(0.99, "momentum of the teacher at the start; rises to 1", low=0.0, high=1.0),
+            "hidden": Option(0, "width of the heads; 0: 4096, or 4x the feature width below ViT-S", low=0, high=16384),
+            "out": Option(256, "dimension of the contrasted vectors", low=8, high=4096),
+            "teacher": Option(
+                "same", "the momentum encoder runs the same strategy, or computes all tokens", ("same", "dense")
+            ),
+            "views": Option(
+                "symmetric", "draw both views alike, or blur each as in the paper", ("symmetric", "asymmetric")
+            ),
         },
+        marker="s",
+        line="--",
     ),
 }
 
+# Tables and plots show strategies and objectives in this order.
 STRATEGIES: dict[str, Entry] = {
     "dense": Entry(
         "methods.strategies.dense:Dense",
-        "all tokens through all blocks, fused attention",
+        "computes all tokens in all blocks, with fused attention",
         "Dosovitskiy et al., ICLR 2021, arXiv 2010.11929",
         inference=("dense",),
         encoders=("vit", "convnext", "resnet"),
-    ),
-    "dynamicvit": Entry(
-        "methods.strategies.dynamicvit:DynamicViT",
-        "prunes tokens in three stages by a predictor; masked in training, gathered at inference",
-        "Rao et al., NeurIPS 2021, arXiv 2106.02034",
-        {
-            "rho": Option(0.7, "share of the tokens kept by each stage", low=0.05, high=1.0),
-            "ratio_weight": Option(2.0, "of the loss on the kept ratio", low=0.0),
-            "distil_weight": Option(0.5, "of the losses that distil the dense branch", low=0.0),
-        },
-    ),
-    "tokenlearner": Entry(
-        "methods.strategies.tokenlearner:TokenLearner",
-        "replaces the tokens by a few learnt ones, late in the network",
-        "Ryoo et al., NeurIPS 2021, arXiv 2106.11297",
-        {
-            "tokens": Option(8, "learnt tokens", low=1, high=1024),
-            "at": Option(0.75, "relative depth of the block before which they are learnt", low=0.0, high=1.0),
-            "version": Option("v1.1", "MLP with softmax, or v1: convolutions with a sigmoid", ("v1.1", "v1")),
-            "fuser": Option(False, "TokenFuser after every later block"),
-        },
-    ),
-    "topk": Entry(
-        "methods.strategies.topk:TopK",
-        "keeps the tokens with most attention of the class token, in three stages",
-        "Haurum et al., ICCV-W 2023, arXiv 2308.04657",
-        {"rho": Option(0.7, "share of the tokens kept by each stage", low=0.05, high=1.0)},
-    ),
-    "evit": Entry(
-        "methods.strategies.evit:EViT",
-        "the same three stages, the inattentive tokens fused into one",
-        "Liang et al., ICLR 2022, arXiv 2202.07800",
-        {"rho": Option(0.7, "share of the tokens kept by each stage", low=0.05, high=1.0)},
-        tuned_as="topk",
-    ),
-    "tome": Entry(
-        "methods.strategies.tome:ToMe",
-        "merges the most alike tokens in every block",
-        "Bolya et al., ICLR 2023, arXiv 2210.09461",
-        {"r": Option(13, "tokens merged in every block, at most half of them", low=0, high=4096)},
+        colour="#000000",
     ),
     "sparsecontrast": Entry(
         "methods.strategies.sparsecontrast:SparseContrast",
-        "a saliency predictor chooses the patches before block 0",
+        "keeps the patches that a saliency predictor chooses before block 0",
         "arXiv 2605.00887, our interpretation",
         {
             "keep": KEEP,
-            "gate": Option("token", "how the loss reaches the predictor", ("token", "key_bias")),
+            "gate": Option("token", "path of the gradient from the loss to the predictor", ("token", "key_bias")),
             "lambda_sparsity": Option(0.1, "weight of the sparsity loss", low=0.0, high=100.0),
             **SELECTION,
             "execution": EXECUTION,
         },
         encoders=PATCHES,
+        colour="#D55E00",
+        diagnostics=SPREADS,
+    ),
+    "dynamicvit": Entry(
+        "methods.strategies.dynamicvit:DynamicViT",
+        "prunes tokens in three stages with predictors; masked in training, gathered at inference",
+        "Rao et al., NeurIPS 2021, arXiv 2106.02034",
+        {
+            "rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0),
+            "ratio_weight": Option(2.0, "weight of the loss on the kept ratio", low=0.0),
+            "distil_weight": Option(0.5, "weight of the losses that distil the dense branch", low=0.0),
+        },
+        colour="#0072B2",
+    ),
+    "tokenlearner": Entry(
+        "methods.strategies.tokenlearner:TokenLearner",
+        "replaces the tokens with a few learned ones, late in the network",
+        "Ryoo et al., NeurIPS 2021, arXiv 2106.11297",
+        {
+            "tokens": Option(8, "number of learned tokens", low=1, high=1024),
+            "at": Option(0.75, "relative depth of the block before which tokens are learned", low=0.0, high=1.0),
+            "version": Option("v1.1", "MLP with softmax (v1.1), or convolutions with sigmoid (v1)", ("v1.1", "v1")),
+            "fuser": Option(False, "add a TokenFuser after every later block"),
+        },
+        colour="#009E73",
+    ),
+    "topk": Entry(
+        "methods.strategies.topk:TopK",
+        "keeps the tokens that receive most attention from the class token, in three stages",
+        "Haurum et al., ICCV-W 2023, arXiv 2308.04657",
+        {"rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0)},
+        colour="#1B7F8C",
+    ),
+    "evit": Entry(
+        "methods.strategies.evit:EViT",
+        "keeps the tokens that receive most attention, in three stages, and fuses the others into one",
+        "Liang et al., ICLR 2022, arXiv 2202.07800",
+        {"rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0)},
+        tuned_as="topk",
+        colour="#A3195B",
+    ),
+    "tome": Entry(
+        "methods.strategies.tome:ToMe",
+        "merges the most similar tokens in every block",
+        "Bolya et al., ICLR 2023, arXiv 2210.09461",
+        {
+            "r": Option(13, "number of tokens merged per block, at most half of them", low=0, high=4096),
+            "proportional": Option(
+                "always", "when attention counts a token by its size", ("always", "inference", "never")
+            ),
+        },
+        colour="#6B8E23",
+    ),
+    "fixed": Entry(
+        "methods.strategies.subset:Fixed",
+        "control: one random mask for all images",
+        "control: does the selection depend on the image?",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
+        colour="#CC79A7",
+    ),
+    "patchdropout": Entry(
+        "methods.strategies.subset:PatchDropout",
+        "control: a new random subset at every training step, all tokens at inference",
+        "Liu et al., WACV 2023, arXiv 2208.07220",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
+        inference=("dense",),
+        colour="#E69F00",
+    ),
+    "centre": Entry(
+        "methods.strategies.subset:Centre",
+        "control: the patches nearest to the image centre",
+        "control: is the selection more than a crop?",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
+        tuned_as="fixed",
+        colour="#8C6D31",
     ),
     "frozen": Entry(
         "methods.strategies.sparsecontrast:Frozen",
@@ -160,38 +234,8 @@ STRATEGIES: dict[str, Entry] = {
         {"keep": KEEP, **SELECTION, "execution": EXECUTION},
         encoders=PATCHES,
         tuned_as="sparsecontrast",
-    ),
-    "fixed": Entry(
-        "methods.strategies.subset:Fixed",
-        "control: one random mask for all images",
-        "control: is the selection about the image at all?",
-        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
-        encoders=PATCHES,
-    ),
-    "centre": Entry(
-        "methods.strategies.subset:Centre",
-        "control: the patches nearest the image's centre",
-        "control: is the selection more than a crop?",
-        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
-        encoders=PATCHES,
-        tuned_as="fixed",
-    ),
-    "random": Entry(
-        "methods.strategies.subset:Random",
-        "control: a fresh random subset, at inference too",
-        "control: does the choice matter?",
-        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
-        encoders=PATCHES,
-        inference=("pruned", "dense"),
-        tuned_as="patchdropout",
-    ),
-    "patchdropout": Entry(
-        "methods.strategies.subset:PatchDropout",
-        "control: a fresh random subset in training, all tokens at inference",
-        "Liu et al., WACV 2023, arXiv 2208.07220",
-        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
-        encoders=PATCHES,
-        inference=("dense",),
+        colour="#7B4F9E",
+        diagnostics=SPREADS,
     ),
     "oracle": Entry(
         "methods.strategies.oracle:Oracle",
@@ -200,41 +244,63 @@ STRATEGIES: dict[str, Entry] = {
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
         encoders=PATCHES,
         tuned_as="sparsecontrast",
+        colour="#B5A800",
+    ),
+    "random": Entry(
+        "methods.strategies.subset:Random",
+        "control: a new random subset every time, also at inference",
+        "control: does the choice matter?",
+        {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
+        encoders=PATCHES,
+        inference=("pruned", "dense"),
+        tuned_as="patchdropout",
+        colour="#56B4E9",
     ),
 }
 
 
+def place_in(registry: dict[str, Entry], name: str) -> tuple[int, str]:
+    """Return the sort key of an entry in tables and plots: built-in entries in registry order, then plug-ins by name.
+
+    The position of a plug-in does not depend on whether it is loaded, so that a report can be made without it.
+    """
+    built_in = [one for one, entry in registry.items() if not entry.code]
+    return (built_in.index(name), "") if name in built_in else (len(built_in), name)
+
+
 def family_of(encoder: str) -> Family:
-    """The family of an encoder, by its name."""
+    """Return the family of an encoder, given its name."""
     families: tuple[Family, ...] = ("convnext", "resnet")
     return next((family for family in families if encoder.startswith(family)), "vit")
 
 
 def check_defined(strategy: str, encoder: str) -> None:
-    """Raises ValueError where a strategy has no meaning on an encoder, and names those that have one."""
+    """Raise ValueError if a strategy is not defined on an encoder; the message lists the strategies that are."""
     family = family_of(encoder)
     if family not in STRATEGIES[strategy].encoders:
         others = [name for name, entry in STRATEGIES.items() if family in entry.encoders]
         raise ValueError(
             f"strategy '{strategy}' is not defined on encoder '{encoder}', a CNN: "
-            f"use {'only ' if others[1:] else ''}--methods {','.join(others)} there, or a vision transformer."
+            f"use {'only ' if others[1:] else ''}--methods {','.join(others)} with it, or use a vision transformer."
         )
 
 
 def inference_modes(strategy: str) -> tuple[Inference, ...]:
-    """How a strategy (or a baseline) is evaluated, its own way first."""
-    return STRATEGIES[strategy].inference if strategy in STRATEGIES else ("dense",)
+    """Return the modes in which a strategy or a baseline is evaluated, the default one first."""
+    return STRATEGIES[strategy].inference if strategy in STRATEGIES else (ALL_TOKENS,)
 
 
 def code_of(objective: str, strategy: str) -> str:
-    """Hash of the plug-in files that define a method; blank where it is one of ours."""
+    """Return the hash of the plug-in files that define a method, or "" for a built-in one."""
     found = (OBJECTIVES.get(objective), STRATEGIES.get(strategy))
     return "+".join(entry.code for entry in found if entry is not None and entry.code)
 
 
-BASELINES: dict[str, str] = {
-    "untrained": "the same encoder, never trained: what did training give?",
-    "supervised": "trained from scratch on each label fraction: what did pre-training give?",
+BASELINES: dict[str, Baseline] = {
+    "untrained": Baseline("the same encoder with its initial weights: what does training contribute?", "#9A9A9A"),
+    "supervised": Baseline(
+        "trained from scratch on each label fraction: what does pre-training contribute?", "#5F5F5F"
+    ),
 }
 
 HEADLINE = (
@@ -248,16 +314,16 @@ HEADLINE = (
 )
 
 ENCODERS: dict[str, str] = {
-    "vit_stem_d64_l4_patch8": "4 blocks of 64, convolutional stem, 8-pixel patches: minutes on a laptop",
-    "vit_stem_d96_l6_patch8": "6 blocks of 96, convolutional stem, 8-pixel patches",
-    "vit_stem_d192_l8_patch16": "8 blocks of 192, convolutional stem, 16-pixel patches",
-    "vit_tiny_patch16_224": "timm, DeiT-Ti's shape",
-    "vit_small_patch16_224": "timm, DeiT-S's shape: the scale of the papers",
+    "vit_stem_d64_l4_patch8": "4 blocks of width 64, convolutional stem, 8-pixel patches; minutes on a laptop",
+    "vit_stem_d96_l6_patch8": "6 blocks of width 96, convolutional stem, 8-pixel patches",
+    "vit_stem_d192_l8_patch16": "8 blocks of width 192, convolutional stem, 16-pixel patches",
+    "vit_tiny_patch16_224": "timm, same shape as DeiT-Ti",
+    "vit_small_patch16_224": "timm, same shape as DeiT-S; the scale used in the papers",
     "vit_base_patch16_224": "timm, ViT-B/16",
-    "deit_small_distilled_patch16_224": "timm, with a distillation token; any other plain ViT of timm's works too",
-    "convnext_d64_l6_patch8": "a CNN: 6 ConvNeXt blocks, 32 and 64 wide, 8-pixel patches: minutes on a laptop",
-    "convnext_tiny": "timm, a CNN of ViT-S's size, 32-pixel patches; any other convnext_* works too",
-    "resnet50": "timm, the CNN that the field knows, for dense alone; so are timm's other resnet*",
+    "deit_small_distilled_patch16_224": "timm, with a distillation token; every other plain ViT in timm works too",
+    "convnext_d64_l6_patch8": "CNN: 6 ConvNeXt blocks of width 32 and 64, 8-pixel patches; minutes on a laptop",
+    "convnext_tiny": "timm, a CNN of the size of ViT-S, 32-pixel patches; every other convnext_* works too",
+    "resnet50": "timm, the standard CNN; only dense runs on it and on the other resnet*",
 }
 
 
@@ -272,9 +338,10 @@ def build_encoder(
     positions: str = "sincos",
     weights: str = "",
 ) -> Encoder:
-    """The encoder with its strategy. For a seed the network's weights are the same whatever the strategy.
+    """Build an encoder that runs a strategy.
 
-    Raises ValueError where the strategy is not defined on the encoder, and what `build_network` raises.
+    The initial weights of the network depend on `seed` and not on the strategy. Raises ValueError if the strategy is
+    not defined on the encoder, and whatever `build_network` raises.
     """
     import inspect
 
@@ -296,7 +363,7 @@ def build_encoder(
 
 
 def build_objective(objective: str, encoder: Encoder, options: dict[str, Value], *, seed: int) -> Objective:
-    """The objective around an encoder; the heads' weights depend on the seed and their shapes alone."""
+    """Build an objective around an encoder. The initial weights of its heads depend only on `seed` and their shapes."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

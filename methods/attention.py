@@ -1,10 +1,12 @@
-"""Attention over timm's own projections, where a strategy needs more than timm's block offers.
+"""Attention variants that strategies need, computed with the projections of timm's blocks.
 
-`run_block` with nothing but tokens calls timm's block itself (fused SDPA); `run_attention` and `run_mlp` are its two
-halves, for what happens between them. A bias on the keys rides along as one more head dimension, so that it has a
-gradient and stays on the fused path; one that is a constant stays there as a mask. A policy (DynamicViT, eq. 11)
-multiplies the softmax and therefore pays for the attention map in sight. A backend that has block-diagonal masks
-(xformers, on a GPU) runs images that keep different numbers of tokens without padding.
+`run_block` calls timm's own block (fused SDPA) unless it is given a `core`, a function that replaces fused attention.
+`run_attention` and `run_mlp` are the two halves of a block, for strategies that reduce tokens between them.
+
+A bias on the keys is appended as one more head dimension: it then has a gradient and stays on the fused path. A
+constant bias is passed as an attention mask, which is fused too. A policy (DynamicViT, eq. 11) multiplies the softmax,
+so it has to compute the attention map. A backend with block-diagonal masks (xformers, on a GPU) runs images that keep
+different numbers of tokens without padding.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-HIDDEN = -1e4  # a key bias that leaves exactly no weight after the softmax, in float32 and bfloat16
+HIDDEN = -1e4  # key bias whose softmax weight is exactly 0 in float32 and bfloat16
 BACKENDS = ("sdpa", "xformers")
 
 Core = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -30,24 +32,27 @@ Core = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 @runtime_checkable
 class RaggedCore(Protocol):
-    """A core that can also run over images of different lengths laid end to end, without padding."""
+    """Attention core that also runs images of different lengths, concatenated without padding."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float, /) -> Tensor:
-        """(B, heads, N, d) -> the same."""
+        """Attend over queries, keys and values (B, heads, N, d); the result has the same shape."""
 
     def ragged(self, lengths: Sequence[int]) -> Core:
-        """The core for (1, heads, sum of lengths, d) in which tokens of one image see each other alone."""
+        """Return a core for (1, heads, sum of lengths, d) in which tokens attend only within their own image."""
 
 
 def run_block(block: nn.Module, x: Tensor, core: Core | None = None) -> Tensor:
-    """One timm transformer block on tokens (B, N, C), with `core` in the place of fused attention if given."""
+    """Run a timm transformer block on tokens (B, N, C), with `core` instead of fused attention if given."""
     if core is None:
         return block(x)  # type: ignore[no-any-return]
     return run_mlp(block, run_attention(block, x, core)[0])
 
 
 def run_attention(block: nn.Module, x: Tensor, core: Core | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """The first half of a block: tokens (B, N, C) with what they attend to added; queries and keys (B, heads, N, d)."""
+    """Run the first half of a block, residual included, on tokens (B, N, C).
+
+    Returns the tokens (B, N, C) and the queries and keys (B, heads, N, d).
+    """
     assert isinstance(block, Block)
     assert isinstance(block.attn, Attention)
     mixed, q, k = attend(block.attn, block.norm1(x), core or fused)
@@ -55,14 +60,16 @@ def run_attention(block: nn.Module, x: Tensor, core: Core | None = None) -> tupl
 
 
 def run_mlp(block: nn.Module, x: Tensor) -> Tensor:
-    """The second half of a block on tokens (B, N, C)."""
+    """Run the second half of a block (the MLP), residual included, on tokens (B, N, C)."""
     assert isinstance(block, Block)
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
 
 
 def attend(attn: Attention, x: Tensor, core: Core) -> tuple[Tensor, Tensor, Tensor]:
-    """Self-attention of `attn` on (B, N, C) where `core(q, k, v, scale)` maps (B, heads, N, d) to the same; and its
-    queries and keys."""
+    """Apply self-attention to tokens (B, N, C), using `core(q, k, v, scale)` on (B, heads, N, d).
+
+    Returns the projected result (B, N, C) and the queries and keys (B, heads, N, d).
+    """
     b, n, _ = x.shape
     q, k, v = attn.qkv(x).reshape(b, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
@@ -71,13 +78,15 @@ def attend(attn: Attention, x: Tensor, core: Core) -> tuple[Tensor, Tensor, Tens
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """torch's fused attention."""
+    """Attend with torch's fused kernel."""
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def constant_bias_core(bias: Tensor) -> Core:
-    """Fused attention with `bias` (B, N) added to the logits of the keys, for all queries and heads; without a gradient
-    of its own it needs no more than a mask."""
+    """Return fused attention with `bias` (B, N) added to the logits of the keys, for all queries and heads.
+
+    The bias receives no gradient, so that it can be passed as a mask.
+    """
 
     def core(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         mask = bias.detach().to(q.dtype)[:, None, None, :]
@@ -87,14 +96,16 @@ def constant_bias_core(bias: Tensor) -> Core:
 
 
 def key_bias_core(bias: Tensor, core: Core | None = None) -> Core:
-    """Fused attention (or another `core`) with `bias` (B, N) added to the logits of the keys, for all queries and
-    heads."""
+    """Return fused attention (or `core`) with `bias` (B, N) added to the logits of the keys, for all queries and heads.
+
+    The bias receives a gradient.
+    """
     return partial(_key_bias_attention, bias, core or fused)
 
 
 def _key_bias_attention(bias: Tensor, core: Core, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     d = q.shape[-1]
-    more = -d % 8 or 8  # room for the constant, up to the next multiple of 8
+    more = -d % 8 or 8  # one column for the bias, and zeros up to the next multiple of 8
     q = torch.cat([q, q.new_full((*q.shape[:-1], 1), 1.0 / scale), q.new_zeros(*q.shape[:-1], more - 1)], -1)
     column = bias.to(k.dtype)[:, None, :, None].expand(-1, k.shape[1], -1, -1)  # (B, heads, N, 1)
     k = torch.cat([k, column, k.new_zeros(*k.shape[:-1], more - 1)], -1)
@@ -102,7 +113,7 @@ def _key_bias_attention(bias: Tensor, core: Core, q: Tensor, k: Tensor, v: Tenso
 
 
 def trimmed_core(index: Tensor, bias: Tensor | None = None) -> Core:
-    """Attention in which every query sees the keys `index` (B, k) only, with `bias` (B, k) added to their logits."""
+    """Return attention in which every query sees only the keys `index` (B, k), with `bias` (B, k) on their logits."""
 
     def core(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         at = index[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[-1])
@@ -115,7 +126,10 @@ def trimmed_core(index: Tensor, bias: Tensor | None = None) -> Core:
 
 
 def policy_core(policy: Tensor) -> Core:
-    """Softmax multiplied by `policy` (B, N) and renormalised (DynamicViT, eq. 10-11): a token always sees itself."""
+    """Return attention whose softmax is multiplied by `policy` (B, N) and renormalised (DynamicViT, eq. 10-11).
+
+    A token always sees itself.
+    """
     return partial(_policy_attention, policy)
 
 
@@ -125,28 +139,25 @@ def _policy_attention(policy: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: fl
     eye = torch.eye(n, dtype=policy.dtype, device=policy.device)
     visible = policy[:, None, None, :] * (1 - eye) + eye  # (B, 1, N, N)
     weights = (logits - logits.amax(-1, keepdim=True)).exp() * visible
-    total = weights.sum(-1, keepdim=True).clamp_min(1e-6)  # a hidden key may be the highest by far; then no 0 / 0
+    total = weights.sum(-1, keepdim=True).clamp_min(1e-6)  # avoids 0 / 0 where a hidden key has by far the top logit
     return (weights / total) @ v
 
 
 def block_diagonal(lengths: Sequence[int], device: torch.device) -> BlockDiagonalMask:
-    """xformers' mask for images of these numbers of tokens laid end to end: each sees itself alone."""
+    """Return xformers' mask for concatenated images with `lengths` tokens each: images do not see each other."""
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
     return BlockDiagonalMask.from_seqlens(list(lengths), device=device)
 
 
 class XformersCore:
-    """xformers' memory-efficient attention.
-
-    Raises ValueError where it cannot run: on a CPU, for xformers has kernels for GPUs alone.
-    """
+    """Memory-efficient attention of xformers. Raises ValueError on a CPU, for which xformers has no kernels."""
 
     def __init__(self, device: torch.device) -> None:
         if device.type != "cuda":
             raise ValueError(
-                f"attention backend 'xformers' needs a CUDA GPU, and this run is on '{device.type}': "
-                "xformers has no CPU kernels. Use --set train.attention=sdpa."
+                f"attention backend 'xformers' needs a CUDA GPU, but this run uses '{device.type}': "
+                "use --set train.attention=sdpa."
             )
         self.device = device
 
@@ -166,7 +177,10 @@ class XformersCore:
 
 
 def backend_core(name: str, device: torch.device) -> Core | None:
-    """The core of an attention backend asked for by name; None means timm's own fused path (SDPA)."""
+    """Return the core of an attention backend, or None for timm's own fused path ("sdpa").
+
+    Raises ValueError for an unknown name and for a backend that cannot run on `device`.
+    """
     if name == "sdpa":
         return None
     if name == "xformers":

@@ -1,14 +1,16 @@
-"""CNNs with nothing but timm's own modules, and the pointwise MLPs of a ConvNeXt on kept patches only.
+"""Features of CNNs, either of all positions or with the pointwise MLPs of a ConvNeXt computed for kept patches only.
 
-A block of ConvNeXt (arXiv 2201.03545) adds layer scale(MLP(LayerNorm(depthwise(x)))) to x. The depthwise convolution is
-computed everywhere; norm, MLP and layer scale, where some 90 % of the MACs are, at the kept positions only. A dropped
-position gets no branch at all: there the block hands x on, and what the depthwise convolution gave is not used. Patches
-are those of the last map's grid; in an earlier stage a patch is the square of positions that lie under it, kept or
-dropped together. The dropped positions stay where they are, as neighbours of the kept ones: stem, downsampling and
-depthwise convolutions see them, the pooling does not.
+A ConvNeXt block (arXiv 2201.03545) adds layer_scale(MLP(LayerNorm(depthwise(x)))) to x. The depthwise convolution is
+computed at every position; norm, MLP and layer scale, which take some 90 % of the MACs, only at the kept ones. At a
+dropped position the block returns x unchanged and the output of the depthwise convolution is discarded. Patches are the
+positions of the last feature map. In earlier stages a patch is the square of positions that it covers, which are kept
+or dropped together. Stem, downsampling and depthwise convolutions still see dropped positions as neighbours of kept
+ones; the pooling leaves them out.
 
-A gate g of a kept patch multiplies its branch in every block and weighs it in the pooling: at g = 0 all is as if it
-were dropped, so the gradient by g is that of a straight line from dropped to kept.
+A gate g of a kept patch multiplies its branch in every block and is its weight in the pooling. With g = 0 the result is
+the same as with the patch dropped, so the gradient with respect to g follows a straight line from dropped to kept.
+
+All computations use timm's own modules.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 
 
 def dense_features(net: ConvNeXt | ResNet, images: Tensor) -> Tensor:
-    """Mean over all positions of the last map, after the final norm where there is one: (B, C)."""
+    """Return the mean (B, C) over all positions of the last feature map, after the final norm if there is one."""
     x: Tensor = net.forward_features(images)
     if isinstance(net, ConvNeXt):
         x = _head_norm(net, x)
@@ -32,7 +34,12 @@ def dense_features(net: ConvNeXt | ResNet, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Patches:
-    """Kept patches of a `grid` x `grid`: `index` (B, k), of which those with `valid` (B, k) count; `gate` (B, k)."""
+    """Kept patches on a `grid` x `grid` map.
+
+    index: (B, k) positions of the kept patches.
+    valid: (B, k) bool, False for padding; None if every index counts.
+    gate: (B, k) factors on the branches of the kept patches; None for 1.
+    """
 
     index: Tensor
     valid: Tensor | None
@@ -41,15 +48,15 @@ class Patches:
 
     @property
     def weight(self) -> Tensor | None:
-        """What each counts in the pooling, (B, k); None where all count alike."""
+        """Weights (B, k) of the patches in the pooling; None if they are equal."""
         if self.gate is None or self.valid is None:
             return self.gate if self.valid is None else self.valid.float()
         return self.gate * self.valid
 
     def rows(self, scale: int) -> Rows:
-        """Where they are in a map with `scale` x `scale` positions a patch."""
+        """Locate the kept patches in a map with `scale` x `scale` positions per patch."""
         before = torch.arange(self.index.shape[0], device=self.index.device)[:, None] * self.grid**2
-        index, gate = before + self.index, self.gate  # of all patches of the batch
+        index, gate = before + self.index, self.gate  # numbered over the whole batch
         if self.valid is not None:
             index, gate = index[self.valid], None if gate is None else gate[self.valid]
         index = index.flatten()  # (K,)
@@ -60,33 +67,38 @@ class Patches:
 
 @dataclass(frozen=True)
 class Rows:
-    """Kept positions of a channels-last map (B, C, H, W), read as (B x H x grid, scale x C): `at` numbers those rows,
-    each a line of positions through a patch; `gate` (positions, 1)."""
+    """Kept positions of a channels-last map (B, C, H, W), viewed as a table (B x H x grid, scale x C).
+
+    A row of the table is one line of positions through a patch, so that whole rows can be copied.
+
+    at: indices of the kept rows. scale: positions per patch and side. gate: (kept positions, 1), or None.
+    """
 
     at: Tensor
     scale: int
     gate: Tensor | None
 
     def table(self, x: Tensor) -> Tensor:
-        """A view of the map (B, C, H, W) as rows."""
+        """View a map (B, C, H, W) as the table."""
         return x.permute(0, 2, 3, 1).reshape(-1, self.scale * x.shape[1])
 
     def take(self, x: Tensor) -> Tensor:
-        """The kept positions of a map, (positions, C)."""
+        """Copy the kept positions of a map: (B, C, H, W) -> (positions, C)."""
         return self.table(x).index_select(0, self.at).view(-1, x.shape[1])
 
     def add(self, x: Tensor, branch: Tensor) -> Tensor:
-        """The map with `branch` (positions, C) added at the kept positions."""
+        """Return the map with `branch` (positions, C) added at the kept positions."""
         b, c, h, w = x.shape
-        both = torch.promote_types(x.dtype, branch.dtype)  # of mixed precision
+        both = torch.promote_types(x.dtype, branch.dtype)  # they differ in mixed precision
         rows = self.table(x).to(both).index_add(0, self.at, branch.to(both).view(-1, self.scale * c))
         return rows.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def kept_features(net: ConvNeXt, images: Tensor, patches: Patches, masked: bool = False) -> Tensor:
-    """Mean over the kept positions of the last map after the final norm, (B, C).
+    """Return the mean (B, C) over the kept positions of the last feature map, after the final norm.
 
-    `masked` computes every position and multiplies the branches of the dropped ones by zero: slow and obvious.
+    With `masked`, every position is computed and the branches of dropped ones are multiplied by zero: the slow but
+    obvious equivalent.
     """
     x = net.stem(images)
     stages: Any = net.stages
@@ -115,7 +127,7 @@ def kept_features(net: ConvNeXt, images: Tensor, patches: Patches, masked: bool 
 
 
 def _branch(block: ConvNeXtBlock, rows: Tensor, gate: Tensor | None) -> Tensor:
-    """Norm, MLP and layer scale of rows (positions, C), times the gate."""
+    """Apply norm, MLP, layer scale and gate of a block to rows (positions, C)."""
     if block.use_conv_mlp:
         rows = _from_map(block.mlp(block.norm(_as_map(rows))))
     else:
@@ -126,22 +138,23 @@ def _branch(block: ConvNeXtBlock, rows: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def _mask(patches: Patches) -> Tensor:
-    """(B, 1, grid, grid): the gate of the kept patches, 1 where there is none; 0 of the dropped ones."""
+    """Return the map (B, 1, grid, grid) that holds the gate of each kept patch (1 without gates) and 0 elsewhere."""
     weight = torch.ones_like(patches.index, dtype=torch.float32) if patches.weight is None else patches.weight
     mask = weight.new_zeros(weight.shape[0], patches.grid**2).scatter_add(1, patches.index, weight)
     return mask.view(-1, 1, patches.grid, patches.grid)
 
 
 def _head_norm(net: ConvNeXt, x: Tensor) -> Tensor:
-    """The norm that timm applies after its pooling, here before; where `norm_pre` has done it, there is none."""
+    """Apply, before pooling, the norm that timm applies after it; nothing to do where `norm_pre` has done it."""
     norm = getattr(net.head, "norm", None)
     return x if norm is None else norm(x)  # type: ignore[no-any-return]
 
 
 def _as_map(rows: Tensor) -> Tensor:
-    """(n, C) as a channels-last map (1, C, n, 1), for modules that want one."""
+    """View rows (n, C) as a channels-last map (1, C, n, 1), for modules that take maps."""
     return rows.t()[None, :, :, None]
 
 
 def _from_map(x: Tensor) -> Tensor:
+    """Invert `_as_map`."""
     return x[0, :, :, 0].t()

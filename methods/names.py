@@ -1,4 +1,4 @@
-"""Names of methods: `objective/strategy[option=value,...]`, as `--methods` takes them."""
+"""Parsing of method names: `objective/strategy[option=value,...]`, the syntax of `--methods`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from methods import BASELINES, HEADLINE, OBJECTIVES, STRATEGIES, Option, Value
+from methods import BASELINES, DEFAULT_OBJECTIVE, HEADLINE, OBJECTIVES, REFERENCE, STRATEGIES, Option, Value
 
-LONGEST = 10_000  # characters of --methods
+MAX_CHARACTERS = 10_000  # of --methods
 
 
 @dataclass(frozen=True)
 class Method:
-    """A named pair of objective and strategy with the options that differ from the defaults; or a baseline."""
+    """Pair of objective and strategy with the options that differ from their defaults, or a baseline."""
 
     objective: str  # "none" for a baseline
     strategy: str  # "untrained" or "supervised" for a baseline
@@ -24,7 +24,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Canonical: options in the registry's order, defaults left out."""
+        """Canonical name: options in the order of the registry, without those at their defaults."""
         base = self.strategy if self.objective == "none" else f"{self.objective}/{self.strategy}"
         inside = ",".join(f"{key}={_show(value)}" for key, value in self.options)
         return f"{base}[{inside}]" if inside else base
@@ -34,18 +34,22 @@ class Method:
 
     @property
     def strategy_options(self) -> dict[str, Value]:
+        """Options of the strategy that differ from their defaults."""
         return self._among(STRATEGIES[self.strategy].options) if self.strategy in STRATEGIES else {}
 
     @property
     def keep(self) -> float | None:
-        """The keep ratio asked for (`keep`, or DynamicViT's `rho` a stage), None where the strategy has none."""
+        """Requested keep ratio (`keep`, or the `rho` of each stage); None if the strategy has neither option."""
         known = STRATEGIES[self.strategy].options if self.strategy in STRATEGIES else {}
         given = dict(self.options)
         return next((float(given.get(o, known[o].default)) for o in ("keep", "rho") if o in known), None)
 
     @property
     def objective_options(self) -> dict[str, Value]:
-        """Of an option that both have, the strategy's wins."""
+        """Options of the objective that differ from their defaults.
+
+        If the strategy has an option of the same name, the value is the strategy's and is left out here.
+        """
         if self.objective not in OBJECTIVES:
             return {}
         mine = {
@@ -54,21 +58,26 @@ class Method:
         return self._among(mine)
 
 
-def parse_methods(text: str) -> list[Method]:
-    """The methods that a comma list names, in its order, each once.
+REFERENCE_METHOD = Method(DEFAULT_OBJECTIVE, REFERENCE)
+"""The method that times are relative to."""
 
-    `all` is the headline set; a bare strategy means `simclr/<strategy>`; globs match the part before `[`.
-    Raises ValueError, which says what would be right, for a name or an option that is not known.
+
+def parse_methods(text: str) -> list[Method]:
+    """Parse a comma-separated list of methods; keep its order and drop duplicates.
+
+    `all` stands for the headline set, a strategy without objective for `simclr/<strategy>`, and globs match the part
+    before `[`. Raises ValueError for an unknown name or option and for an invalid value; the message suggests what is
+    valid.
     """
-    if len(text) > LONGEST:
+    if len(text) > MAX_CHARACTERS:
         raise ValueError(
-            f"--methods has {len(text):,} characters, and at most {LONGEST:,} are read: name fewer methods."
+            f"--methods has {len(text):,} characters, but the limit is {MAX_CHARACTERS:,}: name fewer methods."
         )
     found: list[Method] = []
     for part in split_outside_brackets(text):
         found += _parse_one(part)
     if not found:
-        raise ValueError("--methods names no method: use e.g. --methods all, or simclr/dense,simclr/sparsecontrast.")
+        raise ValueError("--methods is empty: use e.g. --methods all, or --methods simclr/dense,simclr/sparsecontrast.")
     return list(dict.fromkeys(found))
 
 
@@ -79,14 +88,14 @@ def _parse_one(part: str) -> list[Method]:
     base, inside = match.group(1).strip(), match.group(2) or ""
     if base == "all":
         if inside:
-            raise ValueError("'all' takes no options: name the method that they are meant for.")
+            raise ValueError("'all' takes no options: give them to a named method.")
         return [method for name in HEADLINE for method in _parse_one(name)]
     if base in BASELINES:
         if inside:
             raise ValueError(f"'{base}' takes no options.")
         return [Method("none", base)]
     if "/" not in base:
-        base = f"simclr/{base}"
+        base = f"{DEFAULT_OBJECTIVE}/{base}"
     known = [f"{objective}/{strategy}" for objective in OBJECTIVES for strategy in STRATEGIES]
     names = [name for name in known if fnmatchcase(name, base)]
     if not names:
@@ -105,18 +114,22 @@ def _with_options(name: str, inside: str) -> Method:
         if key not in known:
             raise ValueError(f"{name} has no option '{key}': {suggest(key, list(known))}")
         if key in given:
-            raise ValueError(f"option '{key}' of {name} is given twice.")
+            raise ValueError(f"option '{key}' of {name} is given twice: give it once.")
         given[key] = read_value(f"option '{key}' of {name}", text, known[key])
     ordered = tuple((key, given[key]) for key in known if key in given and given[key] != known[key].default)
     return Method(objective, strategy, ordered)
 
 
 def read_value(what: str, text: str, option: Option) -> Value:
-    """`text` as a value of `option`; raises ValueError that says what it may be."""
+    """Convert `text` to a value of `option`.
+
+    Raises ValueError for a value of another type or outside the allowed range; the message begins with `what` and
+    lists what is allowed.
+    """
     if isinstance(option.default, bool):
         if text.lower() in ("true", "false", "1", "0"):
             return text.lower() in ("true", "1")
-        raise ValueError(f"{what} is '{text}': it is true or false.")
+        raise ValueError(f"{what} is '{text}': it must be true or false.")
     if isinstance(option.default, str):
         if option.choices and text not in option.choices:
             raise ValueError(f"{what} is '{text}': {suggest(text, list(option.choices))}")
@@ -125,29 +138,29 @@ def read_value(what: str, text: str, option: Option) -> Value:
         number = int(text) if isinstance(option.default, int) else float(text)
     except ValueError:
         kind = "a whole number" if isinstance(option.default, int) else "a number"
-        raise ValueError(f"{what} is '{text}': it is {kind}.") from None
+        raise ValueError(f"{what} is '{text}': it must be {kind}.") from None
     low, high = option.low, option.high
-    if isinstance(number, float) and not math.isfinite(number):
-        raise ValueError(f"{what} is {text}: it lies between {low} and {'any' if high is None else high}.")
-    if not (low is None or number >= low) or not (high is None or number <= high):
-        raise ValueError(f"{what} is {text}: it lies between {low} and {'any' if high is None else high}.")
-    return number
+    finite = not isinstance(number, float) or math.isfinite(number)
+    if finite and (low is None or number >= low) and (high is None or number <= high):
+        return number
+    rules = {"finite": not finite, f"at least {low}": low is not None, f"at most {high}": high is not None}
+    raise ValueError(f"{what} is {text}: it must be {' and '.join(rule for rule, holds in rules.items() if holds)}.")
 
 
 def suggest(word: str, known: list[str]) -> str:
-    """'did you mean ...?' if something is close, else all that is known."""
+    """Return "did you mean ...?" if `known` has a close match, else a list of what is known."""
     close = get_close_matches(word, known, n=2, cutoff=0.7)
-    return f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(known)}."
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(known)}."
 
 
-def meant(word: str, known: Iterable[str]) -> str:
-    """'did you mean ...? Else ' if something is close, else nothing: the beginning of what would be right."""
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "did you mean ...? Otherwise " if `known` has a close match, else ""; callers continue the sentence."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.7)
-    return f"did you mean {close[0]}? Else " if close else ""
+    return f"did you mean {close[0]}? Otherwise " if close else ""
 
 
 def split_outside_brackets(text: str) -> list[str]:
-    """The parts between commas that no bracket encloses."""
+    """Split a text at the commas that are not inside brackets, and drop empty parts."""
     parts = re.split(r",(?![^\[]*\])", text)
     return [part.strip() for part in parts if part.strip()]
 

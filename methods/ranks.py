@@ -1,13 +1,13 @@
-"""Training over several ranks, exactly: what methods need from torch.distributed, and nothing at all in one process.
+"""Collective operations that make training on several ranks equal to training in one process.
 
 Rank r of W holds the contiguous rows [r b, (r + 1) b) of a global batch of B = W b samples. Every rank computes the
-whole batch's loss; what the ranks share (features, sums) crosses between them by `sum_over_ranks`, whose gradient is
-summed over the ranks in turn. A rank's gradient is then W times its own share of the single process's, so the mean over
-ranks, which DDP takes, is that very gradient: of a parameter used on the global batch on every rank alike (a head's),
-and of one used on the rank's own rows (an encoder's).
+loss of the whole batch. Features and sums are exchanged with `sum_over_ranks`, whose gradient is summed over the ranks
+too. The gradient on a rank is therefore W times its share of the single-process gradient, and the mean over ranks,
+which DDP takes, is the single-process gradient. This holds for parameters that every rank uses on the global batch
+(heads) and for parameters that a rank uses on its own rows (encoders).
 
-All this holds inside `together()` alone. Outside, and without a process group, there is one rank: so one of several can
-measure, diagnose and evaluate by itself.
+The functions communicate only inside `together()`. Outside it, and without a process group, they act as in a single
+process, so that one rank can measure, diagnose and evaluate alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _together = False
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Inside, the ranks of the process group train together: all of them have to enter."""
+    """Let the ranks of the process group train together inside the context; all of them must enter it."""
     global _together
     before, _together = _together, True
     try:
@@ -35,13 +35,15 @@ def together() -> Iterator[None]:
 
 
 def world() -> int:
-    """The number of ranks that train together; 1 in a single process."""
+    """Return the number of ranks that train together, 1 in a single process."""
     return dist.get_world_size() if _together and dist.is_available() and dist.is_initialized() else 1
 
 
 def rows_of_rank(batch: int) -> slice:
-    """The rows of a global batch of `batch` samples that this rank holds. Raises ValueError if the ranks don't divide
-    it."""
+    """Return the rows of a global batch of `batch` samples that this rank holds.
+
+    Raises ValueError if the number of ranks does not divide `batch`.
+    """
     if batch % world():
         raise ValueError(f"a batch of {batch} samples can't be shared equally by {world()} ranks.")
     share = batch // world()
@@ -60,20 +62,22 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sum over ranks, without gradient; numbers of 16 bits are added in 32."""
+    """Sum a tensor over ranks, without gradient; 16-bit numbers are summed in 32 bits."""
     total = x.detach().to(torch.promote_types(x.dtype, torch.float32)).clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total.to(x.dtype)
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of all ranks' tensors of one shape, on every rank."""
+    """Sum tensors of the same shape over ranks, with gradient; every rank receives the sum."""
     return x if world() == 1 else _SumOverRanks.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def mean_over_ranks(values: Tensor, which: Tensor | None = None) -> Tensor:
-    """The mean of all values of all ranks, or of those that are True in `which`, of which each may have another
-    number."""
+    """Return the mean of the values of all ranks, or of those where `which` is True.
+
+    The number of values may differ between ranks.
+    """
     if which is not None:
         total, count = (values * which).sum(), which.sum().to(values.dtype)
     elif world() == 1:
@@ -86,9 +90,10 @@ def mean_over_ranks(values: Tensor, which: Tensor | None = None) -> Tensor:
 
 
 def gather_views(x: Tensor, views: int = 2) -> Tensor:
-    """The samples of all ranks in the order of the global batch, view-major: (views x b, ...) -> (views x B, ...).
+    """Gather the samples of all ranks in the order of the global batch: (views x b, ...) -> (views x B, ...).
 
-    Every rank adds its rows to zeros, so the gradient of its own rows comes back, summed over all ranks.
+    Both are view-major. Every rank adds its rows to zeros, so that it receives the gradient of its own rows, summed
+    over all ranks.
     """
     if world() == 1:
         return x
@@ -100,7 +105,7 @@ def gather_views(x: Tensor, views: int = 2) -> Tensor:
 
 
 def own_rows(x: Tensor, views: int = 2) -> Tensor:
-    """This rank's samples of a view-major global batch: (views x B, ...) -> (views x b, ...)."""
+    """Return the samples of this rank from a view-major global batch: (views x B, ...) -> (views x b, ...)."""
     if world() == 1:
         return x
     every = x.reshape(views, -1, *x.shape[1:])

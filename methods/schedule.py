@@ -1,4 +1,4 @@
-"""The sparsity schedule: from all tokens to the target keep ratio along half a cosine."""
+"""Sparsity schedule: the keep ratio falls from 1 to its target along half a cosine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 
 def keep_at(progress: float, target: float, ramp: float) -> float:
-    """Keep ratio at `progress` (share of the run that is over, 0 to 1).
+    """Return the keep ratio at `progress`, the completed share of the run (0 to 1).
 
-    Falls from 1 to `target` along half a cosine during the first `ramp` share of the run and stays there; with
-    `ramp` 0 it is `target` from the start.
+    The ratio falls from 1 to `target` during the first `ramp` share of the run and stays there. With `ramp` 0 it is
+    `target` from the start.
     """
     if progress >= ramp:
         return target
@@ -17,5 +17,5 @@ def keep_at(progress: float, target: float, ramp: float) -> float:
 
 
 def kept_tokens(patches: int, keep: float) -> int:
-    """Number of patch tokens kept of `patches` at ratio `keep`: rounded half up, at least one."""
+    """Return how many of `patches` patch tokens are kept at ratio `keep`: rounded half up, at least one."""
     return max(1, min(patches, int(patches * keep + 0.5)))

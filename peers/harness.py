@@ -1,9 +1,9 @@
-"""The harness against a bare loop: what `bench.training.pretrain.pretrain` costs beyond the step itself.
+"""Time of `bench.training.pretrain.pretrain` against a bare loop over the same step.
 
-Both train the same method on the same cached views with the same learning rates, and end with the same weights. What
-makes views is replaced in `pretrain` (`Views.apply` returns the cached ones), and so is the building of the network,
-which both find ready; all else that `pretrain` does counts: the order of the images, reading them, drawing the views'
-parameters, the schedule, checking the loss, history, progress. The bare loop is zero_grad, forward, backward, step.
+Both train the same method on the same cached views with the same learning rates, and end with the same weights. In
+`pretrain`, making the views is replaced (`Views.apply` returns the cached ones), and so is building the network. All
+its other work counts: order of the images, reading them, drawing the parameters of the views, schedule, checks of the
+loss, history, progress. The bare loop consists of zero_grad, forward, backward and step.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(rounds: int) -> list[Row]:
 def loops(
     method: str, encoder: EncoderSpec, batch: int, steps: int
 ) -> tuple[Callable[[], Objective], Callable[[], Objective]]:
-    """Our loop and the bare one, each a call that trains a network of its own for `steps` steps, and returns it."""
+    """Our loop and the bare loop: calls that each train their own network for `steps` steps and return it."""
     train = TrainSpec(epochs=1, batch=batch)
     (spec,) = GridSpec(methods=method, baselines=(), seeds=(0,), encoder=encoder, train=train).runs()
     views = random_views(encoder, batch)
@@ -85,20 +85,20 @@ def _bare(spec: RunSpec, network: Objective, views: torch.Tensor, steps: int) ->
     def train() -> Objective:
         optimizer = harness.optimizer_of(network, spec.train.lr, spec.train.weight_decay)
         network.train()
-        for rate, call in zip(rates, calls, strict=True):
+        for step, (rate, call) in enumerate(zip(rates, calls, strict=True)):
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
             network(views, call).total.backward()
             optimizer.step()
-            network.after_step(call.progress)
+            network.after_step((step + 1) / steps)
         return network
 
     return train
 
 
 def _rates(spec: RunSpec, network: Objective, steps: int) -> list[float]:
-    """The learning rate of every step, as the schedule has it."""
+    """Learning rates of the steps, from the schedule."""
     optimizer = harness.optimizer_of(network, spec.train.lr, spec.train.weight_decay)
     schedule = harness.schedule_of(optimizer, steps, spec.train.warmup)
     rates = []

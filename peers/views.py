@@ -24,8 +24,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import datasets
-from bench.grid.plan import default_cache
 from bench.measure.paired import Timed, paired_times
+from bench.specs.options import default_cache
 from datasets.views import Views
 from peers.outcome import Row, row
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.grid.plan import default_cache
 from bench.records.store import Store
 from bench.specs.grid_spec import load_grid
+from bench.specs.options import default_cache
 from datasets import load
 
 

@@ -1,4 +1,4 @@
-"""The house rules: which part of the project may import which."""
+"""The house rules: which part of the project may import which, and which may name methods."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from methods import BASELINES, OBJECTIVES, STRATEGIES
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [
@@ -136,3 +138,54 @@ def test_a_broken_rule_is_found(tmp_path: Path, file: str, code: str, said: str)
     (tmp_path / file).write_text(code)
     (found,) = violations(imports_of(tmp_path))
     assert said in found
+
+
+MAY_NAME_METHODS = {
+    "bench.measure.formula": "MACs by formula are optional, and independent of the code of the strategies",
+    "bench.analysis.judge": "a claim names the methods that it compares",
+    "bench.analysis.show.accuracy_tables": "shows the differences that claims are about",
+}
+"""Where bench/ may name a strategy, an objective or a baseline; all else takes names from the registry."""
+
+
+def names_of_methods(tree: ast.AST) -> set[str]:
+    """Strategies, objectives and baselines that a module names in a text of its own: alone, as a method
+    (`simclr/dense[...]`), or in a comma list of such."""
+    known, found = STRATEGIES.keys() | OBJECTIVES.keys() | BASELINES.keys(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for item in node.value.split(","):
+                parts = set(item.split("[")[0].strip().split("/")) - {""}
+                found |= parts if parts <= known else set()
+    return found
+
+
+def test_bench_takes_methods_from_the_registry(imports: Imports) -> None:
+    classes = {entry.target.split(":")[0] for entry in (STRATEGIES | OBJECTIVES).values()}
+    found, needed = {}, set()
+    for module in (one for one in imports if one.startswith("bench")):
+        path = ROOT / module.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if named := names_of_methods(ast.parse(path.read_bytes())) | (imports[module] & classes):
+            rooms = [room for room in MAY_NAME_METHODS if f"{module}.".startswith(f"{room}.")]
+            needed.update(rooms)
+            found |= {} if rooms else {module: named}
+    assert found == {}
+    assert needed == MAY_NAME_METHODS.keys(), "this permission is no longer needed"
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ('arm.strategy == "tome"', {"tome"}),
+        ('("untrained", "other")', {"untrained"}),
+        ('parse("simclr/fixed[keep=0.3], moco/other, topk")', {"simclr", "fixed", "topk"}),
+        ('f"{objective}/dense"', {"dense"}),
+        ('f"moco/{strategy}"', {"moco"}),
+        ('"dense time / method time"', set()),
+        ('"linear/other"', set()),
+        ("random.choice(centre)", set()),
+    ],
+)
+def test_a_named_method_is_found(code: str, named: set[str]) -> None:
+    assert names_of_methods(ast.parse(code)) == named

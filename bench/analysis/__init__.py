@@ -1,1 +1,1 @@
-"""From records on disk to a report: gather -> scores -> claims, tables, plots -> page."""
+"""Turns records on disk into a report: read/ -> judge/ -> show/ -> page.py."""

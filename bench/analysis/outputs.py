@@ -1,4 +1,4 @@
-"""Which files of a reports folder are ours: a report overwrites and removes these alone, never someone else's."""
+"""Files that a report may overwrite or remove in its folder. All other files are left alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FIGURE = re.compile(rf"\d+-[a-z0-9-]+-(labels|cost|training|selection)|{LARGE_PA
 
 
 def check_reports(folder: Path) -> None:
-    """Raises ValueError where a file that a report would overwrite was made by something else."""
+    """Raise ValueError if a report would overwrite a file that was not written by a report."""
     for name, beginning in BEGINNINGS.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size == 0:
@@ -21,11 +21,11 @@ def check_reports(folder: Path) -> None:
         with path.open("rb") as stream:
             if not stream.read(len(beginning.encode())) == beginning.encode():
                 raise ValueError(
-                    f"{path} is none that bench.report made, and would be overwritten: give another folder with "
+                    f"{path} was not written by bench.report and would be overwritten: choose another folder with "
                     "--reports."
                 )
 
 
 def is_figure(path: Path) -> bool:
-    """Whether a file under figures/ is a report's, so that the next report may remove it."""
+    """Whether a file under figures/ was drawn by a report, so that the next report may remove it."""
     return path.suffix in (".png", ".svg") and FIGURE.fullmatch(path.stem) is not None

@@ -1,5 +1,4 @@
-"""Writes a report: report.md, report.tex, figures and the tidy data, from a results folder; it never trains or
-measures."""
+"""Writing a report (report.md, report.tex, figures, tidy data) from a results folder, without training or measuring."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.analysis.judge import findings
-from bench.analysis.judge.claims import Claim, all_claims
+from bench.analysis.judge.claims import SEEDS, Claim, all_claims
 from bench.analysis.judge.scores import Scores
 from bench.analysis.outputs import LARGE_PARTS, TITLE, is_figure
 from bench.analysis.read import frames
@@ -29,11 +28,12 @@ from bench.analysis.show import (
 from bench.analysis.show.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from bench.messages import plain
 from bench.specs.grid_spec import read_tuning
+from methods import CONTROL, REFERENCE
 
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """One group's part: its title, the accuracy table for a terminal, the finding in sentences, the judged claims."""
+    """Summary of one group: title, accuracy table for a terminal, findings in sentences, judged claims."""
 
     title: str
     table: str
@@ -43,7 +43,7 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written and what it says. `table` and `finding` join the groups'."""
+    """Path of a written report and summaries of its groups; `table` and `finding` join those of all groups."""
 
     path: Path
     groups: tuple[GroupSummary, ...]
@@ -58,11 +58,10 @@ class ReportSummary:
 
 
 def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummary:
-    """Report on all records in `results`, written under `reports`; `planned` is the number of runs of the grid
-    where it is known, so that a provisional report says so.
+    """Write the report on all records in `results` to the folder `reports`.
 
-    Raises FileNotFoundError where there is no record, ReportRefused where records don't belong together or
-    can't be read.
+    `planned` is the number of runs in the grid, or 0 if unknown; a report on fewer runs says that it is provisional.
+    Raises FileNotFoundError if there is no record, and ReportRefused if records can't be read or don't belong together.
     """
     runs = read_runs(results)
     groups = group_runs(runs)
@@ -83,7 +82,7 @@ def write_report(results: Path, reports: Path, planned: int = 0) -> ReportSummar
     kept |= drawn
     for old in figures.iterdir():
         if is_figure(old) and old.stem not in kept:
-            old.unlink()  # of an earlier report; others' are left alone
+            old.unlink()  # drawn by an earlier report
     _write(reports / "report.md", document.to_markdown(blocks))
     _write(reports / "report.tex", document.to_latex(blocks))
     _write(reports / "results.csv", frames.results_frame(runs).to_csv(index=False))
@@ -112,33 +111,42 @@ def _group(
             table,
             Figure(
                 f"{name}-labels",
-                "Label efficiency: macro AUROC against the share of labelled patients, "
-                f"{group.data}; bars are 95 % intervals; points are set side by side within a fraction.",
+                f"Label efficiency: macro AUROC against the share of labelled patients, {group.data}; bars are"
+                " intervals; points are set side by side within a fraction. "
+                + accuracy_tables.intervals_note([main.estimate(arm, f) for arm in group.arms for f in main.fractions]),
             ),
         ]
         blocks += [accuracy_tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
-        blocks += _present(accuracy_tables.differences(main, "dense"), accuracy_tables.differences(main, "fixed"))
+        blocks += _present(
+            accuracy_tables.differences(main, REFERENCE),
+            accuracy_tables.differences_where_dense_learns(main),
+            accuracy_tables.differences(main, CONTROL),
+        )
         blocks += [
             accuracy_tables.per_finding(main),
+            *_present(accuracy_tables.differences_per_finding(main, REFERENCE)),
             accuracy_tables.precision(main),
+            *_present(accuracy_tables.regularisation(main)),
             *_present(accuracy_tables.subgroups(main)),
         ]
     blocks += [Heading(3, "Cost"), run_tables.macs(group), *_present(time_tables.times(group, cost))]
     if not any(isinstance(block, Table) and block.title.startswith("Paired time") for block in blocks):
-        blocks.append(Paragraph("No paired time was measured at this scale, so nothing is said about speed."))
+        blocks.append(Paragraph("Times were not measured at this scale, so the report says nothing about speed."))
     if main and plots.trade_off(main, cost, figures, f"{name}-cost"):
         drawn.add(f"{name}-cost")
         blocks.append(
             Figure(
                 f"{name}-cost",
-                f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; the line"
-                " is the front: no method beyond it is both cheaper and better. Bars are 95 % intervals;"
-                " the bars of points of (nearly) equal cost are set side by side.",
+                f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; {_front(main)}"
+                " Bars are intervals; those of points of (nearly) equal cost are set side by side. "
+                + accuracy_tables.intervals_note(
+                    [main.estimate(arm, main.primary) for arm in group.arms if not arm.baseline]
+                ),
             )
         )
     blocks += [Heading(3, "Claims"), *run_tables.claims_tables(claims)]
     if not claims:
-        blocks.append(Paragraph("No SparseContrast run is in this group, so there is no claim to judge."))
+        blocks.append(Paragraph("This group has no SparseContrast run, so there is no claim to judge."))
     blocks += [Heading(3, "Training and selection"), *_trouble(group)]
     blocks += _present(run_tables.learning(group), run_tables.selection(group))
     if plots.curves(frames.history_frame(group), group, figures, f"{name}-training"):
@@ -146,7 +154,7 @@ def _group(
         blocks.append(
             Figure(
                 f"{name}-training",
-                "Training curves: the objective's loss by epoch; thin lines are seeds, thick ones their mean.",
+                "Training curves: loss of the objective by epoch. Thin lines are seeds, thick lines their mean.",
             )
         )
     record = group.runs[0].record
@@ -165,21 +173,27 @@ def _group(
 
 
 def _large_scale(large: time_tables.LargeTable | None, figures: Path) -> tuple[list[Block], set[str]]:
-    """Cost at ViT-S/16, whatever the runs were made with."""
+    """Section on the cost at ViT-S/16 scale, whatever the scale of the runs, and the names of its figures."""
     title = Heading(2, f"Cost at the scale of the literature: ViT-S/16, {time_tables.SIZE} px")
     if large is None:
-        how = f"python -m bench.cost --encoder {time_tables.LARGE} measures it, in a quarter of an hour on two cores."
-        return [title, Paragraph(f"Not measured on this machine: {how}")], set()
+        command = f"python -m bench.cost --encoder {time_tables.LARGE}"
+        return [title, Paragraph(f"Not measured. Run {command}, which takes about 15 minutes on two cores.")], set()
     blocks: list[Block] = [title, time_tables.at_large_scale(large)]
     if not large.own:
-        blocks.insert(1, Paragraph(f"Not measured on this machine; what follows was measured on: {large.machine}."))
+        blocks.insert(1, Paragraph(f"Not measured on this machine. Values below were measured on: {large.machine}."))
     if not cost_plots.parts(large.table.rows, figures, LARGE_PARTS):
         return blocks, set()
     return [*blocks, Figure(LARGE_PARTS, cost_plots.PARTS_CAPTION)], {LARGE_PARTS}
 
 
+def _front(scores: Scores) -> str:
+    if plots.shows_front(scores):
+        return "the line is the front: no method beyond it is both cheaper and better, by these estimates."
+    return f"no front is drawn of fewer than {SEEDS} seeds."
+
+
 def _lead(sentences: list[str]) -> list[Block]:
-    warnings = [s for s in sentences if s.startswith(("This is the ", "Provisional"))]
+    warnings = [s for s in sentences if s.startswith(("This is the ", "Provisional", findings.NO_VERDICT))]
     rest = tuple(s for s in sentences if s not in warnings)
     return [*(Paragraph(warning, strong=True) for warning in warnings), *([Bullets(rest)] if rest else [])]
 
@@ -196,23 +210,24 @@ def _trouble(group: Group) -> list[Block]:
 
 
 def _standing(group: Group) -> list[str]:
-    """What holds for every report."""
+    """Notes that every report has."""
     out = [
-        "An interval holds for other test patients, for other seeds where there are two or more, and for other draws of"
-        " the labelled patients where there are several. supervised is trained on the first draw alone.",
-        "Nothing is averaged across data sets, splits, presets, encoders or training settings.",
+        "An interval holds for other test patients; with three or more seeds, for other seeds too; with three or more"
+        " draws of the labelled patients besides, for other draws. docs/intervals.md says how intervals are made, and"
+        " how often they hold the truth. supervised is trained on the first draw alone.",
+        "Results are never averaged across data sets, splits, presets, encoders or training settings.",
     ]
     record = group.runs[0].record
     if record.data and not record.data.patient_ids_known:
         out.append(
-            "The data name no patients: splits, fractions and intervals are by image, which flatters every"
-            " method where a patient has several images."
+            "The data set does not identify patients: splits, label fractions and intervals are by image. If patients"
+            " have several images, the accuracy of every method is overestimated."
         )
     return out
 
 
 def _rest(runs: list[Run], groups: list[Group]) -> list[Block]:
-    """Failed or unevaluated runs that belong to no group above."""
+    """Section on the runs that belong to no group: failed, or without evaluation on the test split."""
     shown = {run.record.run_id for group in groups for run in group.runs}
     shown |= {record.run_id for group in groups for record in group.failed}
     lost = [run.record for run in runs if run.record.run_id not in shown]
@@ -227,7 +242,7 @@ def _rest(runs: list[Run], groups: list[Group]) -> list[Block]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not there."""
+    """Write a file atomically: it is complete whenever it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from bench.evaluation.evaluate import Features, features_of
 from bench.records.record import Learning
 from bench.training.data import RunData
 from bench.training.pretrain import Trained
+from methods import ALL_TOKENS, PRUNED
 from methods.encoders.encoder import Encoder
 
 Floats = npt.NDArray[np.floating]
@@ -87,19 +88,21 @@ def _over_the_run(history: list[dict[str, Any]]) -> dict[str, float]:
 def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray[np.int64]) -> dict[str, float]:
     """Describe what inference keeps of the images `index`. Empty for strategies without a selection.
 
-    `kept_inference`: share of the patches that are kept. `static_share`: share of the positions that are kept, or
-    dropped, in 95 % of the images; 1 means that a crop was learnt, not saliency. `lesion_kept`, where masks exist:
-    share of the lesion area inside kept patches, to be compared with `kept_inference`.
+    `kept_inference`: share of the patches that are kept, and `kept_inference_1`, ... by stage for a strategy that keeps
+    another share in training. `static_share`: share of the positions that are kept, or dropped, in 95 % of the images;
+    1 means that a crop was learnt, not saliency. `lesion_kept`, where masks exist: share of the lesion area inside kept
+    patches, to be compared with `kept_inference`.
     """
-    if encoder.strategy.inference[0] == "dense":
+    if encoder.strategy.inference[0] == ALL_TOKENS:
         return {}
-    kept = features_of(encoder, run_data, index, "pruned").get("kept")
+    kept = features_of(encoder, run_data, index, PRUNED).get("kept")
     if kept is None:
         return {}
     share = kept.mean(0)
     found = {
         "kept_inference": float(kept.mean()),
         "static_share": float(((share >= STATIC) | (share <= 1 - STATIC)).mean()),
+        **{f"kept_inference_{stage}": part for stage, part in enumerate(encoder.strategy.stage_shares, 1)},
     }
     if run_data.dataset.masks is not None:
         grid = encoder.geometry.grid
@@ -116,7 +119,7 @@ def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArr
     They are chosen by rule: for each finding, in order, the positive test image with the lesion of median area, or the
     first positive image where there are no masks.
     """
-    if encoder.strategy.inference[0] == "dense":
+    if encoder.strategy.inference[0] == ALL_TOKENS:
         return None
     data, index = run_data.dataset, run_data.images_of("test")
     chosen: list[int] = []
@@ -130,7 +133,7 @@ def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArr
     if not chosen:
         return None
     rows = np.asarray(chosen[:SHOWN])
-    kept = features_of(encoder, run_data, rows, "pruned").get("kept")
+    kept = features_of(encoder, run_data, rows, PRUNED).get("kept")
     if kept is None:
         return None
     grid = encoder.geometry.grid

@@ -26,6 +26,7 @@ from methods.strategies.strategy import Call
 
 Floats = npt.NDArray[np.floating]
 BATCH = 256
+VALIDATION = "validation_"  # begins the names of the predictions on validation images
 
 
 @torch.no_grad()
@@ -79,10 +80,10 @@ class EvaluationRequest:
 
 @dataclass(frozen=True)
 class ScoredDraw:
-    """One draw of the labelled images and what a probe that was trained on them made of the evaluated split."""
+    """One draw of the labelled images and what a probe that was trained on them made of the evaluated images."""
 
     index: Indices  # labelled images
-    scores: Floats  # (images of the split, findings); NaN where the draw holds a single class
+    scores: Floats  # (images of `RunData.images_scored`, findings); NaN where the draw holds a single class
     chosen: dict[str, float]  # what cross-validation or the spec chose
 
 
@@ -99,7 +100,7 @@ def _score_draw(
     request: EvaluationRequest, features: Features, index: Indices, progress: ProgressCallback
 ) -> ScoredDraw:
     run_data, (probe, _, inference), spec = features.run_data, request.key, request.spec
-    test = run_data.images_of(spec.split)
+    test = run_data.images_scored(spec.split)
     labels = run_data.dataset.labels[index]
     if probe == "finetune":
         classifier = finetune(
@@ -112,7 +113,7 @@ def _score_draw(
     if probe == "knn":
         scores, chosen = knn_probe(train, labels, at_test, spec.neighbours)
     else:
-        scores, chosen = linear_probe(train, labels, run_data.dataset.patients[index], at_test, spec.c)
+        scores, chosen = linear_probe(train, labels, run_data.dataset.patients[index], at_test, spec.c, spec.repeats)
     return ScoredDraw(index, scores, chosen)
 
 
@@ -135,11 +136,15 @@ def summarise(
 ) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
     """Turn the scores of all draws into an evaluation. Returns it with the predictions that it is computed from.
 
-    Raises ValueError where no finding has both classes in the split and in every draw.
+    The draws hold scores of the images of `RunData.images_scored`, or of the split alone. Validation images beside test
+    images have a score for each finding, and are in no other number. Raises ValueError where no finding has both
+    classes in the split and in every draw.
     """
     (probe, labels, inference), spec = request.key, request.spec
-    scores = np.stack([draw.scores for draw in draws]).astype(np.float32)  # (draws, images, findings)
+    stacked = np.stack([draw.scores for draw in draws]).astype(np.float32)  # (draws, images, findings)
     index = run_data.images_of(spec.split)
+    scores, validation_scores = stacked[:, : len(index)], stacked[:, len(index) :]
+    validation_index = run_data.images_scored(spec.split)[len(index) :] if validation_scores.size else index[:0]
     truth, patients, names = (
         run_data.dataset.labels[index],
         run_data.dataset.patients[index],
@@ -177,6 +182,7 @@ def summarise(
         interval=whole,
         per_label=per_label,
         undefined=undefined,
+        validation=_by_finding(validation_scores, run_data.dataset, validation_index),
         draws=tuple(
             Draw(
                 draw=d,
@@ -196,7 +202,28 @@ def summarise(
         finetune=request.finetune.model_dump(mode="json") if probe == "finetune" else {},
         conditions=conditions(environment(torch.get_num_threads(), ranks=1)),
     )
-    return evaluation, {"scores": scores, "labels": truth, "patients": patients.astype(str), "index": index}
+    predictions = _predictions(scores, run_data.dataset, index)
+    if len(validation_index):
+        beside = _predictions(validation_scores, run_data.dataset, validation_index)
+        predictions |= {f"{VALIDATION}{name}": array for name, array in beside.items()}
+    return evaluation, predictions
+
+
+def _predictions(scores: Floats, data: Dataset, index: Indices) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "scores": scores,
+        "labels": data.labels[index],
+        "patients": data.patients[index].astype(str),
+        "index": index,
+    }
+
+
+def _by_finding(scores: Floats, data: Dataset, index: Indices) -> dict[str, float]:
+    """AUROC of each finding that is defined, averaged over the draws."""
+    truth = data.labels[index]
+    mask = defined_labels(scores, truth)
+    means = _by_draw(auroc, scores, truth, mask).mean(0)
+    return {data.label_names[i]: float(mean) for i, mean in zip(np.flatnonzero(mask), means, strict=True)}
 
 
 def _by_draw(score: Any, scores: Floats, truth: Floats, mask: npt.NDArray[np.bool_]) -> Floats:

@@ -17,6 +17,7 @@ from bench.training.data import RunData
 from bench.training.failures import EvaluationFailed, reason_of
 from bench.training.finetune import Classifier
 from bench.training.history import ProgressCallback
+from methods import ALL_TOKENS
 
 
 def evaluate_missing(
@@ -34,7 +35,7 @@ def evaluate_missing(
     weights = load_tensors(_checkpoint(store, spec.run_id))
     encoder = build(spec.parsed, spec.encoder, spec.seed).encoder
     if spec.labels is not None:
-        classifier = Classifier(encoder, run_data.dataset.labels.shape[1], "dense").eval()
+        classifier = Classifier(encoder, run_data.dataset.labels.shape[1], ALL_TOKENS).eval()
         classifier.load_state_dict(weights)
         _store(store, *_evaluate_supervised(spec, evaluation, classifier, run_data))
         return
@@ -61,17 +62,18 @@ def _evaluate_supervised(
 ) -> tuple[Evaluation, dict[str, npt.NDArray[Any]]]:
     """Score a network that was trained on labels from scratch, on the first draw of its fraction."""
     assert spec.labels is not None and spec.finetune is not None
-    request = EvaluationRequest(spec.run_id, EvaluationKey("finetune", spec.labels, "dense"), evaluation, spec.finetune)
-    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_of(evaluation.split))
+    request = EvaluationRequest(
+        spec.run_id, EvaluationKey("finetune", spec.labels, ALL_TOKENS), evaluation, spec.finetune
+    )
+    scores = classify(classifier.to(run_data.fabric.device), run_data, run_data.images_scored(evaluation.split))
     draw = ScoredDraw(run_data.draws(spec.labels, 1)[0], scores, {"lr": spec.finetune.lr})
     return summarise(request, [draw], run_data)
 
 
 def _store(store: Store, made: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
     """Write an evaluation, unless another process that took the run over has written it meanwhile."""
-    name = EvaluationKey(made.probe, made.labels, made.inference).name
-    if not store.has_evaluation(made.run_id, name, made.settings):
-        store.write_evaluation(name, made, predictions)
+    if not store.has_evaluation(made.run_id, made.key.name, made.settings):
+        store.write_evaluation(made.key.name, made, predictions)
 
 
 def _checkpoint(store: Store, run_id: str) -> bytes:

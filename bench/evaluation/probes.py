@@ -7,7 +7,8 @@ or fixed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,46 +19,79 @@ from sklearn.preprocessing import StandardScaler
 
 Floats = npt.NDArray[np.floating]
 FOLDS = 3
+EXTENSIONS = 3  # powers of ten that the search may go beyond either end of its grid
 KNN_TEMPERATURE = 0.07  # of the neighbours' weights, as in Wu et al., CVPR 2018
 
 
 def linear_probe(
-    train: Floats, labels: Floats, patients: npt.NDArray[np.str_], test: Floats, c: Sequence[float]
+    train: Floats,
+    labels: Floats,
+    patients: npt.NDArray[np.str_],
+    test: Floats,
+    c: Sequence[float],
+    repeats: int = 1,
 ) -> tuple[Floats, dict[str, float]]:
     """Fit one logistic regression per label on standardised features.
 
     train (n, D), labels (n, L) in {0, 1, NaN}, patients (n,), test (m, D). Of the inverse regularisations `c` the one
-    with the least log-loss over all labels on held-out patients is used. Returns probabilities (m, L), NaN for labels
-    with a single class in the fraction, and the choice.
+    with the least log-loss over all labels on held-out patients is used, averaged over `repeats` divisions of the
+    patients into folds. While the best lies at an end of the grid, the grid is extended there by powers of ten, up to
+    EXTENSIONS of them. A single `c` is used as it is.
+
+    Returns probabilities (m, L), NaN for labels with a single class in the fraction, and the choice: `C`, and
+    `at_edge`, 1 if it still lies at an end of all that was tried.
     """
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
-    best = c[0] if len(c) == 1 else _choose(train, labels, patients, c)
+    chosen = {"C": float(c[0])} if len(c) == 1 else _choose(train, labels, patients, sorted(c), repeats)
     scores = np.full((len(test), labels.shape[1]), np.nan)
     for label in range(labels.shape[1]):
-        model = _fit(train, labels[:, label], best)
+        model = _fit(train, labels[:, label], chosen["C"])
         if model is not None:
             scores[:, label] = model.predict_proba(test)[:, 1]
-    return scores, {"C": float(best)}
+    return scores, chosen
 
 
-def _choose(train: Floats, labels: Floats, patients: npt.NDArray[np.str_], c: Sequence[float]) -> float:
-    """Return the regularisation with the least held-out log-loss, summed over labels and folds of patients."""
+def _choose(
+    train: Floats, labels: Floats, patients: npt.NDArray[np.str_], c: Sequence[float], repeats: int
+) -> dict[str, float]:
+    """Return the strength with the least held-out log-loss, from `c` (ascending) and extensions beyond its ends."""
+    if len(np.unique(patients)) < 2:
+        return {"C": float(np.median(c)), "at_edge": 0.0}
+    folds = list(_folds(patients, repeats))
+    losses = {float(strength): _held_out_loss(train, labels, folds, strength) for strength in c}
+    lowest, highest = min(losses), max(losses)
+    while True:
+        best = min(losses, key=lambda strength: losses[strength])
+        below, above = best == min(losses), best == max(losses)
+        beyond = best / 10 if below else best * 10
+        if not (below or above) or not lowest / 10**EXTENSIONS * 0.99 < beyond < highest * 10**EXTENSIONS * 1.01:
+            return {"C": best, "at_edge": float(below or above)}
+        losses[beyond] = _held_out_loss(train, labels, folds, beyond)
+
+
+def _folds(patients: npt.NDArray[np.str_], repeats: int) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Yield (inside, outside) indices; no patient is on both sides. Each repeat divides the patients differently."""
     count = min(FOLDS, len(np.unique(patients)))
-    if count < 2:
-        return float(np.median(c))
-    losses = np.zeros(len(c))
-    for inside, outside in GroupKFold(count).split(train, groups=patients):
+    for repeat in range(repeats):
+        shuffled = {"shuffle": True, "random_state": repeat} if repeats > 1 else {}
+        yield from GroupKFold(count, **shuffled).split(patients, groups=patients)
+
+
+def _held_out_loss(
+    train: Floats, labels: Floats, folds: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]], c: float
+) -> float:
+    """Log-loss of one strength on held-out patients, summed over labels and folds with both classes to learn from."""
+    total = 0.0
+    for inside, outside in folds:
         for label in range(labels.shape[1]):
             known = outside[~np.isnan(labels[outside, label])]
-            for i, strength in enumerate(c):
-                model = _fit(train[inside], labels[inside, label], strength)
-                if model is None or len(known) == 0:
-                    break  # a single class in this fold
+            model = _fit(train[inside], labels[inside, label], c) if len(known) else None
+            if model is not None:
                 p = np.clip(model.predict_proba(train[known])[:, 1], 1e-6, 1 - 1e-6)
                 y = labels[known, label]
-                losses[i] -= float((y * np.log(p) + (1 - y) * np.log(1 - p)).sum())
-    return float(c[int(losses.argmin())])
+                total -= float((y * np.log(p) + (1 - y) * np.log(1 - p)).sum())
+    return total
 
 
 def _fit(features: Floats, label: Floats, c: float) -> LogisticRegression | None:

@@ -62,8 +62,8 @@ def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) 
         values = parameters(launch.slurm, ranks)
         hours = sum(seconds[run.run_id] for run in runs) * values["nodes"] / 3600 / ranks
         many = "1 job" if len(runs) == 1 else f"an array of {len(runs)} jobs"
-        error_line = ", ".join(f"{key}={value}" for key, value in values.items())
-        lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {error_line}")
+        sbatch = ", ".join(f"{key}={value}" for key, value in values.items())
+        lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {sbatch}")
     if measure and timed_methods(planned.grid) and not grid_table(planned.grid, sweep.results, sweep.threads).exists():
         lines.append("SLURM: 1 job more, which measures cost")
     return (
@@ -124,12 +124,12 @@ def _macs_per_second(grid: GridSpec) -> float:
     from bench.measure.inputs import random_views
     from bench.measure.macs import count
     from bench.training.build import build
-    from methods.names import parse_methods
+    from methods.names import REFERENCE_METHOD
     from methods.noise import Noise
     from methods.strategies.strategy import Call
 
     batch = min(16, grid.train.batch)
-    objective = build(parse_methods("simclr/dense")[0], grid.encoder, 0)
+    objective = build(REFERENCE_METHOD, grid.encoder, 0)
     views = random_views(grid.encoder, batch)
     took = []
     for step in range(3):

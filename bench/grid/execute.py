@@ -104,15 +104,15 @@ def _say_found(handles: Sequence[Handle], console: Console) -> None:
     """Jobs that an earlier command submitted keep its options, whatever this one's are."""
     if found := sum(handle.found for handle in handles):
         console.print(
-            f"Found, not submitted anew: {found} {'job' if found == 1 else 'jobs'}, with the --slurm options of then. "
-            "Other options need scancel first.",
+            f"Found in the queue: {found} {'job' if found == 1 else 'jobs'}, with the original --slurm options. "
+            "To change options, cancel the jobs first (scancel).",
             highlight=False,
         )
 
 
 def _failures(sweep: Sweep, known: dict[str, str]) -> list[str]:
-    """Runs of the grid that failed or were never finished, each with its reason; `known` holds those that no record
-    tells, by run."""
+    """Runs of the grid that failed or were never finished, each with its reason; `known` holds reasons that are
+    in no record, by run."""
     store, leases, failures = Store(sweep.results), Leases(sweep.results), []
     full = functools.cache(store.full)
     for run in sweep.runs:

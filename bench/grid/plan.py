@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import os
 import shutil
 import time
 import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from bench.analysis.outputs import check_reports
+from bench.grid.options import RunOptions
 from bench.launch.launch import Launcher, LaunchOptions
 from bench.launch.leases import Leases
 from bench.launch.slurm import read_options
@@ -20,7 +19,8 @@ from bench.launch.slurm_jobs import parameters
 from bench.launch.worker import Sweep
 from bench.records.environment import cores
 from bench.records.store import check_folder, clock_of
-from bench.specs.grid_spec import SEEDS, GridSpec, load_grid, read_change
+from bench.specs.grid_spec import GridSpec, load_grid, read_change
+from bench.specs.options import changes_of, default_cache
 from bench.specs.plugins import load_plugins
 from bench.training.ranks import check_ranks
 from datasets import load
@@ -32,33 +32,6 @@ if TYPE_CHECKING:
     from bench.specs.run_spec import EncoderSpec
     from datasets.dataset import Dataset
     from methods.objectives.objective import Objective
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line of `bench.run`; None where nothing was said."""
-
-    preset: str
-    spec: Path | None
-    changes: tuple[str, ...]
-    methods: str | None
-    labels: str | None
-    data: str | None
-    data_root: Path | None
-    encoder: str | None
-    image_size: int | None
-    keep: str | None
-    seeds: str | None
-    probes: str | None
-    plugins: tuple[Path, ...]
-    launcher: str
-    workers: int
-    results: Path
-    reports: Path
-    cache: Path | None
-    slurm: tuple[str, ...] = ()
-    ranks: int = 1
-    checkpoint_minutes: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +68,7 @@ class Plan:
                     shutil.move(folder, target)
 
 
-def plan(options: Options) -> Plan:
+def plan(options: RunOptions) -> Plan:
     """Check all that can be checked before training.
 
     Raises ValueError or FileNotFoundError with a sentence that says what is wrong and what would be right.
@@ -105,8 +78,10 @@ def plan(options: Options) -> Plan:
             f"unknown launcher '{options.launcher}': {suggest(options.launcher, list(get_args(Launcher)))}"
         )
     launch = _launch_options(options)
-    load_plugins(options.plugins)
-    grid = load_grid(options.preset, options.spec, changes_of(options))
+    plugins = tuple(options.plugin or ())
+    load_plugins(plugins)
+    changes = {**changes_of(options), **dict(map(read_change, options.changes or ()))}  # --set comes last and wins
+    grid = load_grid(options.preset, options.spec, changes)
     if not grid.runs():
         raise ValueError("the grid is empty: name at least one method and one seed.")
     if not grid.evaluation.labels or not grid.evaluation.probes:
@@ -132,7 +107,7 @@ def plan(options: Options) -> Plan:
         threads=launch.slurm.threads
         if launch.launcher == "slurm"
         else max(1, cores() // (launch.workers * options.ranks)),
-        plugins=options.plugins,
+        plugins=plugins,
         checkpoint_minutes=options.checkpoint_minutes,
         ranks=options.ranks,
         requeues=launch.slurm.requeues,
@@ -142,16 +117,18 @@ def plan(options: Options) -> Plan:
     return Plan(grid, sweep, data, launch)
 
 
-def _launch_options(options: Options) -> LaunchOptions:
+def _launch_options(options: RunOptions) -> LaunchOptions:
     """How the grid is executed. Raises ValueError for options that contradict each other."""
     launcher, ranks = cast(Launcher, options.launcher), options.ranks
     if options.slurm and launcher != "slurm":
         raise ValueError(f"--slurm is for --launcher slurm, and this is --launcher {launcher}.")
     if options.workers and launcher != "local":
         raise ValueError(f"--workers is for --launcher local, and this is --launcher {launcher}.")
+    if options.detach and launcher != "slurm":
+        raise ValueError(f"--detach is for --launcher slurm, and this is --launcher {launcher}.")
     if ranks > 1 and launcher == "inline":
         raise ValueError(f"--ranks {ranks} needs several processes: use --launcher local or slurm.")
-    slurm = read_options(options.slurm)
+    slurm = read_options(options.slurm or ())
     if launcher == "slurm":
         parameters(slurm, ranks)
         return LaunchOptions(launcher, 1, 0, slurm)
@@ -160,65 +137,6 @@ def _launch_options(options: Options) -> LaunchOptions:
         raise ValueError(f"--ranks {ranks} needs as many GPUs, and there are {gpus} here.")
     count = 1 if launcher == "inline" else options.workers or max(1, (gpus or cores()) // ranks)
     return LaunchOptions(launcher, count, gpus)
-
-
-def changes_of(options: Options) -> dict[str, Any]:
-    """What the command line says, as dotted keys; `--set` comes last and wins."""
-    changes: dict[str, Any] = {}
-    if options.methods is not None:
-        changes["methods"] = options.methods
-    if options.labels is not None:
-        changes["evaluation.labels"] = numbers("--labels", options.labels, "1,10,100")
-    if options.data is not None:
-        changes["data.name"] = options.data
-    if options.data_root is not None:
-        changes["data.root"] = os.path.realpath(options.data_root)
-    if options.encoder is not None:
-        changes["encoder.name"] = options.encoder
-    if options.image_size is not None:
-        changes["encoder.image_size"] = options.image_size
-    if options.keep is not None:
-        changes["keep"] = numbers("--keep", options.keep, "0.5,0.7")
-    if options.seeds is not None:
-        changes["seeds"] = _seeds(options.seeds)
-    if options.probes is not None:
-        changes["evaluation.probes"] = tuple(part.strip() for part in options.probes.split(",") if part.strip())
-    for text in options.changes:
-        key, value = read_change(text)
-        changes[key] = value
-    return changes
-
-
-def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
-    """The numbers of a comma list, each once. Raises ValueError, which shows the `example`, for anything else."""
-    try:
-        found = tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        found = ()
-    if not found or not all(map(math.isfinite, found)):
-        raise ValueError(f"{option} '{text}' is no comma list of numbers: write e.g. {option} {example}.")
-    return tuple(dict.fromkeys(found))
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdecimal() and len(part) <= 10 for part in parts):
-        raise ValueError(f"--seeds '{text}' can't be read: 3 means 0,1,2; 0,4,7 means those; '3,' means seed 3 alone.")
-    if len(parts) == 1 and "," not in text:
-        if int(parts[0]) == 0:
-            raise ValueError(
-                "--seeds 0 asks for no seed: write --seeds 1 for one seed, or --seeds 0, for seed 0 alone."
-            )
-        if int(parts[0]) > SEEDS:
-            raise ValueError(f"--seeds {parts[0]} asks for more than {SEEDS} seeds; '{parts[0]},' is that seed alone.")
-        return tuple(range(int(parts[0])))
-    return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-def default_cache() -> Path:
-    """Where data sets that are made or resized once are kept: BENCH_CACHE, else the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("BENCH_CACHE") or Path(home) / "sparse-attention-bench")
 
 
 def _gpus() -> int:

@@ -132,7 +132,7 @@ class Watch:
                 text = f"    {_title(self.left[run_id])}: {_state(state)}"
                 self.console.print(text, markup=False, highlight=False)
         jobs = self._jobs(at_work).values()
-        waiting = Counter(f"{state} {''.join(sweep.partition('(')[1:])}".strip() for state, sweep in jobs)
+        waiting = Counter(f"{state} {''.join(job.partition('(')[1:])}".strip() for state, job in jobs)
         if waiting:
             text = ", ".join(f"{count} {state}" for state, count in waiting.items())
             self.console.print(f"    jobs: {text}", markup=False, highlight=False)
@@ -157,8 +157,8 @@ class Watch:
                 _number(state, "images_per_second", ".0f"),
                 *([_where(state)] if self._on_slurm() else []),
             )
-        for run_id, (state_of_job, sweep) in list(jobs.items())[:SHOWN]:
-            table.add_row(_title(self.left[run_id]), state_of_job, "", "", "", sweep)
+        for run_id, (state_of_job, job) in list(jobs.items())[:SHOWN]:
+            table.add_row(_title(self.left[run_id]), state_of_job, "", "", "", job)
         if len(jobs) > SHOWN:
             table.add_row(f"and {len(jobs) - SHOWN} more")
         return table

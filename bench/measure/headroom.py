@@ -1,9 +1,9 @@
 """Whether a train step fits into memory, estimated before it is made: a process that takes too much is killed, and
 tells nobody.
 
-What a step keeps for its backward pass is weighed on one image, times the batch. Above `FAR` pixels smaller images
-stand for it: on N patches it is a N + b N^2 (b where attention maps are kept), and two sizes give both. To that come
-the models, which all live in the one process: weights, their copy for inference, gradients, AdamW's two moments.
+What a step keeps for its backward pass is weighed on two images; it grows with their number. Above `FAR` pixels smaller
+images stand for it: on N patches it is a N + b N^2 (b where attention maps are kept), and two sizes give both. To that
+come the models, which all live in the one process: weights, their copy for inference, gradients, AdamW's two moments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure.inputs import random_views
+from bench.measure.inputs import IMAGES, random_views
 from bench.measure.table import DENSE, timed_names
 from bench.measure.timed_method import TimedMethod
 from bench.specs.run_spec import EncoderSpec, TrainSpec
@@ -45,10 +45,9 @@ def too_large(
     models, steps = 0.0, {}
     for name, method in timed_names(methods)[:-1]:
         arms = [
-            TimedMethod(name, method, spec, train, random_views(spec, 1), fabric)
-            for spec in _stand_ins(encoder, geometry)
+            TimedMethod(name, method, spec, train, random_views(spec), fabric) for spec in _stand_ins(encoder, geometry)
         ]
-        points = [(arm.objective.encoder.geometry.patches, arm.most_saved()) for arm in arms]
+        points = [(arm.objective.encoder.geometry.patches, arm.most_saved() / IMAGES) for arm in arms]
         steps[name] = batch * grown(points, geometry.patches)
         models += (2 if method == DENSE else 1) * _model_bytes(arms[0].objective)  # dense is there twice
     return {

@@ -1,4 +1,4 @@
-"""What a network is counted and timed on where no data are given: random images and lesions, always the same."""
+"""Random images and lesions, always the same, for counting and timing a network without data."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def random_views(encoder: EncoderSpec, batch: int = IMAGES) -> Tensor:
 
 
 def random_lesions(batch: int, patches: int) -> Tensor:
-    """For strategies that look at lesions: a share of each patch, (B, patches)."""
+    """Random shares of the patches that lie inside lesions, (B, patches), for strategies that need lesions."""
     return torch.rand(batch, patches, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The table of multiply-accumulates alone: counted, printed and written, without timing anything."""
+"""Table of multiply-accumulates, counted, printed and written without timing."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from bench.specs.run_spec import EncoderSpec, TrainSpec
 from bench.training.build import build
 from methods.names import Method
 
-VIEWS = 16  # images over which strategies are counted that keep what an image needs
+VIEWS = 16  # images for strategies whose number of tokens depends on the image
 
 
 def count_methods(methods: Sequence[Method], encoder: EncoderSpec, train: TrainSpec) -> list[dict[str, Any]]:
-    """A row a method, dense first; none where only training can say how many tokens are kept. Raises CountersDisagree,
-    which names the method."""
+    """One row per method, dense first, without strategies whose number of tokens is only known after training. Raises
+    CountersDisagree with the name of the method."""
     rows: list[dict[str, Any]] = []
     dense: Macs | None = None
     for name, method in timed_names(methods)[:-1]:
         objective = build(method, encoder, seed=0)
         views = random_views(encoder, VIEWS if objective.encoder.strategy.adaptive else IMAGES)
-        if not objective.encoder.strategy.meet_target(views[0]):
+        if not objective.encoder.strategy.calibrate(views[0]):
             continue
         try:
             macs = count(objective, encoder, train, GRID, views)
@@ -90,7 +90,7 @@ def print_macs(rows: Sequence[dict[str, Any]], encoder: EncoderSpec, console: Co
 
 
 def _print_parts(rows: Sequence[dict[str, Any]], kind: str, title: str, console: Console) -> None:
-    """A column for each part that any of the methods has."""
+    """Print a table with a column for each part that some method has."""
     parts = list(dict.fromkeys(key for row in rows for key in row if key.startswith(f"{kind}: ")))
     shown = Table(title=title, title_justify="left")
     shown.add_column("method", overflow="fold", min_width=22)
@@ -104,7 +104,7 @@ def _print_parts(rows: Sequence[dict[str, Any]], kind: str, title: str, console:
 
 
 def write_macs(rows: Sequence[dict[str, Any]], encoder: EncoderSpec, reports: Path) -> Path:
-    """reports/macs-<encoder>-<size>.csv."""
+    """Write reports/macs-<encoder>-<size>.csv and return its path."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()

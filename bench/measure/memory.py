@@ -1,4 +1,4 @@
-"""Memory of training: what a forward pass keeps for the backward pass, and the peak of the process or the GPU."""
+"""Memory of training: bytes kept for the backward pass, and peak memory of the process or the GPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from methods.strategies.strategy import Call
 
 
 def saved_bytes(objective: Objective, views: Tensor, call: Call) -> float:
-    """Bytes that a training forward pass keeps for its backward pass, per image of `views` (2, B, channels, H, W).
+    """Bytes that the forward pass of a training step keeps for its backward pass, per image of `views` (2, B, channels,
+    H, W).
 
-    Each storage counts once, whole, however many tensors look into it; parameters and the views themselves, which are
-    there anyway, do not. `objective` is left as it is. Wrap the call in autocast to weigh a mixed-precision step.
+    Each storage counts once and as a whole, however many tensors share it; parameters and the views do not count,
+    because they exist anyway. `objective` is not changed. Call it under autocast to measure a mixed-precision step.
     """
     subject = copy.deepcopy(objective).train()
     present = {tensor.untyped_storage().data_ptr() for tensor in [*subject.parameters(), views]}
-    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()  # what the graph drops before the end of the pass is not kept
+    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()  # tensors that the graph drops during the pass do not count
 
     def pack(tensor: Tensor) -> _Saved:
         saved = _Saved(tensor)
@@ -34,19 +35,19 @@ def saved_bytes(objective: Objective, views: Tensor, call: Call) -> float:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         loss = subject(views, call).total
     storages = {saved.tensor.untyped_storage().data_ptr(): saved.tensor.untyped_storage().nbytes() for saved in kept}
-    del loss  # lived until here, and with it the graph
+    del loss  # keeps the graph alive until here
     return sum(size for where, size in storages.items() if where not in present) / views.shape[1]
 
 
 def peak_mib() -> tuple[float, Literal["process", "device"]]:
-    """The most that was in use so far, in MiB: of the GPU where there is one, else resident in this process."""
+    """Peak memory so far in MiB: allocated on the GPU if there is one, else resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20, "device"
     return _process_peak(), "process"
 
 
 def resident_mib() -> float:
-    """What of this process is in memory now, in MiB; where the system does not say, the most that was."""
+    """Resident memory of this process now, in MiB; its peak if the current value is unknown."""
     return _status("VmRSS") or _process_peak()
 
 
@@ -58,8 +59,8 @@ def _process_peak() -> float:
 
 
 def _status(name: str) -> float | None:
-    """MiB by Linux's own account of this process. VmHWM begins anew with a program, getrusage's peak does not: a
-    process would inherit that of the one that started it."""
+    """A value of Linux's /proc/self/status in MiB. VmHWM starts at 0 with a new program; the peak of getrusage does
+    not, and would include that of the parent process."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
@@ -68,7 +69,7 @@ def _status(name: str) -> float | None:
 
 
 class _Saved:
-    """Holds a tensor for the graph; its life is the graph's."""
+    """Holds a tensor for the graph, and lives as long as the graph."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()  # an output that knew its graph would keep it alive in a circle
+        self.tensor = tensor.detach()  # an attached output would keep its graph alive in a reference cycle

@@ -1,14 +1,14 @@
 """Paired, interleaved timing: A B C D, C A D B, ... in one process, so that whatever slows the machine slows all.
 
-Every round times every contender once, in an order drawn anew; a speed-up is the median over the rounds of the ratio
-within a round (its interval: bench.statistics.ratios). The garbage collector is off inside a round. A short call is made
-once untimed before it is timed, so that it finds the caches as it leaves them itself, not as whoever stood before it
-did; a long one refills them within its first moments.
+Every round times every method once, in a random order. A speed-up is the median over rounds of the ratio within a round
+(for its interval see bench.statistics.ratios). The garbage collector is off inside a round. A short call is run once
+untimed before it is timed, so that it finds the caches as it leaves them itself, not as the method before it did; a
+long call refills them within its first moments.
 
-On a CPU a round in which the process did not get its cores is thrown away and repeated, and counted. Two signs tell
-it: threads of this process that could have run waited for a core (what Linux's scheduler says, right from the first
-round and for any number of threads), and a contender got less CPU time a second than it usually does (anywhere). What
-another process does to shared caches and memory can't be seen this way.
+On a CPU, a round in which the process did not get its cores is discarded, repeated and counted. There are two signs of
+it: threads of this process that could have run waited for a core (as reported by Linux's scheduler, from the first
+round on and for any number of threads), and a method got less CPU time per second than it usually does (on any system).
+The influence of other processes on shared caches and memory can't be detected in this way.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ REPEATED_BOUND = 1.0  # repeated rounds at most, as a share of the rounds asked 
 
 @dataclass(frozen=True)
 class PairedTimes:
-    """`seconds[name][r]` is one call in round r; `repeated` rounds were thrown away for a foreign load, and
-    `disturbed` ones kept in spite of it, because the bound on repetitions was reached."""
+    """`seconds[name][r]` is one call in round r. `repeated` rounds were discarded because other processes ran;
+    `disturbed` rounds were kept in spite of that, because the bound on repetitions was reached."""
 
     seconds: dict[str, Array]
     repeated: int
@@ -47,9 +47,9 @@ class PairedTimes:
     def median(self, name: str) -> float:
         return float(np.median(self.seconds[name]))
 
-    def speedup(self, contender: str, baseline: str) -> RatioEstimate:
-        """Baseline's time / contender's time: above 1 the contender is faster."""
-        return estimate(self.seconds[baseline] / self.seconds[contender])
+    def speedup(self, name: str, reference: str) -> RatioEstimate:
+        """Time of the reference / time of `name`, per round: above 1 means that `name` is faster."""
+        return estimate(self.seconds[reference] / self.seconds[name])
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ Round = Mapping[str, Timed]
 
 @dataclass
 class _Cores:
-    """Tells a round in which a contender did not get its cores.
+    """Detects rounds in which a method did not get its cores.
 
     It should get the CPU time that is usual for it (the median over all rounds so far: with several threads no part is
     parallel throughout), and at least one whole core if it is `busy` all the time; and unless there are more threads
@@ -158,15 +158,15 @@ def paired_times(
     stopwatch: Stopwatch | None = None,
     progress: Callable[[int, int], Any] = lambda done, rounds: None,
 ) -> PairedTimes:
-    """Time the `contenders` (by name) in `rounds` interleaved rounds, after a warm-up until a pass takes as long as the
-    one before.
+    """Time the calls of `timed_methods` in `rounds` interleaved rounds, after a warm-up until a pass takes as long as
+    the one before.
 
-    `busy`: the contenders compute all the time, so that less than one core of CPU time is a foreign load. Calls
-    shorter than `shortest` seconds are repeated inside a measurement. At most as many rounds as asked for are repeated;
-    which ones is judged again at the end, when it is known what CPU time is usual.
+    `busy`: the methods compute all the time, so that less than one core of CPU time means other processes.
+    Calls shorter than `shortest` seconds are repeated inside a measurement. At most as many rounds as asked for are
+    repeated; which ones is judged again at the end, when it is known what CPU time is usual.
     """
     if not timed_methods or rounds < 1:
-        raise ValueError("a paired measurement needs at least one contender and one round.")
+        raise ValueError("a paired measurement needs at least one method and one round.")
     watch = stopwatch or (CudaEvents() if torch.device(device).type == "cuda" else WallClock())
     names, random = list(timed_methods), np.random.default_rng(seed)
     judge = _Cores(busy, crowded=torch.get_num_threads() > cores())
@@ -198,7 +198,7 @@ def paired_times(
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a contender is measured: `times` calls, after an untimed one if it has a `lead`."""
+    """How a method is measured: `times` calls, after an untimed one if it has a `lead`."""
 
     times: int = 1
     lead: bool = False
@@ -207,7 +207,7 @@ class _Plan:
 def _warm_up(
     timed_methods: Mapping[str, Callable[[], None]], watch: Stopwatch, shortest: float, seen: list[Round]
 ) -> dict[str, _Plan]:
-    """Passes until one takes as long as the one before, added to `seen`; how to measure each contender."""
+    """Passes until one takes as long as the one before, added to `seen`; how to measure each method."""
     least, most = PASSES
     before = math.inf
     for done in range(1, most + 1):
@@ -229,7 +229,7 @@ def _plan(seconds: float, shortest: float) -> _Plan:
 def _round(
     timed_methods: Mapping[str, Callable[[], None]], order: list[str], plan: Mapping[str, _Plan], watch: Stopwatch
 ) -> Round:
-    """Every contender once, in this order."""
+    """Every method once, in this order."""
     gc.collect()
     timed: dict[str, Timed] = {}
     for name in order:

@@ -1,14 +1,16 @@
-"""Where a train step's time goes: a clock that is switched from part to part, forward and backward.
+"""Time of a training step by part, measured with a clock that hooks switch from part to part.
 
-Forward, hooks on the modules of a part switch to it and back. Backward, autograd visits what forward did in reverse
-order, in one thread: the gradient of a module's output being ready is where its backward begins, that of its input
-being ready where it ends; so hooks on those tensors switch the same clock, and no time is counted twice or lost. What
-belongs to no module (gathering tokens, positions, pooling, the strategy's own losses) is a part of its own. All that a
-teacher does is the teacher's. Hooks cost some microseconds each and stand at whole blocks: well under 1 % of a step.
+In the forward pass, hooks on the modules of a part switch the clock to it and back. In the backward pass, autograd runs
+in reverse order in one thread: the backward pass of a module starts when the gradient of its output is ready, and ends
+when that of its input is. Hooks on these tensors switch the same clock, so that no time is lost or counted twice. Work
+outside modules (gathering tokens, positions, pooling, losses of the strategy) is a part of its own, and all work of a
+teacher belongs to the teacher. A hook takes some microseconds, and hooks are set on whole blocks: well below 1 % of a
+step.
 
-A block whose attention a strategy replaces is not called as a module; it is told by its parts, norm to drop path, and
-its two residual additions then count as rest. So is a ConvNeXt's block where patches are dropped, depthwise convolution
-to MLP; taking the kept positions lies within. On a GPU the device is synchronised at every switch.
+If a strategy replaces the attention of a block, the block is not called as a module. It is then identified by its parts
+(norm to drop path), and its two residual additions count as rest. The same holds for a ConvNeXt block with dropped
+patches (depthwise convolution to MLP, including the gathering of kept positions). On a GPU, every switch synchronises
+the device.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from datasets.views import Views
 from methods.noise import keyed_generator
 from methods.objectives.objective import Objective
 
-MODULES = (  # name of a module inside the objective -> part; the first that fits
+MODULES = (  # pattern for the name of a module in the objective -> part; the first match counts
     (r"teacher_\w+", "teacher"),
     (r"encoder", "selection"),
     (r"encoder\.\w+\.(patch_embed|stem|conv1|bn1)|encoder\.\w+\.stem_\d", "embedding"),
@@ -38,7 +40,7 @@ MODULES = (  # name of a module inside the objective -> part; the first that fit
     (r"encoder\.\w+\.(blocks\.\d+|norm|stages\.\d+(\.downsample|\.blocks\.\d+)?|layer\d|head\.norm)", "blocks"),
     (r"projector|predictor", "heads"),
 )
-HALVES = (  # first and last module of the halves of timm's transformer block, and of a ConvNeXt's branch
+HALVES = (  # first and last module: halves of timm's transformer block, branch of a ConvNeXt block
     ("norm1", "drop_path1"),
     ("norm2", "drop_path2"),
     ("conv_dw", "mlp"),
@@ -48,23 +50,23 @@ Clock = Callable[[], float]
 
 
 class Stepwatch:
-    """Seconds of the train steps made inside `watch`, by part."""
+    """Measures the seconds of training steps inside `watch`, by part."""
 
     def __init__(self, objective: Objective, optimizer: torch.optim.Optimizer, clock: Clock | None = None) -> None:
         self.objective, self.optimizer = objective, optimizer
         device = next(objective.parameters()).device
         self.clock = clock or (time.perf_counter if device.type != "cuda" else _synchronised)
         self.seconds: dict[str, float] = defaultdict(float)
-        self.at: list[tuple[str, object]] = []  # forward: where we are, the innermost last
+        self.at: list[tuple[str, object]] = []  # nested parts of the forward pass, the innermost last
         self.now: tuple[str, object] = ("", None)
         self.since = 0.0
         self.hooks: list[Any] = []
 
     @contextmanager
     def watch(self) -> Iterator[dict[str, float]]:
-        """Whole train steps inside, nothing else; gives the seconds by part, complete once it is left."""
+        """Measure whole training steps, and nothing else, inside the context. Seconds by part are complete after it."""
         self._hook()
-        self.now, self.since = ("optimizer", None), self.clock()  # a step begins with its zero_grad
+        self.now, self.since = ("optimizer", None), self.clock()  # a step starts with zero_grad
         try:
             yield self.seconds
             self._switch("", None)
@@ -81,7 +83,7 @@ class Stepwatch:
     def _hook(self) -> None:
         named = dict(self.objective.named_modules())
         teacher = any(name.startswith("teacher_") for name in named)
-        after = "teacher" if teacher else "optimizer"  # the teacher follows after the optimizer's step
+        after = "teacher" if teacher else "optimizer"  # a teacher is updated after the step of the optimizer
         self._region(self.objective, self.objective, "heads")
         self.hooks += [
             self.optimizer.register_step_pre_hook(lambda *_: self._switch("optimizer", None)),
@@ -97,7 +99,7 @@ class Stepwatch:
                     self._region(getattr(module, first), getattr(module, last), part)
 
     def _region(self, first: nn.Module, last: nn.Module, part: str) -> None:
-        """From the call of `first` to the end of `last`."""
+        """Assign the time from the call of `first` to the end of `last` to a part."""
 
         def enter(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             inside = "teacher" if self.at and self.at[-1][0] == "teacher" else part
@@ -110,22 +112,22 @@ class Stepwatch:
 
         def leave(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             inside, owner = self.at.pop()
-            self._switch(*(self.at[-1] if self.at else ("heads", None)))  # backward begins with the loss
+            self._switch(*(self.at[-1] if self.at else ("heads", None)))  # the backward pass starts with the loss
             if first is last and any(output is one for one in inputs):
-                return  # an identity: the gradient of its output is that of another module's
+                return  # an identity: its output is the output of another module
             if isinstance(output, Tensor) and output.requires_grad:
                 output.register_hook(lambda _: self._switch(inside, owner))  # type: ignore[no-untyped-call]
 
         self.hooks += [first.register_forward_pre_hook(enter), last.register_forward_hook(leave)]
 
     def _end(self, owner: object) -> None:
-        """Backward: the gradient of a region's input is there; a region that began since has the clock already."""
+        """End a region of the backward pass, unless another region has started since and has the clock."""
         if self.now[1] is owner:
             self._switch("selection", None)
 
 
 def shares(watched: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Share of each part in a step, from several steps' seconds by part: the median over the steps, adding up to 1."""
+    """Share of each part in a step: medians over several steps of seconds by part, scaled to a sum of 1."""
     parts = [part for part in dict.fromkeys(key for one in watched for key in one) if part]
     middle = {part: float(np.median([one.get(part, 0.0) / sum(one.values()) for one in watched])) for part in parts}
     total = sum(middle.values())
@@ -133,7 +135,7 @@ def shares(watched: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 class AttentionTime(TorchFunctionMode):
-    """Seconds spent in fused attention inside it."""
+    """Measures the seconds spent in fused attention inside the context."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class AttentionTime(TorchFunctionMode):
 
 
 def attention_share(infer: Callable[[], None], device: torch.device, calls: int = 3) -> float:
-    """Share of the time of `infer` that is spent in fused attention; median over calls."""
+    """Share of fused attention in the time of `infer`, median over calls."""
     found = []
     for _ in range(calls):
         with AttentionTime(device) as attention:
@@ -161,7 +163,7 @@ def attention_share(infer: Callable[[], None], device: torch.device, calls: int 
 
 
 def views_seconds(image_size: int, channels: int, batch: int, device: torch.device, calls: int = 3) -> float:
-    """Seconds to draw and make both views of a batch, which no method changes; median over calls."""
+    """Seconds for drawing and making both views of a batch, which is the same for all methods; median over calls."""
     views = Views(image_size, channels=channels)
     random = keyed_generator("images to make views of")
     images = torch.randint(256, (batch, image_size, image_size), generator=random, dtype=torch.uint8).to(device)
@@ -171,7 +173,7 @@ def views_seconds(image_size: int, channels: int, batch: int, device: torch.devi
         started = clock()
         views.apply(images, views.draw(keyed_generator("views", 0, call), batch))
         found.append(clock() - started)
-    return float(np.median(found[1:]))  # the first fills the bank of noise
+    return float(np.median(found[1:]))  # the first call fills the bank of noise
 
 
 def _synchronised() -> float:

@@ -1,4 +1,4 @@
-"""What a trained method costs, by its own images where that depends on them: multiply-accumulates, memory of a step."""
+"""Cost of a trained method: multiply-accumulates, and memory of a step, on images of its data where they matter."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call
 
-STEP, PLAIN = 16, 256  # images of a step that is weighed; over which inference is averaged, at most
+STEP, PLAIN = 16, 256  # images, at most: of a measured step; over which MACs at inference are averaged
 
 
 def macs_of(objective: Objective, spec: RunSpec, run_data: RunData, steps: int) -> Macs:
-    """Of a pre-training of `steps` steps. Raises CountersDisagree."""
+    """MACs of a pre-training of `steps` steps. Raises CountersDisagree."""
     if not objective.encoder.strategy.adaptive:
         return count(objective, spec.encoder, spec.train, steps)
     index = run_data.splits.test[:PLAIN]
@@ -28,7 +28,7 @@ def macs_of(objective: Objective, spec: RunSpec, run_data: RunData, steps: int) 
 
 
 def memory_of(objective: Objective, spec: RunSpec, run_data: RunData) -> Memory:
-    """What a step at the target keep ratio keeps for backward, and the peak so far."""
+    """Memory that a step at the target keep ratio keeps for its backward pass, and the peak so far."""
     views = _views(run_data)
     lesions = None
     if objective.encoder.strategy.needs_lesions:

@@ -11,11 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
-
-from torch import Tensor
 
 from bench.measure.inputs import random_views
 from bench.measure.paired import PairedTimes, paired_times
@@ -29,66 +27,82 @@ from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
 from bench.statistics.ratios import RatioEstimate
 from bench.training.device import one_device, threads_of
 from methods import BASELINES
-from methods.names import Method
+from methods.names import REFERENCE_METHOD, Method
 
-DENSE = Method("simclr", "dense")
+DENSE = REFERENCE_METHOD
 AGAIN = f"{DENSE.name}{AA_SUFFIX}"
 LOOKS = 3  # steps watched, and calls of inference, for where the time goes
 
 Progress = Callable[[int, int], Any]
 
 
-def measure(
-    methods: Sequence[Method],
-    encoder: EncoderSpec,
-    train: TrainSpec,
-    measure: MeasureSpec,
-    threads: int,
-    images: Tensor | None = None,
-    *,
-    training: bool = True,
-    left_out: Mapping[str, str] = MappingProxyType({}),
-    detail: bool = False,
-    progress: Progress = lambda done, rounds: None,
-) -> CostTable:
-    """The paired measurement of `methods` (baselines are left out, and strategies of which only training can say how many
-    tokens they keep), dense SimCLR first and once more as `simclr/dense#2`.
+@dataclass(frozen=True)
+class Measurement:
+    """What a cost table is asked to hold: `methods` on one encoder, and how they are trained and timed.
 
-    `images` (2, batch, channels, H, W): the views that all methods get; random ones by default. torch runs with
-    `threads` threads meanwhile. `training` False times inference alone, `left_out` (row: reason) does so for some rows;
+    torch runs with `threads` threads meanwhile. `training` False times inference alone, `left_out` (row: reason) does
+    so for some rows.
+    """
+
+    methods: Sequence[Method]
+    encoder: EncoderSpec
+    train: TrainSpec
+    timing: MeasureSpec
+    threads: int
+    training: bool = True
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def path(self, results: Path) -> Path:
+        """Where its table goes: `results/cost/<hash>.json`, one name for what is measured on this machine."""
+        what = {
+            "methods": [name for name, _ in timed_names(self.methods)],
+            "encoder": self.encoder.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json", include={"ramp", "precision", "attention", "batch"}),
+            "measure": self.timing.model_dump(mode="json"),
+            "threads": self.threads,
+            "machine": machine(),
+            **({} if self.training else {"training": False}),
+        }
+        return results / "cost" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}.json"
+
+
+def measure(what: Measurement, *, detail: bool = False, progress: Progress = lambda done, rounds: None) -> CostTable:
+    """The paired measurement of all methods (baselines are left out, and strategies of which only training can say how
+    many tokens they keep), dense SimCLR first and once more as `simclr/dense#2`.
+
     `detail` adds where the time goes and peak memory. Raises ValueError where the attention backend or the precision
     can't be had, CountersDisagree.
     """
     started = now()
     raise_allocator_thresholds()
+    encoder, train, threads, batch = what.encoder, what.train, what.threads, what.timing.batch
     fabric = one_device(train.precision)
     details: dict[str, Any] = {}
     peaks: dict[str, tuple[float, str]] = {}
     with threads_of(threads):
-        views = random_views(encoder, measure.batch) if images is None else images[:, : measure.batch]
+        views = random_views(encoder, batch)
         arms = [
-            TimedMethod(name, method, encoder, train, views, fabric, training and name not in left_out)
-            for name, method in timed_names(methods)
+            TimedMethod(name, method, encoder, train, views, fabric, what.training and name not in what.left_out)
+            for name, method in timed_names(what.methods)
         ]
         unknown = [arm.name for arm in arms if not arm.known]
         arms = [arm for arm in arms if arm.known]
         for arm in arms:
             arm.weigh()
         timed_methods = {key: call for arm in arms for key, call in arm.timed_methods().items()}
-        times = paired_times(timed_methods, measure.rounds, device=fabric.device, progress=progress)
+        times = paired_times(timed_methods, what.timing.rounds, device=fabric.device, progress=progress)
         if detail:
             for arm in arms:
                 arm.look_inside(LOOKS)
-            seconds = views_seconds(encoder.image_size, encoder.channels, views.shape[1], fabric.device)
-            details["views_ms"] = 1e3 * seconds / views.shape[1]
+            seconds = views_seconds(encoder.image_size, encoder.channels, batch, fabric.device)
+            details["views_ms"] = 1e3 * seconds / batch
     rows = [_row(arm, times, threads) for arm in arms]
     del arms, timed_methods  # the memory is the next processes'
     lost = []
     for row in [row for row in rows if detail and row.train_ms is not None]:
         try:
-            peaks[row.method] = peak_of_training(
-                row.method.removesuffix(AA_SUFFIX), encoder, train, measure.batch, threads
-            )
+            method = row.method.removesuffix(AA_SUFFIX)
+            peaks[row.method] = peak_of_training(method, encoder, train, batch, threads)
         except NotMeasured as why:
             lost.append(str(why))
     rows = [_detailed(row, details, peaks.get(row.method)) for row in rows]
@@ -99,7 +113,7 @@ def measure(
                 **environment(threads),
                 "disturbed_rounds": times.disturbed,
                 **({"peaks_not_measured": lost} if lost else {}),
-                **({"training_left_out": list(left_out.values())} if left_out else {}),
+                **({"training_left_out": list(what.left_out.values())} if what.left_out else {}),
                 **({"cost_unknown": unknown} if unknown else {}),
             },
             started=started,
@@ -109,31 +123,9 @@ def measure(
 
 
 def timed_names(methods: Sequence[Method]) -> list[tuple[str, Method]]:
-    """Names and methods of the rows, in order: the baseline, then what was asked for, then the baseline again."""
+    """Names and methods of the rows, in order: dense, then what was asked for, then dense again."""
     others = [method for method in dict.fromkeys(methods) if method != DENSE and method.strategy not in BASELINES]
     return [(DENSE.name, DENSE), *((method.name, method) for method in others), (AGAIN, DENSE)]
-
-
-def table_path(
-    results: Path,
-    methods: Sequence[Method],
-    encoder: EncoderSpec,
-    train: TrainSpec,
-    measure: MeasureSpec,
-    threads: int,
-    training: bool = True,
-) -> Path:
-    """Where the measurement of this goes: `results/cost/<hash>.json`, one name for what is measured on this machine."""
-    what = {
-        "methods": [name for name, _ in timed_names(methods)],
-        "encoder": encoder.model_dump(mode="json"),
-        "train": train.model_dump(mode="json", include={"ramp", "precision", "attention", "batch"}),
-        "measure": measure.model_dump(mode="json"),
-        "threads": threads,
-        "machine": machine(),
-        **({} if training else {"training": False}),
-    }
-    return results / "cost" / f"{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:10]}.json"
 
 
 def _row(arm: TimedMethod, times: PairedTimes, threads: int) -> CostRow:

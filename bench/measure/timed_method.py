@@ -60,7 +60,7 @@ class TimedMethod:
         self.objective = build(self.method, self.encoder, seed=0).to(self.fabric.device)
         self.objective.use_attention(self.train.attention, self.fabric.device)
         self.views = self.views.to(self.fabric.device)
-        self.known = self.objective.encoder.strategy.meet_target(self.views[0])
+        self.known = self.objective.encoder.strategy.calibrate(self.views[0])
         self._steps = itertools.count()
 
     def weigh(self) -> None:
@@ -118,7 +118,8 @@ class TimedMethod:
 
         def step_at(kept: int) -> Call0:
             def step() -> None:
-                train_step(model, optimizer, self.views, self._call(kept), self.fabric)
+                call = self._call(kept)
+                train_step(model, optimizer, self.views, call, self.fabric, call.progress)
 
             return step
 

@@ -1,26 +1,21 @@
-"""The machine and the software that a number came from, and the allocator's settings that it came under."""
+"""The machine and software that produced a number, and the settings of the memory allocator."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 import ctypes
 import functools
+import os
 import platform
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 CONDITIONS = {"machine": "", "system": "", "threads": 1, "ranks": 1, "python": "", "versions": {}}
-"""What trained weights depend on to the last bit besides the spec, with what holds where a record does not say."""
+"""What trained weights depend on to the last bit besides the spec, with the value for records that do not state it."""
 PACKAGES = ("torch", "torchvision", "timm", "xformers", "fvcore", "lightning-fabric", "numpy", "scikit-learn")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 RAISED = 1 << 30  # bytes; glibc takes no mmap threshold above its own maximum, so the heap serves what it can
@@ -28,10 +23,11 @@ RAISED = 1 << 30  # bytes; glibc takes no mmap threshold above its own maximum, 
 
 @functools.cache
 def raise_allocator_thresholds() -> str:
-    """Keep freed memory in the process instead of returning it to the system, once, and say what was done.
+    """Keep freed memory in the process instead of returning it to the system; returns what was set, as a record states
+    it. Only the first call sets anything.
 
-    On a CPU, returning big blocks after every step costs dense training up to 1.4x and methods with fewer tokens
-    less, which would flatter them.
+    On a CPU, returning large blocks after every step slows dense training by up to 1.4x and methods with fewer tokens
+    by less, so that those would look faster than they are.
     """
     if platform.system() != "Linux":
         return "default"
@@ -44,18 +40,18 @@ def raise_allocator_thresholds() -> str:
 
 
 def now() -> str:
-    """This moment, ISO 8601 in UTC, to the second."""
+    """The current time, ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @functools.cache
 def machine() -> str:
-    """The processor (or the GPU) by name, with the number of cores."""
+    """The name of the processor, or of the GPU, with the number of cores."""
     import torch
 
     cpu = f"{_cpu_name()}, {cores()} cores"
@@ -63,7 +59,10 @@ def machine() -> str:
 
 
 def environment(threads: int, ranks: int | None = None) -> dict[str, Any]:
-    """What stands in every record about where it was made; `ranks` where they are not those of this process."""
+    """The environment that a record states: software, machine, threads, ranks, allocator, commit.
+
+    `ranks` is the number of processes that train together; by default that of this process.
+    """
     versions = {}
     for package in PACKAGES:
         try:
@@ -76,31 +75,32 @@ def environment(threads: int, ranks: int | None = None) -> dict[str, Any]:
         "versions": versions,
         "machine": machine(),
         "threads": threads,
-        "ranks": ranks_here() if ranks is None else ranks,  # processes that train together
+        "ranks": ranks_here() if ranks is None else ranks,
         "allocator": raise_allocator_thresholds(),
         **_git(),
     }
 
 
 def conditions(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of an environment."""
-    return {name: environment.get(name, unsaid) for name, unsaid in CONDITIONS.items()}
+    """The CONDITIONS of an environment."""
+    return {name: environment.get(name, default) for name, default in CONDITIONS.items()}
 
 
-def _cpu_name(account: Path = Path("/proc/cpuinfo")) -> str:
-    """With family and model where Linux says them: virtual machines call processors alike that round otherwise."""
+def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, with family and model where Linux reports them: virtual machines give one name to
+    processors that round differently."""
     try:
-        lines = account.read_text(encoding="utf-8").splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    name, kind = said.get("model name", platform.machine()), (said.get("cpu family"), said.get("model"))
-    return f"{name} (family {kind[0]}, model {kind[1]})" if all(kind) else name
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    name, family, model = fields.get("model name", platform.machine()), fields.get("cpu family"), fields.get("model")
+    return f"{name} (family {family}, model {model})" if family and model else name
 
 
 @functools.cache
 def _git() -> dict[str, Any]:
-    """Commit of the code, and whether it was changed since; blank outside a checkout."""
+    """The commit of the code, and whether the code was changed since; blank outside a checkout."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -114,15 +114,17 @@ def _git() -> dict[str, Any]:
 
 
 def ranks_here() -> int:
-    """How many ranks train together, this process among them: those that it has met."""
+    """The number of ranks that train together, this process included."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def slurm_job() -> tuple[str, int]:
-    """The SLURM job whose task this process is, `12` or `12_3` of an array, and how often it was requeued. ("", 0) for
-    none, also where a user works inside an allocation of their own."""
+    """The SLURM job whose task this process is (`12`, or `12_3` of an array), and how often it was requeued.
+
+    ("", 0) outside of such a job, and where a user works inside an allocation of their own.
+    """
     if not on_slurm():
         return "", 0
     job = os.environ.get("SLURM_JOB_ID", "")
@@ -132,5 +134,5 @@ def slurm_job() -> tuple[str, int]:
 
 
 def on_slurm() -> bool:
-    """Is this process a task of a SLURM job that submitit started?"""
+    """Whether this process is a task of a SLURM job that submitit started."""
     return os.environ.get("SUBMITIT_EXECUTOR") == "slurm"

@@ -1,4 +1,4 @@
-"""What a run leaves: its record when it is done, and why it failed when it did."""
+"""Makes the record of a run that finished, and of a run that failed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def record_of(
     ranks: int | None = None,
     **parts: Any,
 ) -> Record:
-    """The record of an attempt that ends now; `parts` are what was measured of it, by the record's own names.
+    """The record of an attempt that ends now; `parts` are the measured fields of the record.
 
-    `under` holds all conditions that it was trained under, where it went on from a checkpoint perhaps of another host;
-    `ranks` are those that were asked for, where they are not those of this process.
+    `under` lists all conditions of the training: several where it was resumed from a checkpoint of another host.
+    `ranks` is the number that was asked for, if it is not that of this process.
     """
     method = spec.parsed
     here = environment(threads, ranks=1 if method.strategy in BASELINES else ranks)
@@ -60,7 +60,7 @@ def record_of(
 
 
 def timing(steps: int, seconds: float, resumed: int) -> Timing:
-    """Of a training that went on from a checkpoint `resumed` times."""
+    """The timing of a training that was resumed from a checkpoint `resumed` times."""
     return Timing(steps=steps, steps_per_second=steps / max(seconds, 1e-9), wall_seconds=seconds, resumed=resumed)
 
 
@@ -70,11 +70,11 @@ def failure(spec: RunSpec, threads: int, reason: str, started: str = "", ranks: 
 
 
 def write_failure(store: Store, failed: Record, log: str) -> None:
-    """Put a failure on disk, unless the training is done: that is never lost to an evaluation that fails. Where the
-    disk takes no more, the record says so to whoever is at hand to hear it."""
+    """Write the record and the log of a failed run. A finished training keeps its record when an evaluation fails, and
+    a failure that can't be written, as on a full disk, is printed."""
     try:
         write_atomically(store.log(failed.run_id), log.encode())
         if not store.done(failed.run_id):
             store.write_record(failed)
-    except OSError as error:
-        print(f"{failed.run_id} failed: {failed.reason}; and this can't be written down: {error}", flush=True)
+    except (OSError, ValueError) as error:  # ValueError: the record that is there can't be read
+        print(f"{failed.run_id} failed: {failed.reason}. Its record can't be written: {error}", flush=True)

@@ -1,8 +1,8 @@
-"""What a finished run leaves on disk: the frozen models of `record.json` and of an evaluation.
+"""The files that results consist of: the frozen models of a record, an evaluation and a cost table.
 
-Everything that analysis reads is defined here, once. MACs are multiply-accumulates; times are seconds unless the
-name says otherwise; an interval is 95 %, `(low, high)`. A `digest` seals all other fields (bench.records.seal); it is blank in
-what was written before there were digests.
+Everything that the analysis reads is defined here, once. MACs are multiply-accumulates; times are in seconds unless the
+name says otherwise; an interval is 95 %, `(low, high)`. The field `digest` seals all other fields (bench.records.seal);
+it is blank in files that were written before there were digests.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from bench.specs.frozen import Frozen
+from bench.specs.run_spec import EvaluationKey
 from datasets.limits import THREADS
+from methods import Inference
 
 SCHEMA_VERSION = 1
-SIDE_FILES = ("history.jsonl", "selection.npz")  # made with a record, written before it
+SIDE_FILES = ("history.jsonl", "selection.npz")  # of a run, written before its record
 
 
 def _readable(environment: dict[str, Any]) -> dict[str, Any]:
-    """What is computed with, of an environment, is of its kind; all else is only told."""
+    """Check the fields of an environment that are computed with; all others are only shown."""
     threads, others = environment.get("threads", 1), environment.get("also_trained_under", [])
     if type(threads) is not int or not 1 <= threads <= THREADS:
-        raise ValueError(f"threads are a whole number from 1 to {THREADS}")
+        raise ValueError(f"threads must be a whole number from 1 to {THREADS}")
     if not isinstance(others, list) or not all(isinstance(one, dict) for one in others):
-        raise ValueError("also_trained_under is a list of conditions")
+        raise ValueError("also_trained_under must be a list of conditions")
     return environment
 
 
 def _beside(files: dict[str, str]) -> dict[str, str]:
-    """Names of ours alone: they are joined to the run's folder, and must not lead out of it."""
+    """Check that only SIDE_FILES are named: names are joined to the run's folder, and must not lead out of it."""
     if strangers := files.keys() - set(SIDE_FILES):
-        raise ValueError(f"no file of a run's is {min(strangers)!r}: they are {' and '.join(SIDE_FILES)}")
+        raise ValueError(f"{min(strangers)!r} is not a file of a run, which has {' and '.join(SIDE_FILES)}")
     return files
 
 
@@ -42,7 +44,7 @@ Interval = tuple[float, float]
 
 
 class Subset(Frozen):
-    """One part of the data: how much of it there is, and a hash of exactly which images."""
+    """A part of the data: its size, and a hash that identifies its images."""
 
     hash: str
     patients: int
@@ -51,7 +53,7 @@ class Subset(Frozen):
 
 
 class SplitRecord(Frozen):
-    """The splits that a run saw; `fractions["1"][d]` is draw `d` of the 1 % subset."""
+    """The splits of a run."""
 
     hash: str
     train: Subset
@@ -60,7 +62,7 @@ class SplitRecord(Frozen):
 
 
 class DataRecord(Frozen):
-    """Which data: `fingerprint` identifies the images and labels, `notes` are sentences the report repeats."""
+    """The data of a run. `fingerprint` identifies images and labels; `notes` are sentences that the report repeats."""
 
     name: str
     fingerprint: str
@@ -71,28 +73,28 @@ class DataRecord(Frozen):
 
 class Macs(Frozen):
     """Multiply-accumulates. `inference` and `train_step` are per image (a step: both views, forward and backward,
-    teacher, predictor and heads, at the target keep ratio); `whole_run` is the total with the ramp integrated."""
+    teacher, predictor and heads, at the target keep ratio); `whole_run` is the total of all steps, with the ramp."""
 
     inference: float
     train_step: float
     whole_run: float
     inference_parts: dict[str, float]
-    counters: dict[str, float]  # inference per image by each witness: "fvcore", "flop_counter", "formula"
+    counters: dict[str, float]  # inference per image by each counter: "fvcore", "flop_counter", "formula"
     train_parts: dict[str, float] = {}  # of `train_step`
-    train_counters: dict[str, float] = {}  # a step at the target by each witness: "flop_counter", "formula"
+    train_counters: dict[str, float] = {}  # a step at the target by each counter: "flop_counter", "formula"
 
 
 class Timing(Frozen):
-    """Wall-clock of this run alone. Runs may have shared the machine: no evidence for a speed-up."""
+    """Wall-clock time of this run alone. Runs may have shared the machine, so it is not evidence for a speed-up."""
 
     steps: int
     steps_per_second: float
     wall_seconds: float
-    resumed: int = 0  # how often the training went on from a checkpoint
+    resumed: int = 0  # how often the training was resumed from a checkpoint
 
 
 class Memory(Frozen):
-    """Bytes kept for the backward pass per image, and the peak of the process (or of the device)."""
+    """Memory of training: bytes saved for the backward pass, per image, and the peak of the process or device."""
 
     saved_bytes_per_image: float
     peak_mib: float
@@ -100,8 +102,8 @@ class Memory(Frozen):
 
 
 class Learning(Frozen):
-    """Whether the run learnt. `plateau_loss` is the loss of features that tell nothing apart; `selection` holds the
-    strategy's diagnostics (averages over the last epoch, and on the test images at inference)."""
+    """Whether the run learned. `plateau_loss` is the loss of features that are the same for all images; `selection`
+    holds the diagnostics of the strategy (averages over the last epoch, and on the test images at inference)."""
 
     final_loss: float
     plateau_loss: float
@@ -112,7 +114,7 @@ class Learning(Frozen):
 
 
 class Record(Frozen):
-    """`results/<run id>/record.json`."""
+    """A run: `results/<run id>/record.json`."""
 
     schema_version: int = SCHEMA_VERSION
     science_version: int
@@ -123,8 +125,8 @@ class Record(Frozen):
     objective: str  # "simclr", "moco", or "none" for the baselines
     strategy: str  # "dense", "sparsecontrast", ..., or "untrained", "supervised"
     spec: dict[str, Any]  # the full RunSpec
-    settings: str = ""  # hash of what all runs of one comparison share; runs that differ in it are never averaged
-    evidence: bool = True  # False for a preset that only tests the machinery
+    settings: str = ""  # hash of what the runs of a comparison share; runs that differ in it are never averaged
+    evidence: bool = True  # False for a preset that only tests the code
     data: DataRecord | None = None
     splits: SplitRecord | None = None
     keep: float | None = None  # asked for; None where the strategy has none
@@ -135,7 +137,7 @@ class Record(Frozen):
     memory: Memory | None = None
     learning: Learning | None = None
     weights_sha256: str = ""
-    files: Annotated[dict[str, str], AfterValidator(_beside)] = {}  # SHA-256 of those SIDE_FILES it
+    files: Annotated[dict[str, str], AfterValidator(_beside)] = {}  # SHA-256 of each of SIDE_FILES it has
     environment: Environment
     started: str  # ISO 8601, UTC
     finished: str
@@ -143,7 +145,7 @@ class Record(Frozen):
 
 
 class LabelScore(Frozen):
-    """One finding on the test split, averaged over the draws of the label fraction."""
+    """The score of one finding on the test split, averaged over the draws of the label fraction."""
 
     auroc: float
     auroc_interval: Interval
@@ -153,7 +155,7 @@ class LabelScore(Frozen):
 
 
 class Draw(Frozen):
-    """One draw of a label fraction: what was trained on, what was chosen inside it, what came out."""
+    """One draw of a label fraction: the images to train on, the hyperparameters chosen on them, and the scores."""
 
     draw: int
     subset: Subset
@@ -163,31 +165,37 @@ class Draw(Frozen):
 
 
 class Evaluation(Frozen):
-    """`evaluations/<probe>-<labels>-<inference>.json`: one probe at one label fraction. Macro values are means over
-    the findings in `per_label`; `interval` is a bootstrap over the test patients, draws averaged inside."""
+    """One probe at one label fraction: `evaluations/<probe>-<labels>-<inference>.json`. Macro values are means over the
+    findings in `per_label`; `interval` is a bootstrap over the test patients of the mean over draws."""
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
     probe: Literal["linear", "knn", "finetune"]
     labels: float  # per cent
-    inference: Literal["pruned", "dense"]  # the strategy acts, or all tokens are computed
+    inference: Inference  # the strategy selects tokens, or all are computed
     split: Literal["test", "val"]
     macro_auroc: float
     macro_auprc: float
     interval: Interval
     per_label: dict[str, LabelScore]
     undefined: dict[str, str]  # finding -> why it has no score
+    validation: dict[str, float] = {}  # finding -> AUROC on the validation patients; by an earlier version {}
     draws: tuple[Draw, ...]
     draw_std: float  # of macro AUROC over draws; 0 where there is one
     subgroups: dict[str, dict[str, float]]  # "sex" -> {"F": macro AUROC, ...}
     n_patients: int
     n_images: int
-    settings: str = ""  # hash of how it was evaluated
-    spec: dict[str, Any] = {}  # how it was evaluated: the EvaluationSpec, of this probe and fraction alone
-    finetune: dict[str, Any] = {}  # likewise, the FinetuneSpec of a probe that trains the network
-    conditions: Environment = {}  # what its numbers depend on to the last bit besides; by an earlier version {}
-    predictions_sha256: str = ""  # of predictions/<the same name>.npz
+    settings: str = ""  # hash of `spec` and `finetune`
+    spec: dict[str, Any] = {}  # the EvaluationSpec, reduced to this probe and fraction
+    finetune: dict[str, Any] = {}  # the FinetuneSpec, for a probe that trains the network
+    conditions: Environment = {}  # what else its numbers depend on to the last bit; {} by earlier versions
+    predictions_sha256: str = ""  # of predictions/<probe>-<labels>-<inference>.npz
     digest: str = ""
+
+    @property
+    def key(self) -> EvaluationKey:
+        """Which of the run's evaluations this is; its files are named by it."""
+        return EvaluationKey(self.probe, self.labels, self.inference)
 
 
 PARTS = {
@@ -206,11 +214,12 @@ AA_SUFFIX = "#2"  # ends the name of the row in which dense is measured against 
 
 
 class CostRow(Frozen):
-    """One method in a paired measurement; a row of `cost.csv`. ms are per image, a step's with both views; a speed-up
-    is dense time / method time, median over rounds, with its 95 % interval. The A/A row is `simclr/dense#2`.
+    """One method in a paired measurement; a row of `cost.csv`. Milliseconds are per image, those of a step with both
+    views; a speed-up is dense time / method time, the median over rounds, with its 95 % interval. The A/A row is
+    `simclr/dense#2`.
 
-    What is about training is None where training was left out. The `..._ms` of PARTS say where a step's time goes,
-    forward and backward together: all but `views_ms` add up to `train_ms`, in which making the views is not."""
+    Fields of training are None where training was not measured. The `..._ms` of PARTS divide the time of a step,
+    forward and backward together: all but `views_ms` add up to `train_ms`, which leaves out making the views."""
 
     method: str
     encoder: str
@@ -233,19 +242,19 @@ class CostRow(Frozen):
     run_speedup_low: Ratio | None
     run_speedup_high: Ratio | None
     ramp: float | None
-    saved_mib: float | None  # kept for backward, per image
+    saved_mib: float | None  # saved for the backward pass, per image
     batch: Many
     rounds: Many
-    repeated_rounds: int  # rounds measured again because the process did not get its cores
+    repeated_rounds: int  # rounds repeated because the process did not get its cores
     threads: int
     machine: str
     device: str
     precision: str
     attention: str = "sdpa"  # backend
-    infer_attention_gmacs: float | None = None  # queries x keys, weights x values: of infer_gmacs
-    infer_attention_share: float | None = None  # of the time of inference, in fused attention
-    peak_mib: float | None = None  # of a few train steps of this batch in a process of their own; see peak_of
-    peak_of: Literal["", "process", "device"] = ""  # resident memory above what was there before the model, or a GPU's
+    infer_attention_gmacs: float | None = None  # the part of infer_gmacs in queries x keys and weights x values
+    infer_attention_share: float | None = None  # share of the inference time in fused attention
+    peak_mib: float | None = None  # of a few train steps with this batch in a separate process; see peak_of
+    peak_of: Literal["", "process", "device"] = ""  # resident memory beyond that before the model, or GPU memory
     views_ms: float | None = None
     embedding_ms: float | None = None
     predictor_ms: float | None = None
@@ -257,20 +266,22 @@ class CostRow(Frozen):
 
     @model_validator(mode="after")
     def _training_is_whole(self) -> CostRow:
-        """There in all its numbers, or left out."""
+        """Check that the numbers of training are all there, or all left out."""
         ratios = [getattr(self, f"{kind}_speedup{end}") for kind in ("train", "run") for end in ("", "_low", "_high")]
         if len({value is None for value in [self.train_ms, *ratios]}) > 1:
-            raise ValueError("of training (train_ms, train_speedup and run_speedup with their ends) a part is missing")
+            raise ValueError(
+                "train_ms, train_speedup and run_speedup with their ends must all be there, or all be left out"
+            )
         return self
 
     def part(self, name: str) -> float | None:
-        """ms of a part of a step, by its key in PARTS."""
+        """Milliseconds of a part of a step, by its key in PARTS."""
         value: float | None = getattr(self, f"{name}_ms")
         return value
 
 
 class CostTable(Frozen):
-    """`results/cost/<hash>.json`: one paired, interleaved measurement of several methods in one process."""
+    """A paired, interleaved measurement of several methods in one process: `results/cost/<hash>.json`."""
 
     schema_version: int = SCHEMA_VERSION
     rows: tuple[CostRow, ...]

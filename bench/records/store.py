@@ -1,5 +1,5 @@
-"""Records on disk: `results/<run id>/`. Every file is written under a temporary name, synced and renamed: it is whole
-or it is not there."""
+"""Reads and writes the results folder, `results/<run id>/`. Every file is written under a temporary name, synced and
+renamed, so that it is either whole or not there."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from bench.messages import FULL, disk_full
-from bench.records.record import SCHEMA_VERSION, SIDE_FILES, Evaluation, Record
-from bench.records.seal import seal, sha256
+from bench.records.record import SIDE_FILES, Evaluation, Record
+from bench.records.run_folder import evaluation_path, predictions_path
+from bench.records.seal import read_sealed, seal, sha256
 from bench.specs.frozen import file_sha256
-from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec, Probe, RunSpec
-from datasets.limits import RECORD_BYTES, read_within
-from methods import Inference, inference_modes
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec, RunSpec
+from methods import ALL_TOKENS, inference_modes
 
-ROOM = 1 << 20  # bytes that a run needs at least, for its weights and its record
+ROOM = 1 << 20  # bytes; the least that a run needs for its weights and its record
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Make a folder that an option names, and see that it can be written to. Raises NotADirectoryError or
+    """Make the folder that an option names, and check that it can be written to. Raises NotADirectoryError or
     PermissionError, which name the option."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file: {option} takes a folder.")
@@ -41,9 +41,9 @@ def check_folder(folder: Path, option: str) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write, sync, rename; the folder is made if need be."""
+    """Write a file under a temporary name, sync it and rename it; makes the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # two containers count alike
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")  # process ids repeat across containers
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -56,7 +56,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder written down too, so that a power failure can't take a rename back."""
+    """Sync the names in a folder too, so that a power failure can't undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,7 +65,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def clock_of(folder: Path) -> float:
-    """The time by the clock that dates a folder's files, which need not be this machine's."""
+    """The current time by the clock that dates the files of a folder, which may be that of a file server."""
     probe = folder / f".{uuid.uuid4().hex[:12]}.tmp"
     try:
         with open(probe, "xb") as file:
@@ -75,13 +75,9 @@ def clock_of(folder: Path) -> float:
 
 
 def as_json(value: BaseModel | dict[str, Any]) -> bytes:
-    """Indented JSON of a model or plain values; NaN and infinities are errors, for JSON has none."""
+    """Indented JSON of a model or of plain values. Raises ValueError for NaN and infinities, which JSON lacks."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
-
-
-def evaluation_name(probe: Probe, labels: float, inference: Inference) -> str:
-    return EvaluationKey(probe, labels, inference).name
 
 
 class Store:
@@ -92,55 +88,49 @@ class Store:
 
     @property
     def jobs(self) -> Path:
-        """What is known of SLURM jobs that were submitted."""
+        """The folder with notes on submitted SLURM jobs."""
         return self.root / ".jobs"
 
     def folder(self, run_id: str) -> Path:
         return self.root / run_id
 
     def record(self, run_id: str) -> Record | None:
-        """The run's record, or None where there is none. Raises ValueError, naming the file, for an unreadable one."""
-        path = self.folder(run_id) / "record.json"
-        try:
-            record = Record.model_validate_json(read_within(path, RECORD_BYTES))
-        except FileNotFoundError:
-            if path.exists():
-                raise ValueError(f"{path} is no file, and a run's record would be: move it away.") from None
-            return None
-        except ValidationError as error:
-            raise ValueError(
-                f"{path} is no record of this version: {error.errors()[0]['msg']}. Move it away."
-            ) from None
-        if record.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"{path} has schema {record.schema_version}, and this code reads {SCHEMA_VERSION}.")
-        return record
+        """The run's record, or None where there is none. Raises ValueError, naming the file, for one that can't be read
+        or was changed after it was written."""
+        reading = read_sealed(Record, self.folder(run_id) / "record.json")
+        if reading.intact is None and reading.state != "missing":
+            raise ValueError(f"{reading.path} {reading.why}: put the original back, or move it away.")
+        return reading.intact
 
     def done(self, run_id: str) -> bool:
+        """Whether the run is trained and recorded."""
         record = self.record(run_id)
         return record is not None and record.status == "done"
 
     def failed(self, run_id: str) -> bool:
+        """Whether the run's record is that of a failure."""
         record = self.record(run_id)
         return record is not None and record.status == "failed"
 
+    def evaluation(self, run_id: str, name: str) -> Evaluation | None:
+        """An evaluation, or None where there is none that is whole."""
+        return read_sealed(Evaluation, evaluation_path(self.folder(run_id), name)).intact
+
     def has_evaluation(self, run_id: str, name: str, settings: str) -> bool:
-        """Is this evaluation there, whole, and made with these settings?"""
-        path = self.folder(run_id) / "evaluations" / f"{name}.json"
-        try:
-            return Evaluation.model_validate_json(read_within(path, RECORD_BYTES)).settings == settings
-        except (FileNotFoundError, ValidationError):
-            return False
+        """Whether this evaluation is there, whole, and made with these settings."""
+        found = self.evaluation(run_id, name)
+        return found is not None and found.settings == settings
 
     def training(self, run_id: str) -> Path:
-        """The folder of a training's checkpoints, there until its record is."""
+        """The folder of the checkpoints of a training, removed once its record is written."""
         return self.folder(run_id) / "training"
 
     def log(self, run_id: str) -> Path:
-        """Why the run failed the last time, at length."""
+        """The file with the details of the run's last failure."""
         return self.folder(run_id) / "log.txt"
 
     def full(self) -> str:
-        """Why nothing is written here any more, not even a failure: the disk is full. "" where there is room."""
+        """The message that the disk is full, where not even a failure can be written; "" where there is room."""
         try:
             write_atomically(self.root / ".room", bytes(ROOM))
         except OSError as error:
@@ -149,12 +139,12 @@ class Store:
         return ""
 
     def tidy(self, run_id: str) -> None:
-        """Remove what a killed process left half-written. For the run's owner alone."""
+        """Remove half-written files of a killed process. Only for the process that holds the run's lease."""
         for path in self.folder(run_id).rglob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     def write_record(self, record: Record) -> None:
-        """Sealed, and with the hashes of the files that a finished run left before its record."""
+        """Write a record, sealed, and with the hashes of the files that a finished run wrote before it."""
         folder = self.folder(record.run_id)
         if record.status == "done":
             files = {name: file_sha256(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
@@ -162,19 +152,20 @@ class Store:
         write_atomically(folder / "record.json", as_json(seal(record)))
 
     def write_history(self, run_id: str, history: list[dict[str, Any]]) -> None:
+        """Write the history of a training, one line an epoch."""
         lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in history)
         write_atomically(self.folder(run_id) / "history.jsonl", lines.encode())
 
     def write_evaluation(self, name: str, evaluation: Evaluation, predictions: dict[str, npt.NDArray[Any]]) -> None:
-        """Predictions first: an evaluation that is there has its predictions, and names their hash."""
+        """Write an evaluation, sealed, after its predictions, whose hash it names: they are there whenever it is."""
         folder = self.folder(evaluation.run_id)
-        written = self.write_arrays(folder / "predictions" / f"{name}.npz", predictions)
+        written = self.write_arrays(predictions_path(folder, name), predictions)
         sealed = seal(evaluation.model_copy(update={"predictions_sha256": written}))
-        write_atomically(folder / "evaluations" / f"{name}.json", as_json(sealed))
+        write_atomically(evaluation_path(folder, name), as_json(sealed))
 
     @staticmethod
     def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
-        """An .npz without pickle; returns its SHA-256."""
+        """Write arrays as an .npz without pickles, and return its SHA-256."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         write_atomically(path, buffer.getvalue())
@@ -184,7 +175,7 @@ class Store:
 def missing_evaluations(
     store: Store, spec: RunSpec, evaluation: EvaluationSpec, tuning: FinetuneSpec
 ) -> list[EvaluationKey]:
-    """What of `evaluation` the run still lacks."""
+    """The evaluations that `evaluation` asks for and the run does not have."""
     return [
         key
         for key in wanted_evaluations(spec, evaluation)
@@ -193,9 +184,9 @@ def missing_evaluations(
 
 
 def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[EvaluationKey]:
-    """Every probe at every fraction, for every way in which the strategy runs at inference."""
+    """Every probe at every fraction, in every way that the strategy runs at inference."""
     if spec.labels is not None:
-        return [EvaluationKey("finetune", spec.labels, "dense")]
+        return [EvaluationKey("finetune", spec.labels, ALL_TOKENS)]
     modes = inference_modes(spec.parsed.strategy)
     return [
         EvaluationKey(probe, labels, mode)

@@ -1,18 +1,28 @@
-"""The base of every spec and record, and the digest of a file."""
+"""The base of every spec and record, what is wrong with values that are not one, and the digest of a file."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Frozen(BaseModel):
-    """A model whose fields are fixed at birth and known by name: an unknown key is an error, never ignored, and a
-    number is one: no NaN, no infinity."""
+    """A model that can't be changed. Unknown keys are errors and never ignored; NaN and infinity are no valid
+    numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def mistakes(error: ValidationError, at: str = "", most: int = 3) -> str:
+    """The first mistakes in values that are not a valid model, each with its place (below `at`) and what is wrong:
+    "train.lr: Input should be a valid number"."""
+    found = []
+    for one in error.errors(include_url=False)[:most]:
+        place = ".".join(str(part) for part in (*([at] if at else []), *one["loc"]))
+        found.append(f"{place}{': ' if place else ''}{one['msg'].removeprefix('Value error, ')}")
+    return "; ".join(found)
 
 
 def file_sha256(path: Path) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
@@ -27,13 +27,13 @@ from bench.specs.run_spec import (
     once,
 )
 from datasets.limits import SPEC_BYTES, read_within
-from methods import STRATEGIES, code_of
+from methods import DEFAULT_OBJECTIVE, REFERENCE, STRATEGIES, SUPERVISED, UNTRAINED, BaselineName, code_of
 from methods.names import Method, parse_methods, split_outside_brackets, suggest
 
 PRESETS = Path(__file__).parents[1] / "presets"
 SEEDS = 1000  # at most
 DEPTH = 8  # of keys
-MISTAKES = 5  # told at once
+MISTAKES = 5  # reported in one message
 KINDS = ("bool", "int", "float", "str")  # of an option of a data set
 
 
@@ -43,7 +43,7 @@ class GridSpec(Frozen):
     preset: str = ""
     evidence: bool = True  # False: a test of the machinery, whose numbers say nothing
     methods: str = "all"
-    baselines: tuple[Literal["untrained", "supervised"], ...] = ("untrained", "supervised")
+    baselines: tuple[BaselineName, ...] = (UNTRAINED, SUPERVISED)
     seeds: Annotated[tuple[Seed, ...], Field(max_length=SEEDS), AfterValidator(once)] = (0, 1, 2)
     keep: Annotated[tuple[Share, ...], AfterValidator(once)] = ()
     data: DataSpec = DataSpec()
@@ -65,7 +65,7 @@ class GridSpec(Frozen):
         return self
 
     def parsed_methods(self) -> list[Method]:
-        """Methods of the grid, in order: a keep ratio asked for goes to those that have one and don't name it."""
+        """Methods of the grid, in order. `keep` applies to methods with an option `keep` whose name does not set it."""
         methods: list[Method] = []
         for method, takes_keep in self._asked():
             if not takes_keep or not self.keep:
@@ -96,24 +96,27 @@ class GridSpec(Frozen):
         ratios = ",".join(f"{keep:g}" for keep in self.keep)
         names = ", ".join(method.name for method, _ in asked)
         rho = [m.strategy for m, _ in asked if m.strategy in STRATEGIES and "rho" in STRATEGIES[m.strategy].options]
+        takers = [name for name, entry in STRATEGIES.items() if "keep" in entry.options]
         meant = f"; for {rho[0]} write {rho[0]}[rho={self.keep[0]:g}]" if rho else ""
         raise ValueError(
             f"--keep {ratios} goes to no method: {names} has no option 'keep' or names its own; leave --keep out, or "
-            f"add a method that takes it, e.g. sparsecontrast or fixed{meant}."
+            f"add a method that takes it, e.g. {' or '.join(takers[:2])}{meant}."
         )
 
     def runs(self, fingerprint: str = "") -> list[RunSpec]:
-        """The grid on data of this fingerprint, seed by seed: the first is whole before the second begins."""
+        """The runs on data of this fingerprint. All runs of a seed precede those of the next seed."""
         runs = [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
         found = {"fingerprint": fingerprint, "weights_sha256": self.encoder.weights_digest()}
         return [run.model_copy(update=found) for run in runs]
 
     def _learning_rate(self, method: Method) -> float:
-        """The method's own tuned rate; else that of the strategy it is a control or a variant of; else the preset's."""
+        """The method's own tuned rate, or that of its strategy, of the strategy it is tuned as, of dense, or of the
+        same strategy under SimCLR; without any of them the preset's `train.lr`."""
         entry = STRATEGIES.get(method.strategy)
         names = [method.name, f"{method.objective}/{method.strategy}"]
         if entry is not None:
-            names += [f"{method.objective}/{entry.tuned_as}", f"{method.objective}/dense", f"simclr/{method.strategy}"]
+            names += [f"{method.objective}/{strategy}" for strategy in (entry.tuned_as, REFERENCE)]
+            names.append(f"{DEFAULT_OBJECTIVE}/{method.strategy}")
         return next((self.tuned[name] for name in names if name in self.tuned), self.train.lr)
 
     def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:
@@ -129,7 +132,7 @@ class GridSpec(Frozen):
             preset=self.preset,
             evidence=self.evidence,
         )
-        if method.strategy != "supervised":
+        if method.strategy != SUPERVISED:
             return [run]
         return [
             run.model_copy(update={"labels": percent, "finetune": self.finetune}) for percent in self.evaluation.labels
@@ -139,7 +142,8 @@ class GridSpec(Frozen):
 def load_grid(preset: str, spec: Path | None = None, changes: dict[str, Any] | None = None) -> GridSpec:
     """A preset by name, overridden by a TOML file of the same form, then by dotted keys (`train.epochs`: 5).
 
-    Options of a data set go with it: who names another one does not inherit them. Raises ValueError, which says where
+    Options of a data set go with it: naming another data set drops them. `train.lr` replaces the tuned rates of the
+    preset. Raises ValueError, which says where
     and what would be right, for unknown presets, keys and values, and FileNotFoundError for a missing file.
     """
     known = sorted(path.stem for path in PRESETS.glob("*.toml"))
@@ -161,6 +165,11 @@ def load_grid(preset: str, spec: Path | None = None, changes: dict[str, Any] | N
     if "preset" in file or "preset" in given:
         raise ValueError(f"{spec or 'options'}: a preset can't be set in a spec: choose it with --preset.")
     values = _override(values, given)
+    own = [part for part in (file, given) if isinstance(part.get("train"), dict) and "lr" in part["train"]]
+    if own:  # a rate that the user gives replaces the preset's tuned ones
+        values["tuned"] = _merge(
+            *(part["tuned"] if isinstance(part.get("tuned"), dict) else {} for part in (file, given))
+        )
     grid: GridSpec = validated(GridSpec, values, where=str(spec) if spec else "options")
     if "keep" in file or "keep" in given:
         grid.check_keep()

@@ -18,7 +18,7 @@ from bench.specs.frozen import Frozen, file_sha256
 from methods import Inference, Value
 from methods.names import Method, parse_methods
 
-SCIENCE_VERSION = 1
+SCIENCE_VERSION = 2
 """Raised whenever the same spec would give other weights; a test with golden losses fails until it is."""
 
 Number = Annotated[float, Field(strict=True)]  # true is no number
@@ -149,13 +149,18 @@ class FinetuneSpec(Frozen):
 
 
 class EvaluationSpec(Frozen):
-    """What is asked of a finished run. `c` are the inverse regularisations among which cross-validation inside the
-    label fraction chooses; a single one is fixed. `draws` of each fraction below 100 %."""
+    """How a finished run is evaluated.
+
+    `c` are the inverse regularisations from which cross-validation inside the label fraction chooses, extended beyond
+    an end that is chosen; a single one is fixed. `repeats` is the number of times that cross-validation divides the
+    patients into folds. `draws` are made of each fraction below 100 %.
+    """
 
     labels: Annotated[tuple[Number, ...], AfterValidator(once)] = (1.0, 10.0, 100.0)
     probes: Annotated[tuple[Probe, ...], AfterValidator(once)] = ("linear", "knn")
     draws: Annotated[int, Field(ge=1, le=1000, strict=True)] = 5
     c: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1e-3, 1e-2, 1e-1, 1.0)
+    repeats: Annotated[int, Field(ge=1, le=100, strict=True)] = 1
     neighbours: Count = 20
     resamples: Count = 1000
     split: Literal["test", "val"] = "test"
@@ -163,7 +168,8 @@ class EvaluationSpec(Frozen):
     def settings_of(self, probe: Probe, tuning: FinetuneSpec) -> str:
         """Hash of how, not of what, is evaluated: new fractions and probes leave it alone. `tuning` is in it for the
         probe that it is about."""
-        how = self.model_dump(mode="json", exclude={"labels", "probes"})
+        unsaid = {"repeats"} if self.repeats == 1 else set()  # as hashed before there was a choice
+        how = self.model_dump(mode="json", exclude={"labels", "probes"} | unsaid)
         return _hash({**how, "finetune": tuning.model_dump(mode="json")} if probe == "finetune" else how)[:10]
 
     @model_validator(mode="after")

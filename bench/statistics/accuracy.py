@@ -5,25 +5,34 @@ Sources. AUROC as the Mann-Whitney statistic with ties counted one half; its inf
 and Clarke-Pearson (Biometrics 1988); summed over a patient's images: Obuchowski (Biometrics 1997). AUPRC is the step
 sum of scikit-learn's `average_precision_score`. Seeds x draws x patients: the random-effects analysis of variance of a
 crossed design without replication (Searle, Casella, McCulloch, "Variance Components", 1992, chapter 4), with
-Satterthwaite's degrees of freedom (Biometrics Bulletin 1946).
+Satterthwaite's degrees of freedom (Biometrics Bulletin 1946). An AUROC has its interval on the logit scale (Pepe, "The
+Statistical Evaluation of Medical Tests", 2003, section 5.2). What the intervals cover, by simulation:
+docs/intervals.md.
 
-Departure. The placements are averaged over the findings of the macro mean, so one number a draw and patient carries
-the whole statistic.
+Departures. The placements are averaged over the findings of the macro mean, so one number a draw and patient carries
+the whole statistic. The degrees of freedom of the patients' mean square come from its fourth moment, because a rare
+finding leaves most of the sum of squares to a few patients.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 Array = NDArray[Any]
 
 LEVEL = 0.95
+LEVELS = 3
+"""Seeds, or draws, that an interval needs to cover them: with two, t has one degree of freedom."""
+SOUND_PATIENTS = 10
+"""Test patients with, and without, a finding from which on an interval holds its level; with fewer it is rough."""
+FEWEST_PATIENTS = 5
+"""The same count below which there is no interval."""
 
 
 def auroc(scores: Array, labels: Array, weights: Array | None = None) -> float:
@@ -80,8 +89,9 @@ def pseudo_values(scores: Array, labels: Array, patients: Array, label_mask: Arr
 
     scores (D, n, L), labels (n, L) in {0, 1, NaN}, patients (n,), label_mask (L,) bool -> values (D, K), names
     (K,) sorted. A value is theta + K x the patient's influence; the influence is the sum of the placements of
-    the patient's images minus their mean, each label over the images where it is known. Raises ValueError where
-    a label of the mask has a single class, or a draw without scores for it.
+    the patient's images minus their mean, each label over the images where it is known. The placements of a class are
+    scaled by sqrt(m / (m - 1)), m the patients with an image of that class, as in DeLong's unbiased variance. Raises
+    ValueError where a label of the mask has a single class, or a draw without scores for it.
     """
     names, member = np.unique(np.asarray(patients), return_inverse=True)
     chosen = np.flatnonzero(label_mask)
@@ -91,6 +101,7 @@ def pseudo_values(scores: Array, labels: Array, patients: Array, label_mask: Arr
     for label in map(int, chosen):
         known = ~np.isnan(labels[:, label])
         positive, group = labels[known, label] == 1, member[known]
+        up_scale, down_scale = (_unbiased(len(np.unique(group[one]))) for one in (positive, ~positive))
         draws = np.asarray(scores[:, known, label], dtype=np.float64)
         if np.isnan(draws).any() or not 0 < positive.sum() < len(positive):
             raise ValueError(f"Finding number {label} has a single class or no scores; leave it out of the mask.")
@@ -100,16 +111,33 @@ def pseudo_values(scores: Array, labels: Array, patients: Array, label_mask: Arr
             under = (np.searchsorted(up, one[~positive], "left") + np.searchsorted(up, one[~positive], "right")) / 2
             value = above.mean() / len(down)
             placement = np.empty(len(one))
-            placement[positive] = (above / len(down) - value) / len(up)
-            placement[~positive] = (1 - under / len(up) - value) / len(down)
+            placement[positive] = (above / len(down) - value) / len(up) * up_scale
+            placement[~positive] = (1 - under / len(up) - value) / len(down) * down_scale
             values[draw] += value + len(names) * np.bincount(group, weights=placement, minlength=len(names))
     return values / len(chosen), names
 
 
+def _unbiased(patients: int) -> float:
+    """sqrt(m / (m - 1)); 1 for a single patient, from whom no spread can be told."""
+    return float(np.sqrt(patients / (patients - 1))) if patients > 1 else 1.0
+
+
+def patients_by_class(labels: Array, patients: Array) -> Array:
+    """(L, 2) numbers of patients with a negative and with a positive image of each label.
+
+    labels (n, L) in {0, 1, NaN}, patients (n,).
+    """
+    patients = np.asarray(patients)
+    return np.array([[len(np.unique(patients[one == side])) for side in (0, 1)] for one in np.asarray(labels).T])
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval; `std` is over seeds (NaN with one), `basis` names what the interval
-    covers: of "seeds", "draws", "patients" those that there were at least two of."""
+    """A mean over seeds with its 95 % interval.
+
+    `std` is over seeds (NaN with one). `basis` names what the interval covers, of "seeds", "draws" and "patients".
+    Without an interval low and high are NaN and `reason` says why. A `rough` interval covers less than its level.
+    """
 
     value: float
     low: float
@@ -119,39 +147,93 @@ class Estimate:
     seeds: int
     patients: int
     basis: tuple[str, ...]
+    reason: str = ""
+    rough: bool = False
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is an interval."""
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+    def unbounded(self, reason: str) -> Estimate:
+        """The same mean without an interval."""
+        return replace(self, low=float("nan"), high=float("nan"), basis=(), reason=reason)
 
 
 EFFECTS = ("seeds", "draws", "patients")
 
 
 def crossed_interval(values: Array) -> Estimate:
-    """Mean of a seeds x draws x patients table, with a t interval for all of them as crossed random effects.
+    """Mean of a seeds x draws x patients table, with a t interval for those that vary as crossed random effects.
 
     values (S, D, K): pseudo-values, or differences of them, of the same draws and patients in the same order. With MS
     the mean square of a main effect or interaction, the variance of the mean is the sum of MS over the main effects,
     minus that over the two-way interactions, plus the three-way one, over S D K: the unbiased estimate, but never
-    below any main effect's own share; Satterthwaite's df. What there is one of has no part in it.
+    below any main effect's own share; Satterthwaite's df, within those of the main effects.
+
+    Seeds, or draws, that are fewer than LEVELS are averaged first: the interval takes them as they are. With fewer
+    seeds than that it is over patients alone. Raises ValueError for fewer than two patients.
     """
     values = np.asarray(values, dtype=np.float64)
-    axes = [axis for axis, size in enumerate(values.shape) if size > 1]
     if values.shape[2] < 2:
         raise ValueError("An interval needs two test patients at least.")
-    total, parts, largest = 0.0, 0.0, 0.0
+    mean, by_seed, patients = float(values.mean()), values.mean(axis=(1, 2)), values.shape[2]
+    spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan")
+    if values.shape[1] < LEVELS or len(values) < LEVELS:
+        values = values.mean(axis=1, keepdims=True)
+    if len(values) < LEVELS:
+        values = values.mean(axis=0, keepdims=True)
+    axes = [axis for axis, size in enumerate(values.shape) if size > 1]
+    total, parts, largest, own = 0.0, 0.0, 0.0, []
     for order in range(1, len(axes) + 1):
         for effect in combinations(axes, order):
             df = float(np.prod([values.shape[axis] - 1 for axis in effect]))
             square = _sum_of_squares(values, effect) / df
+            if order == 1:
+                df = _patients_df(values.mean(axis=(0, 1))) if effect == (2,) else df
+                own.append(df)
+                largest = max(largest, square)
             total -= (-1) ** order * square
             parts += square**2 / df
-            largest = max(largest, square) if order == 1 else largest
     total = max(total, largest)
-    sizes = [values.shape[axis] - 1.0 for axis in axes]
-    df = float(np.clip(total**2 / parts, min(sizes), max(sizes))) if parts > 0 else max(sizes)
-    mean, by_seed = float(values.mean()), values.mean(axis=(1, 2))
+    df = float(np.clip(total**2 / parts, min(own), max(own))) if parts > 0 else max(own)
     half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * float(np.sqrt(total / values.size))
-    spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan")
     basis = tuple(EFFECTS[axis] for axis in axes)
-    return Estimate(mean, mean - half, mean + half, spread, df, len(by_seed), values.shape[2], basis)
+    return Estimate(mean, mean - half, mean + half, spread, df, len(by_seed), patients, basis)
+
+
+def _patients_df(values: Array) -> float:
+    """Degrees of freedom of the mean square of (K,) values that need not be normal: 2 (mean square)^2 over its
+    variance, which the fourth moment gives, and K - 1 at most."""
+    squares = (values - values.mean()) ** 2
+    excess = float((squares**2).sum() - squares.sum() ** 2 / len(squares))
+    most = len(squares) - 1.0
+    return min(most, 2 * float(squares.sum()) ** 2 / excess) if excess > 0 else most
+
+
+def of_auroc(found: Estimate) -> Estimate:
+    """The estimate of an AUROC with its interval made on the logit scale, where it can't leave (0, 1); `found` has it
+    on the raw scale. At 0 or 1 there is none."""
+    if not found.bounded:
+        return found
+    if not 0 < found.value < 1:
+        return found.unbounded("a ranking without a single error leaves its spread unknown")
+    middle = float(special.logit(found.value))
+    half = (found.high - found.low) / 2 / (found.value * (1 - found.value))
+    return replace(found, low=float(special.expit(middle - half)), high=float(special.expit(middle + half)))
+
+
+def of_difference(found: Estimate) -> Estimate:
+    """The estimate of a difference of two AUROCs: its interval ends where such a difference does, at -1 and 1."""
+    return replace(found, low=max(-1.0, found.low), high=min(1.0, found.high)) if found.bounded else found
+
+
+def among_patients(found: Estimate, fewest: int, whom: str) -> Estimate:
+    """The estimate with what `fewest` patients of the rarest class allow: an interval, a rough one, or none. `whom`
+    names them, such as "test patients with effusion"."""
+    if fewest < FEWEST_PATIENTS:
+        return found.unbounded(f"{fewest} {whom}, and an interval needs {FEWEST_PATIENTS}")
+    return replace(found, rough=True) if fewest < SOUND_PATIENTS and found.bounded else found
 
 
 def _sum_of_squares(values: Array, effect: tuple[int, ...]) -> float:
@@ -165,15 +247,16 @@ def _sum_of_squares(values: Array, effect: tuple[int, ...]) -> float:
 
 
 def seeds_interval(values: Array) -> Estimate:
-    """Mean of one value a seed (S,) with a t interval over seeds alone: for records that keep no predictions.
-    With one seed the interval is unknown: (-inf, inf)."""
+    """Mean of one value a seed (S,) with a t interval over seeds alone: for records that keep no predictions. Fewer
+    than LEVELS seeds have no interval."""
     values = np.asarray(values, dtype=np.float64)
     mean, count = float(values.mean()), len(values)
-    if count < 2:
-        return Estimate(mean, float("-inf"), float("inf"), float("nan"), 0.0, count, 0, ("seeds",))
-    spread = float(values.std(ddof=1))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread / np.sqrt(count)
-    return Estimate(mean, mean - half, mean + half, spread, count - 1.0, count, 0, ("seeds",))
+    spread = float(values.std(ddof=1)) if count > 1 else float("nan")
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * spread / np.sqrt(count) if count > 1 else float("nan")
+    found = Estimate(mean, mean - half, mean + half, spread, count - 1.0, count, 0, ("seeds",))
+    if count < LEVELS:
+        return found.unbounded(f"without predictions it is over seeds, and needs {LEVELS} of them")
+    return found
 
 
 def crossed_bootstrap(values: Array, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.int64]
 
 
 class Lesions:
-    """Carries lesion masks through the views for a strategy that needs them (`oracle`); does nothing for others.
+    """Carries lesion masks through the views for a strategy that needs them; does nothing for others.
 
     Only positive images have masks, so the presence of a mask would reveal the label, and its place which label: the
     outline of a heart means cardiomegaly. Therefore every image is given a mask of every finding. An image without one
@@ -40,7 +40,8 @@ class Lesions:
             return
         if data.masks is None:
             raise ValueError(
-                f"strategy 'oracle' needs lesion masks, and data set '{data.name}' has none: leave it out."
+                f"{type(encoder.strategy).__name__} needs lesion masks, and data set '{data.name}' has none: "
+                "leave it out."
             )
         self.bits = [bit for bit in range(len(data.label_names)) if self._has(bit).any()]
         everyone = np.arange(len(data))

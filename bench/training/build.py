@@ -9,7 +9,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
 from bench.specs.run_spec import EncoderSpec, TrainSpec
-from methods import build_encoder, build_objective
+from methods import DEFAULT_OBJECTIVE, REFERENCE, build_encoder, build_objective
 from methods.names import Method
 from methods.objectives.objective import Loss, Objective
 from methods.schedule import keep_at
@@ -21,7 +21,7 @@ def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
     strategy_options = method.strategy_options
     built = build_encoder(
         encoder.name,
-        method.strategy if method.objective != "none" else "dense",
+        method.strategy if method.objective != "none" else REFERENCE,
         strategy_options,
         image_size=encoder.image_size,
         channels=encoder.channels,
@@ -29,7 +29,7 @@ def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
         positions=encoder.positions,
         weights=encoder.weights,
     )
-    objective = method.objective if method.objective != "none" else "simclr"
+    objective = method.objective if method.objective != "none" else DEFAULT_OBJECTIVE
     return build_objective(objective, built, method.objective_options, seed=seed)
 
 
@@ -50,14 +50,17 @@ def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> 
 
 
 def train_step(
-    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric
+    objective: Objective, optimizer: torch.optim.Optimizer, views: Tensor, call: Call, fabric: Fabric, done: float
 ) -> Loss:
-    """Run forward, backward, optimizer and teacher update on views (2, B, channels, H, W) that are already made."""
+    """Run forward, backward, optimizer and teacher update on views (2, B, channels, H, W) that are already made.
+
+    `done` is the share of the run that is over after this step.
+    """
     optimizer.zero_grad(set_to_none=True)
     loss: Loss = objective(views, call)
     fabric.backward(loss.total)
     optimizer.step()
-    objective.after_step(call.progress)
+    objective.after_step(done)
     return loss
 
 

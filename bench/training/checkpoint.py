@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from bench.records.seal import digest_of, sha256, state_of
+from bench.records.seal import digest_of, parse, sha256
 from bench.records.store import write_atomically
 from bench.training.signals import Stopping
 
@@ -126,12 +126,12 @@ class Checkpoints:
         """Read the tensors and the position of a checkpoint; None if it is damaged or incomplete."""
         assert self.folder is not None
         try:
-            sealed = json.loads((self.folder / f"{step}.json").read_bytes())
+            sealed, digest = parse((self.folder / f"{step}.json").read_bytes())
             content = (self.folder / f"{step}.safetensors").read_bytes()
-            if state_of(sealed) != "whole" or sealed["tensors"] != sha256(content) or sealed["step"] != step:
+            if digest != "whole" or sealed["tensors"] != sha256(content) or sealed["step"] != step:
                 return None
             return load_tensors(content), Position(step, sealed["position"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
 

@@ -38,6 +38,10 @@ class RunData:
         index = cast(Indices, getattr(self.splits, split))
         return index[~np.isnan(self.dataset.labels[index]).all(1)]
 
+    def images_scored(self, split: Literal["test", "val"]) -> Indices:
+        """Return the images of the split; for the test split, followed by those of the validation split."""
+        return np.concatenate([self.images_of(part) for part in dict.fromkeys((split, "val"))])
+
     def draws(self, percent: float, draws: int) -> list[Indices]:
         """Return the labelled images of each draw of a label fraction; 100 per cent has a single draw."""
         return [fraction(self.dataset, self.splits, percent, d) for d in range(1 if percent >= 100 else draws)]

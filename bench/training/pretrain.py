@@ -96,7 +96,7 @@ def pretrain(
                 )
                 parameters = draw_views(spec, objective.blur_probabilities, step, len(index)).rows(rows)
                 pair, call = lesions.make_views(views, index[rows], parameters, call, fabric.device)
-                loss = train_step(model, optimizer, pair, call, fabric)
+                loss = train_step(model, optimizer, pair, call, fabric, (step + 1) / total)
                 value, whole = float(loss.contrastive.detach()), float(loss.total.detach())
                 if any_rank(fabric, not math.isfinite(whole)):  # or the other ranks would wait for this one
                     became = "not finite on another rank" if math.isfinite(whole) else whole

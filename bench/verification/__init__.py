@@ -1,1 +1,1 @@
-"""Does a record hold? What can be told from its files, and what a run made anew from it says."""
+"""Checks whether records hold: by their files, and by rerunning them."""

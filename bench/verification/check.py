@@ -1,4 +1,4 @@
-"""One thing that was looked at, and what came of it."""
+"""A check with its verdict, and the comparison of recorded with found values."""
 
 from __future__ import annotations
 
@@ -14,41 +14,42 @@ HOLDS: Verdict = "holds"
 FAILS: Verdict = "does not hold"
 OPEN: Verdict = "can't be compared"
 
-TOLERANCE = 1e-6  # of a number that is computed again from the same inputs, relative or absolute
-LONG = 120  # characters of a value that is shown whole, of one word (a hash) 40
-SHOWN = 3  # differences that are named
+TOLERANCE = 1e-6  # relative or absolute, of a number that is computed again from the same inputs
+LONG = 120  # characters of a value that is shown in full; 40 for a single word, such as a hash
+SHOWN = 3  # differences that a check lists
 
 
 @dataclass(frozen=True)
 class Check:
-    """`what` was looked at, the verdict, and why it is that one."""
+    """What was checked, the verdict, and the reason for it."""
 
     what: str
     verdict: Verdict
     why: str
 
 
-def compare(what: str, recorded: Any, found: Any, said: str) -> Check:
-    """Holds, with `said`, where both are the same (numbers within TOLERANCE); else names what differs."""
-    return judged(what, list(differences(recorded, found)), said)
+def compare(what: str, recorded: Any, found: Any, why: str) -> Check:
+    """A check that holds, for the reason `why`, if both are the same (numbers within TOLERANCE); else it fails and
+    lists the differences."""
+    return judged(what, list(differences(recorded, found)), why)
 
 
-def judged(what: str, found: Sequence[str], said: str) -> Check:
-    """Holds, with `said`, where nothing was `found` amiss."""
+def judged(what: str, found: Sequence[str], why: str, verdict: Verdict = FAILS) -> Check:
+    """A check that holds, for the reason `why`, if nothing was `found`; else it has `verdict` and lists what was."""
     if not found:
-        return Check(what, HOLDS, said)
+        return Check(what, HOLDS, why)
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return Check(what, FAILS, "; ".join(found[:SHOWN]) + more)
+    return Check(what, verdict, "; ".join(found[:SHOWN]) + more)
 
 
 def differences(recorded: Any, found: Any, at: str = "") -> Iterator[str]:
-    """Where two values of models, mappings, sequences and scalars differ, one text a place."""
+    """The places where two values differ (models, mappings, sequences or scalars), one text for each."""
     recorded, found = _plain(recorded), _plain(found)
     if isinstance(recorded, Mapping) and isinstance(found, Mapping):
         for key in dict.fromkeys([*recorded, *found]):
             place = f"{at}.{key}" if at else str(key)
             if key not in recorded or key not in found:
-                yield f"{place} is {'not recorded' if key not in recorded else 'recorded, and not found'}"
+                yield f"{place} is {'not recorded' if key not in recorded else 'recorded, but not found'}"
             else:
                 yield from differences(recorded[key], found[key], place)
     elif isinstance(recorded, list | tuple) and isinstance(found, list | tuple):
@@ -67,7 +68,7 @@ def _plain(value: Any) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, int) and isinstance(other, int):
-        return one == other  # counts have no rounding, and may be larger than any float
+        return one == other  # counts are not rounded, and may be larger than any float
     if _number(one) and _number(other):
         try:
             return math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE) or (one != one and other != other)

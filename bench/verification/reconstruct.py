@@ -1,4 +1,4 @@
-"""From a record back to its data and to a run of it: the one place that calls the experiment."""
+"""Rebuilds the data and the network of a record, and reruns it: the only module here that calls the experiment."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from bench.training.history import ProgressCallback
 from bench.verification.files import Source
 from methods.objectives.objective import Objective
 
+NO_SETTINGS = "it does not state how it was made: an earlier version of the code wrote it"
 _NOTHING = (EvaluationSpec(labels=(), probes=()), FinetuneSpec())
 
 
 def run_data_of(spec: RunSpec, cache: Path | None) -> RunData:
-    """The data that the spec names, whatever their fingerprint, and their splits. Raises what loading raises."""
+    """The data that the spec names, whatever their fingerprint, with their splits. Raises what loading raises."""
     fabric = one_device(spec.train.precision)
     return load_run_data(spec.model_copy(update={"fingerprint": ""}), fabric, cache)
 
 
 def objective_of(spec: RunSpec, checkpoint: Path | None) -> Objective:
-    """The method's objective; its encoder with the weights of a `checkpoint`, where one is given."""
+    """The objective of the method, its encoder with the weights of a `checkpoint` where one is given."""
     objective = build(spec.parsed, spec.encoder, spec.seed)
     if checkpoint is not None and spec.labels is None:
         objective.encoder.load_state_dict(load_file(checkpoint))
@@ -38,14 +39,15 @@ def objective_of(spec: RunSpec, checkpoint: Path | None) -> Objective:
 
 
 def how(one: Evaluation) -> tuple[EvaluationSpec, FinetuneSpec]:
-    """How an evaluation was made; the second counts for a probe that trains the network. Raises ValueError."""
+    """The settings of an evaluation; the second only matters for a probe that trains the network. Raises ValueError
+    where it does not state them."""
     if not one.spec:
-        raise ValueError("it does not say how it was made: written by an earlier version of the code")
+        raise ValueError(NO_SETTINGS)
     return EvaluationSpec.model_validate(one.spec), FinetuneSpec.model_validate(one.finetune)
 
 
 def rerun(source: Source, spec: RunSpec, results: Path, cache: Path | None, progress: ProgressCallback) -> Record:
-    """The run and its evaluations once more, into a results folder of their own, with as many threads as then."""
+    """Rerun a record with its evaluations into a results folder of its own, with the recorded number of threads."""
     store, threads = Store(results), _threads_of(source.record)
     raise_allocator_thresholds()
     with threads_of(threads):
@@ -58,10 +60,11 @@ def rerun(source: Source, spec: RunSpec, results: Path, cache: Path | None, prog
 
 
 def _ways(source: Source) -> list[tuple[EvaluationSpec, FinetuneSpec]]:
-    """How to evaluate all that is recorded, the fractions of a probe in one go; first nothing, where nothing is."""
+    """The settings of all recorded evaluations, those that differ in the fraction alone together. The first asks for
+    nothing, so that the run is made even where none is recorded."""
     fractions: dict[tuple[EvaluationSpec, FinetuneSpec], set[float]] = {_NOTHING: set()}
     for one in source.evaluations.values():
-        with suppress(ValueError):  # what does not say how it was made can't be made again
+        with suppress(ValueError):  # without settings it can't be repeated
             evaluation, tuning = how(one)
             fractions.setdefault((evaluation.model_copy(update={"labels": ()}), tuning), set()).add(one.labels)
     return [
@@ -71,5 +74,5 @@ def _ways(source: Source) -> list[tuple[EvaluationSpec, FinetuneSpec]]:
 
 
 def _threads_of(record: Record) -> int:
-    """As many as then, up to the cores that are here: with fewer cores it is another machine in any case."""
+    """The recorded number, up to the cores of this machine: with fewer cores it is another machine in any case."""
     return min(int(record.environment.get("threads", 1)), cores())

@@ -1,47 +1,43 @@
-"""What can be told without training: data, splits and MACs made again from the spec, and what the history says."""
+"""Recounts what needs no training: data, splits and MACs from the spec, and the epochs of the history."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import StrictFloat, StrictInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from bench.measure.counters import CountersDisagree
 from bench.measure.run_cost import macs_of
 from bench.records.record import Macs, Record
-from bench.specs.frozen import file_sha256
 from bench.specs.run_spec import RunSpec
 from bench.training.build import steps_of
 from bench.training.data import RunData, data_record, split_record
 from bench.training.finetune import finetune_steps
-from bench.verification.check import FAILS, OPEN, Check, compare, differences, judged
-from bench.verification.files import Source
+from bench.verification.check import FAILS, HOLDS, OPEN, Check, compare, differences, judged
+from bench.verification.files import Source, weights
 from bench.verification.reconstruct import objective_of
-from datasets.limits import RECORD_BYTES, read_within
-
-_LINE = TypeAdapter(dict[str, StrictInt | StrictFloat | dict[str, StrictFloat]])
+from methods.encoders.encoder import Encoder
+from methods.objectives.objective import Objective
 
 
 def data(record: Record, run_data: RunData) -> Check:
-    """The data that were found, against those of the record."""
+    """Compare the data that were found with those of the record."""
     return compare("data", record.data, data_record(run_data), f"fingerprint {run_data.dataset.fingerprint[:12]}")
 
 
 def splits(source: Source, run_data: RunData) -> Check:
-    """Hashes and counts of the splits."""
+    """Compare hashes and counts of the splits."""
     made = split_record(run_data)
     counts = ", ".join(f"{getattr(made, part).patients:,} {part}" for part in ("train", "val", "test"))
     return compare("splits", source.record.splits, made, f"hashes and counts; patients: {counts}")
 
 
 def macs(source: Source, spec: RunSpec, run_data: RunData) -> Check:
-    """MACs counted anew, and what the built network says of itself."""
+    """Recount MACs, and compare what the network itself states: its keep ratio and way of training."""
     what, record = "MACs", source.record
-    checkpoint = source.folder / "checkpoint.safetensors"
-    trusted = checkpoint.is_file() and file_sha256(checkpoint) == record.weights_sha256
+    trusted = weights(source).verdict == HOLDS
     try:
-        objective = objective_of(spec, checkpoint if trusted else None)
+        objective = objective_of(spec, source.checkpoint.path if trusted else None)
     except (SafetensorError, RuntimeError) as error:
         return Check(what, FAILS, f"checkpoint.safetensors does not fit the network: {str(error).splitlines()[0]}")
     strategy = objective.encoder.strategy
@@ -50,29 +46,31 @@ def macs(source: Source, spec: RunSpec, run_data: RunData) -> Check:
         counted = macs_of(objective, spec, run_data, _pretraining_steps(spec, run_data))
     except CountersDisagree as error:
         return Check(what, FAILS, str(error))
-    said = {"keep_effective": record.keep_effective, "train_execution": record.train_execution}
+    recorded = {"keep_effective": record.keep_effective, "train_execution": record.train_execution}
     found = {"keep_effective": strategy.target, "train_execution": execution}
-    amiss = list(differences(said, found)) + macs_differences(record.macs, counted)
-    if amiss and _by_content(spec) and not (trusted and spec.parsed.objective == "simclr"):
-        return Check(what, OPEN, "they depend on weights that are not kept: only a run made anew can tell")
+    problems = list(differences(recorded, found)) + macs_differences(record.macs, counted)
+    if problems and _by_content(spec) and not (trusted and _keeps_all_encoders(objective)):
+        return Check(what, OPEN, "they depend on weights that were not kept: only a rerun can check them")
     return judged(
-        what, amiss, f"{counted.inference / 1e6:,.1f} M an image at inference, {counted.whole_run:.4g} in all"
+        what,
+        problems,
+        f"{counted.inference / 1e6:,.1f} M per image at inference, {counted.whole_run:.4g} for the whole run",
     )
 
 
 def history(source: Source, spec: RunSpec, run_data: RunData) -> Check:
-    """Epochs and steps that were asked for, and the last loss."""
+    """Compare epochs and steps with the spec, and the last loss with the record."""
     what, record = "history", source.record
-    said: dict[str, Any] = {"steps": record.time.steps if record.time else 0}
+    recorded: dict[str, Any] = {"steps": record.time.steps if record.time else 0}
     if spec.labels is not None:
-        return compare(what, said, {"steps": _steps(spec, run_data)}, f"{said['steps']} steps")
+        return compare(what, recorded, {"steps": _steps(spec, run_data)}, f"{recorded['steps']} steps")
     try:
-        lines = lines_of(source)
+        lines = source.history()
     except (OSError, ValueError) as error:
         return Check(what, FAILS if "history.jsonl" in record.files else OPEN, f"history.jsonl can't be read: {error}")
     trained = record.objective != "none"
-    said["final_loss"] = record.learning.final_loss if record.learning else None
-    said["lines"] = [(line.get("epoch"), line.get("step")) for line in lines]
+    recorded["final_loss"] = record.learning.final_loss if record.learning else None
+    recorded["lines"] = [(line.get("epoch"), line.get("step")) for line in lines]
     steps = _steps(spec, run_data)
     epochs = range(1, spec.train.epochs + 1) if trained else ()
     found = {
@@ -80,31 +78,23 @@ def history(source: Source, spec: RunSpec, run_data: RunData) -> Check:
         "final_loss": lines[-1].get("loss") if lines else 0.0,
         "lines": [(epoch, epoch * steps // spec.train.epochs) for epoch in epochs],
     }
-    return compare(what, said, found, f"{len(lines)} epochs, {steps} steps, the last loss is final_loss")
-
-
-def lines_of(source: Source) -> list[dict[str, Any]]:
-    """The history, a line an epoch. Raises OSError, and ValueError for lines that hold anything but numbers."""
-    text = read_within(source.folder / "history.jsonl", RECORD_BYTES).decode()
-    try:
-        return [_LINE.validate_json(line) for line in text.splitlines()]
-    except ValidationError as error:
-        raise ValueError(f"a line is no epoch's: {error.errors(include_url=False)[0]['msg']}") from error
+    return compare(what, recorded, found, f"{len(lines)} epochs, {steps} steps, the last loss is final_loss")
 
 
 def macs_differences(recorded: Macs | None, found: Macs | None) -> list[str]:
-    """What differs of what is recorded: a part or a witness that an earlier version did not know is none."""
+    """Where recorded MACs differ from those found. Parts and counters that are not recorded are not compared: earlier
+    versions did not know all of them."""
     if recorded is None or found is None:
-        return [] if recorded is found else ["MACs are recorded on one side alone"]
-    said, seen = recorded.model_dump(mode="json"), found.model_dump(mode="json")
-    for key, value in said.items():
+        return [] if recorded is found else ["only one of the two has MACs"]
+    then, now = recorded.model_dump(mode="json"), found.model_dump(mode="json")
+    for key, value in then.items():
         if isinstance(value, dict):
-            seen[key] = {name: macs for name, macs in seen[key].items() if name in value}
-    return list(differences({"macs": said}, {"macs": seen}))
+            now[key] = {name: macs for name, macs in now[key].items() if name in value}
+    return list(differences({"macs": then}, {"macs": now}))
 
 
 def _steps(spec: RunSpec, run_data: RunData) -> int:
-    """Of training, on labels for the supervised baseline."""
+    """The number of training steps; for the supervised baseline, of those on labels."""
     if spec.labels is not None and spec.finetune is not None:
         return finetune_steps(len(run_data.draws(spec.labels, 1)[0]), spec.finetune)
     return _pretraining_steps(spec, run_data)
@@ -115,5 +105,10 @@ def _pretraining_steps(spec: RunSpec, run_data: RunData) -> int:
 
 
 def _by_content(spec: RunSpec) -> bool:
-    """Does what is computed depend on the images and the weights?"""
-    return bool(spec.code) or spec.parsed.strategy_options.get("select", "topk") != "topk"
+    """Whether the amount of computation depends on images and weights."""
+    return bool(spec.code) or "select" in spec.parsed.strategy_options
+
+
+def _keeps_all_encoders(objective: Objective) -> bool:
+    """Whether a checkpoint, which holds one encoder, holds all of them: there is no teacher."""
+    return sum(isinstance(module, Encoder) for module in objective.modules()) == 1

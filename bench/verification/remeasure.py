@@ -1,38 +1,35 @@
-"""A recorded speed-up, measured anew: this method against dense, paired.
+"""Remeasures recorded speed-ups: the method against dense, paired.
 
-Two measurements agree where their intervals overlap. Where they don't, but are no further apart than the noise baselines
-of the two tables, nothing can be told: no ratio is known better than that of dense to itself.
+Two measurements agree if their intervals overlap. If they don't, but are no further apart than the noise floors of the
+two tables, they can't be compared: no ratio is known better than that of dense to itself.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from bench.measure.counters import CountersDisagree
-from bench.measure.table import measure
+from bench.measure.table import Measurement, measure
 from bench.records.environment import machine
 from bench.records.record import AA_SUFFIX, CostRow, CostTable, Record
-from bench.records.seal import state_of
+from bench.records.seal import read_sealed
 from bench.specs.run_spec import MeasureSpec, RunSpec
 from bench.statistics.ratios import noise_floor
 from bench.verification.check import FAILS, HOLDS, OPEN, Check
-from bench.verification.files import Source
-from datasets.limits import RECORD_BYTES, read_within
+from bench.verification.files import Source, verdict_on
+from methods.names import REFERENCE_METHOD
 
 WHAT = "speed-ups"
 KINDS = {"infer": "inference", "train": "step", "run": "run"}
 
 
 def cost(source: Source, spec: RunSpec) -> list[Check]:
-    """One check a ratio that the newest fitting table holds, or one that says why there is none."""
+    """One check for each ratio in the newest table that fits, or one that says why there is none."""
     method = spec.parsed
     if method.objective == "none":
         return [Check(WHAT, OPEN, "baselines are not measured")]
-    if method.name == "simclr/dense":
-        return [Check(WHAT, OPEN, "it is what all others are measured against")]
+    if method == REFERENCE_METHOD:
+        return [Check(WHAT, OPEN, "dense is what all other methods are measured against")]
     tables, checks = _tables(source.folder.resolve().parent / "cost")
     fitting = [(table, row) for table in tables for row in table.rows if _about(row, source.record, spec)]
     if not fitting:
@@ -41,49 +38,34 @@ def cost(source: Source, spec: RunSpec) -> list[Check]:
     here = [(table, row) for table, row in fitting if (row.machine, row.threads) == (machine(), threads)]
     if not here:
         row = fitting[-1][1]
-        return [
-            *checks,
-            Check(
-                WHAT,
-                OPEN,
-                f"measured on {row.machine}, {row.threads} thread(s); this is {machine()}, run with {threads}",
-            ),
-        ]
+        why = f"measured on {row.machine} with {row.threads} thread(s); this is {machine()}, and the run had {threads}"
+        return [*checks, Check(WHAT, OPEN, why)]
     table, row = here[-1]
     training = row.train_ms is not None
     try:
         spent = MeasureSpec(rounds=row.rounds, batch=row.batch)
-        rerun_stage = measure([method], spec.encoder, spec.train, spent, row.threads, training=training)
+        remeasured = measure(Measurement([method], spec.encoder, spec.train, spent, row.threads, training))
     except (ValueError, CountersDisagree) as error:
         return [*checks, Check(WHAT, OPEN, f"they can't be measured here: {error}")]
-    now = next(one for one in rerun_stage.rows if one.method == method.name)
+    now = next(one for one in remeasured.rows if one.method == method.name)
     kinds = [kind for kind in KINDS if getattr(row, f"{kind}_speedup") is not None]
-    return [*checks, *(_compared(kind, (table, row), (rerun_stage, now)) for kind in kinds)]
+    return [*checks, *(_compared(kind, (table, row), (remeasured, now)) for kind in kinds)]
 
 
 def _tables(folder: Path) -> tuple[list[CostTable], list[Check]]:
-    """The cost tables by age, and a check for each that is not what was written."""
+    """The cost tables by age, and a check for each file that can't be used."""
     tables, checks = [], []
     for path in sorted(folder.glob("*.json")):
-        try:
-            content = read_within(path, RECORD_BYTES)
-            table = CostTable.model_validate_json(content)
-            if state_of(json.loads(content)) == "broken":
-                raise ValueError("changed after it was written: its digest does not fit")
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            why = f"no CostTable: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-            checks.append(Check(f"cost/{path.name}", FAILS, why))
-            continue
-        except (OSError, ValueError, RecursionError) as error:
-            checks.append(Check(f"cost/{path.name}", FAILS, str(error).splitlines()[0]))
-            continue
-        tables.append(table)
+        reading = read_sealed(CostTable, path)
+        if reading.intact is None:
+            checks.append(verdict_on(f"cost/{path.name}", reading))
+        else:
+            tables.append(reading.intact)
     return sorted(tables, key=lambda table: table.finished), checks
 
 
 def _about(row: CostRow, record: Record, spec: RunSpec) -> bool:
-    """Is the row about this method as this run trained it?"""
+    """Whether the row is about this method as this run trained it."""
     encoder, train = spec.encoder, spec.train
     mine = (
         spec.method,
@@ -99,22 +81,25 @@ def _about(row: CostRow, record: Record, spec: RunSpec) -> bool:
 
 
 def _compared(kind: str, then: tuple[CostTable, CostRow], now: tuple[CostTable, CostRow]) -> Check:
-    what = f"{KINDS[kind]} speed-up, measured anew"
-    said = f"{_text(kind, then[1])} then, {_text(kind, now[1])} now"
+    """Compare a recorded speed-up with the remeasured one."""
+    what = f"{KINDS[kind]} speed-up, remeasured"
+    both = f"{_text(kind, then[1])} then, {_text(kind, now[1])} now"
     busy = [when for when, (table, _) in (("then", then), ("now", now)) if table.environment.get("disturbed_rounds")]
     if busy:
-        return Check(what, OPEN, f"{said}; the machine was busy {' and '.join(busy)}: measure on a quieter one")
+        return Check(what, OPEN, f"{both}; the machine was busy {' and '.join(busy)}: measure on a quieter one")
     (low, high), (low_now, high_now) = (_ends(kind, row) for _, row in (then, now))
     gap = max(low / high_now, low_now / high)  # above 1: how far apart they are
     if gap <= 1:
-        return Check(what, HOLDS, f"{said}: the intervals overlap")
+        return Check(what, HOLDS, f"{both}: the intervals overlap")
     if gap <= _floor(kind, then[0]) * _floor(kind, now[0]):
-        return Check(what, OPEN, f"{said}: apart, but no further than dense was from itself")
-    return Check(what, FAILS, f"{said}: apart, and further than dense was from itself")
+        return Check(
+            what, OPEN, f"{both}: the intervals do not overlap, but are no further apart than dense was from itself"
+        )
+    return Check(what, FAILS, f"{both}: the intervals are further apart than dense was from itself")
 
 
 def _floor(kind: str, table: CostTable) -> float:
-    """The noise baseline of a table: what dense against itself shows."""
+    """The noise floor of a table: the ratio of dense to itself."""
     twins = [
         row for row in table.rows if row.method.endswith(AA_SUFFIX) and getattr(row, f"{kind}_speedup") is not None
     ]

@@ -1,11 +1,11 @@
-"""The run made anew, beside the record: equal weights where they must be equal, else accuracy within intervals.
+"""Reruns a record and compares: equal weights where they must be equal, else accuracy within intervals.
 
-On the same machine, with the same versions and as many threads, a run on a CPU is the same to the last bit, so its
-weights must be. Elsewhere sums are rounded differently, and training lets such differences grow: there the rule is
-about accuracy. Each of the two macro AUROCs has to lie in the other's 95 % interval; both ways, so that neither passes
-for its own interval being wide. That interval is over test patients, whom both runs share: it is no test of a
-difference, but the measure of what the record claims to know. And the stored checkpoint must have the recorded accuracy
-(`rescored.py`).
+On the same machine, with the same versions and number of threads, a run on a CPU is the same to the last bit, so the
+weights must be equal. Elsewhere sums are rounded differently, and training amplifies such differences, so accuracy is
+compared: each of the two macro AUROCs must lie in the other's 95 % interval. It takes both directions, so that a wide
+interval of one's own does not help. That interval is over test patients, whom both runs share: it does not test for a
+difference, but measures how precise the record claims to be. The stored checkpoint must also have the recorded accuracy
+(`rescore.py`).
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ from bench.training.history import ProgressCallback
 from bench.verification import files, predictions, recount
 from bench.verification.check import FAILS, HOLDS, OPEN, TOLERANCE, Check, differences, judged
 from bench.verification.files import Source
-from bench.verification.reconstruct import rerun
+from bench.verification.reconstruct import NO_SETTINGS, rerun
 from bench.verification.rescore import close, rescore
+from methods import SUPERVISED
 
-UNLIKE = "the weights are others, so only accuracy is compared"
+UNLIKE = "the weights differ, so only accuracy is compared"
 
 
 def compare_rerun(recorded: Source, spec: RunSpec, cache: Path | None, progress: ProgressCallback) -> list[Check]:
-    """Make the run and its evaluations anew in a temporary folder, and compare."""
+    """Rerun a record with its evaluations in a temporary folder, and compare."""
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
         record = rerun(recorded, spec, Path(folder), cache, progress)
         if record.status == "failed":
-            failed = Check("run made anew", FAILS, f"it failed this time: {record.reason}")
+            failed = Check("rerun", FAILS, f"it failed this time: {record.reason}")
             return [failed, *rescore(recorded, spec, cache, progress)]
         made, _ = files.read(Path(folder) / spec.run_id)
         assert made is not None
         changed = changes(recorded.record.environment, record.environment)
         checks = [_weights(recorded.record, made.record, changed)]
         alike = checks[0].verdict == HOLDS and not changed
-        checks.append(_course(recorded, made, alike))
+        checks.append(_training(recorded, made, alike))
         for name, one in recorded.evaluations.items():
             other = made.evaluations.get(name)
-            what = f"{name} made anew"
+            what = f"{name} of the rerun"
             if not one.spec:
-                checks.append(Check(what, OPEN, "it does not say how it was made: by an earlier version of the code"))
+                checks.append(Check(what, OPEN, NO_SETTINGS))
             elif other is None:
                 checks.append(Check(what, FAILS, "a run of this spec has no such evaluation"))
             else:
@@ -57,35 +58,36 @@ def compare_rerun(recorded: Source, spec: RunSpec, cache: Path | None, progress:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was, from the first step to the last, of all that weights depend on to the last bit."""
+    """The conditions that changed since any part of the training, of all that weights depend on to the last bit."""
     found = list(differences(conditions(then), conditions(now)))
     for also in then.get("also_trained_under", []):
-        found += [f"{what} (of a part of the training)" for what in differences(also, conditions(now))]
-    return [*found, "a GPU adds up in no fixed order"] if torch.cuda.is_available() else found
+        found += [f"{what} (for a part of the training)" for what in differences(also, conditions(now))]
+    return [*found, "a GPU sums in no fixed order"] if torch.cuda.is_available() else found
 
 
 def _weights(recorded: Record, made: Record, changed: list[str]) -> Check:
-    what, said, found = "weights, trained anew", recorded.weights_sha256, made.weights_sha256
-    if said == found:
-        return Check(what, HOLDS, f"equal, {said[:12]}" + (f", though {changed[0]}" if changed else ""))
+    """Compare the weights; where conditions changed, they need not be equal."""
+    what, then, now = "weights of the rerun", recorded.weights_sha256, made.weights_sha256
+    if then == now:
+        return Check(what, HOLDS, f"equal, {then[:12]}" + (f", although {changed[0]}" if changed else ""))
     if changed:
-        return Check(what, OPEN, f"not to the last bit: {'; '.join(changed)}. {UNLIKE}")
+        return Check(what, OPEN, f"they can't be equal to the last bit ({'; '.join(changed)}): {UNLIKE}")
     commits = [str(one.environment.get("commit", ""))[:12] or "?" for one in (recorded, made)]
     by = "" if commits[0] == commits[1] else f" (commit {commits[0]} then, {commits[1]} now)"
-    return Check(what, FAILS, f"{said[:12]} recorded, {found[:12]} now, on the same machine, versions and threads{by}")
+    return Check(what, FAILS, f"{then[:12]} recorded, {now[:12]} now, with the same machine, versions and threads{by}")
 
 
-def _course(recorded: Source, made: Source, alike: bool) -> Check:
-    """What the record says of the training itself."""
-    what = "loss, learning, MACs, memory made anew"
+def _training(recorded: Source, made: Source, alike: bool) -> Check:
+    """Compare what the records state about the training itself."""
+    what = "loss, learning, MACs and memory of the rerun"
     if not alike:
         return Check(what, OPEN, UNLIKE)
     one, other = recorded.record, made.record
-    amiss = list(differences({"learning": one.learning}, {"learning": other.learning}))
-    amiss += recount.macs_differences(one.macs, other.macs)
-    amiss += differences(_saved(one), _saved(other), "saved_bytes_per_image")
-    amiss += differences(_losses(recorded), _losses(made), "history")
-    return judged(what, amiss, "equal, history and diagnostics included")
+    problems = list(differences({"learning": one.learning}, {"learning": other.learning}))
+    problems += recount.macs_differences(one.macs, other.macs)
+    problems += differences(_saved(one), _saved(other), "saved_bytes_per_image")
+    problems += differences(_losses(recorded), _losses(made), "history")
+    return judged(what, problems, "equal, with history and diagnostics")
 
 
 def _saved(record: Record) -> float | None:
@@ -93,44 +95,44 @@ def _saved(record: Record) -> float | None:
 
 
 def _losses(one: Source) -> list[dict[str, Any]] | None:
-    """The history without its speed; None where there is none, which is looked at elsewhere."""
+    """The history without its speed; None where it can't be read, which another check reports."""
     try:
-        return [
-            {key: value for key, value in line.items() if key != "images_per_second"} for line in recount.lines_of(one)
-        ]
+        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in one.history()]
     except (OSError, ValueError):
         return None
 
 
 def _evaluation(what: str, name: str, recorded: Source, made: Source) -> Check:
-    """With equal weights: the same evaluation where it was made under these conditions, as the training was. Made
-    elsewhere, on a later day perhaps, it is the same but for rounding; where it trained the network, within the
-    intervals."""
+    """Compare an evaluation of equal weights. It must be the same if it was made under the present conditions. One made
+    elsewhere, perhaps later than the training, may differ by rounding, and within the intervals if it trained the
+    network."""
     one, other = recorded.evaluations[name], made.evaluations[name]
     changed = changes(one.conditions, other.conditions) if one.conditions else []
     if not changed:
         return _equal(what, name, recorded, made)
-    if one.probe == "finetune" and recorded.record.strategy != "supervised":
+    if one.probe == "finetune" and recorded.record.strategy != SUPERVISED:
         return within(what, one, other)
     return close(what, one, other, f"evaluated elsewhere: {changed[0]}")
 
 
 def _equal(what: str, name: str, recorded: Source, made: Source) -> Check:
-    """With equal weights on the same machine: the same evaluation from the same predictions."""
+    """Check that an evaluation of equal weights on the same machine is the same, from the same predictions."""
     one, other = recorded.evaluations[name], made.evaluations[name]
-    amiss = list(differences(predictions.plain(one), predictions.plain(other)))
-    if not amiss and recorded.predictions(name).is_file():
+    if not one.validation:  # recorded by an earlier version of the code
+        other = other.model_copy(update={"validation": {}})
+    problems = list(differences(predictions.plain(one), predictions.plain(other)))
+    if not problems and recorded.predictions(name).is_file():
         try:
-            said, found = (predictions.read(side.predictions(name))["scores"] for side in (recorded, made))
+            then, now = (predictions.read(side.predictions(name))["scores"] for side in (recorded, made))
         except ValueError as error:
             return Check(what, FAILS, f"predictions can't be read: {error}")
-        if said.shape != found.shape or not np.allclose(said, found, atol=TOLERANCE, equal_nan=True):
-            amiss = ["scores of the predictions are others"]
-    return judged(what, amiss, f"macro AUROC {other.macro_auroc:.4f} and all else equal")
+        if then.shape != now.shape or not np.allclose(then, now, atol=TOLERANCE, equal_nan=True):
+            problems = ["the scores of the predictions differ"]
+    return judged(what, problems, f"macro AUROC {other.macro_auroc:.4f} and all else equal")
 
 
 def within(what: str, recorded: Evaluation, made: Evaluation) -> Check:
-    """Each macro AUROC in the other's interval."""
+    """Check that each macro AUROC lies in the other's interval."""
     pairs = ((recorded, made), (made, recorded))
     inside = all(other.interval[0] <= one.macro_auroc <= other.interval[1] for one, other in pairs)
     then, now = (f"{one.macro_auroc:.4f} [{one.interval[0]:.4f}, {one.interval[1]:.4f}]" for one in (recorded, made))

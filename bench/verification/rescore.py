@@ -1,9 +1,8 @@
-"""The recorded accuracy from the stored checkpoint: what can be told of a record where its training can't be repeated
-to the last bit.
+"""Rescores the stored checkpoint: a check of accuracy where the training can't be repeated to the last bit.
 
-Between two machines features differ by rounding alone, and training has no part in it. So accuracy has to be the same
-but for what rounding does to a probe: within a twentieth of its 95 % interval. (Between two instruction sets the quick
-preset's evaluations were within 0.0001, one of kNN's within 0.001, of intervals some 0.05 wide.)
+Without training, features differ between two machines by rounding alone. So accuracy must be the same except for what
+rounding does to a probe: within a twentieth of its 95 % interval. (Between two instruction sets the evaluations of the
+quick preset differed by up to 0.0001, one of kNN by 0.001, with intervals about 0.05 wide.)
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.records.record import Evaluation
+from bench.records.store import Store
 from bench.specs.run_spec import RunSpec
 from bench.training.history import ProgressCallback
 from bench.verification import files
@@ -25,20 +25,24 @@ ROUNDING = 0.05  # of the width of an interval
 
 
 def rescore(recorded: Source, spec: RunSpec, cache: Path | None, progress: ProgressCallback) -> list[Check]:
-    """Make the evaluations that train no encoder again, from the checkpoint, in a temporary folder, and compare."""
+    """Repeat the evaluations that do not train the encoder from the checkpoint, in a temporary folder, and compare."""
     named = {
         name: one
         for name, one in recorded.evaluations.items()
         if one.spec and (one.probe != "finetune" or spec.labels is not None)
     }
-    what, checkpoint = "accuracy from the checkpoint", recorded.folder / "checkpoint.safetensors"
+    what, checkpoint = "accuracy from the checkpoint", recorded.checkpoint.path
     if not named or not checkpoint.is_file():
-        return [Check(what, OPEN, "there is no checkpoint" if named else "there is no evaluation to make from it")]
+        return [
+            Check(
+                what, OPEN, "there is no checkpoint" if named else "there is no evaluation that can be repeated from it"
+            )
+        ]
     with tempfile.TemporaryDirectory(prefix="bench-verify-") as folder:
-        place = Path(folder) / spec.run_id
-        place.mkdir()
-        for file in (checkpoint, recorded.folder / "record.json"):
-            shutil.copyfile(file, place / file.name)
+        store = Store(Path(folder))
+        store.write_record(recorded.record)  # with a digest that fits, whatever the recorded one is
+        place = store.folder(spec.run_id)
+        shutil.copyfile(checkpoint, place / checkpoint.name)
         record = rerun(replace(recorded, evaluations=named), spec, Path(folder), cache, progress)
         if record.status == "failed":
             return [Check(what, FAILS, f"it can't be evaluated: {record.reason}")]
@@ -47,14 +51,14 @@ def rescore(recorded: Source, spec: RunSpec, cache: Path | None, progress: Progr
         return [
             close(f"{name} from the checkpoint", one, made.evaluations[name])
             for name, one in named.items()
-            if name in made.evaluations  # the run made anew says what it has not
+            if name in made.evaluations  # a missing one is reported by the comparison of the rerun
         ]
 
 
 def close(what: str, recorded: Evaluation, made: Evaluation, why: str = "") -> Check:
-    """Macro AUROC the same but for rounding; `why` that is given to it, where that needs saying."""
+    """Check that macro AUROC is the same except for rounding; `why` is the reason to allow that, if it needs one."""
     apart = abs(recorded.macro_auroc - made.macro_auroc)
     allowed = max(TOLERANCE, ROUNDING * (recorded.interval[1] - recorded.interval[0]))
-    said = f"macro AUROC {recorded.macro_auroc:.4f} then, {made.macro_auroc:.4f} now{f' ({why})' if why else ''}"
-    amiss = [] if apart <= allowed else [f"{said}: apart by {apart:.4f}, and rounding is given {allowed:.4f}"]
-    return judged(what, amiss, said)
+    both = f"macro AUROC {recorded.macro_auroc:.4f} then, {made.macro_auroc:.4f} now{f' ({why})' if why else ''}"
+    problems = [] if apart <= allowed else [f"{both}: they differ by {apart:.4f}, and rounding explains {allowed:.4f}"]
+    return judged(what, problems, both)

@@ -1,12 +1,12 @@
-"""The phantom: an analytic frontal chest radiograph with five findings and their exact masks.
+"""Phantom: computed frontal chest radiographs with five findings and exact masks.
 
-Bodies are ellipsoids and mitred tubes with lengths in mm (`anatomy`, `skeleton`, `findings`); a pixel is the
-line integral of attenuation along its rays (`geometry`), through Beer-Lambert, Poisson noise, logarithm and
-window (`radiograph`).  Everything of an image follows from (seed, patient, image) and the options
-(`generate`); `load` makes the data set once and keeps it on disk (`storage`).  Sizes, attenuations, exposure
-and prevalences follow anatomy and radiography, with the source beside the numbers.
+Bodies are ellipsoids and mitred tubes with lengths in mm (`anatomy`, `skeleton`, `findings`). A pixel is computed from
+the line integral of attenuation along its rays (`geometry`), by Beer-Lambert's law, Poisson noise, logarithm and window
+(`radiograph`). An image is determined by (seed, patient, image) and the options (`generate`). `load` generates the data
+set once and stores it on disk (`storage`). Sizes, attenuations, exposure and prevalences follow anatomy and
+radiography; sources are given with the numbers.
 
-Where it departs from a real radiograph is listed in `radiograph` and `findings`.  Needs numpy alone.
+Departures from real radiographs are listed in `radiograph` and `findings`. Only numpy is needed.
 """
 
 from datasets.phantom.findings import NAMES, PREVALENCE

@@ -1,12 +1,12 @@
-"""The patient: sizes and places of the chest's bodies in mm, and how one image poses them.
+"""Patients: sizes and positions of the bodies in the chest in mm, and their pose in an image.
 
-Frame: x to the patient's left (right in the image), y to the feet, z to the front, origin mid-chest. An
-adult of average size has an inner thoracic width near 276 mm (men) or 254 mm (women), lungs 22-26 cm high,
-a heart of 38-49 % of the thoracic width (the cardiothoracic ratio; over 50 % is enlarged), and a chest
-about 22 cm deep. A breath less deep raises the diaphragm by up to 3 cm, and the heart then lies broader; an
-AP image shows the heart about a tenth larger (it lies further from the detector): both look like
-cardiomegaly.
-`Anatomy` is constant over a patient's images; `Pose` belongs to one image.
+The axes are x to the patient's left (right in the image), y to the feet and z to the front, with the origin in the
+middle of the chest. An adult of average size has an inner thoracic width near 276 mm (men) or 254 mm (women), lungs
+22-26 cm high, a heart of 38-49 % of the thoracic width (the cardiothoracic ratio; enlarged above 50 %), and a chest
+about 22 cm deep. A shallower breath raises the diaphragm by up to 3 cm and broadens the heart. An AP image shows the
+heart about a tenth larger, because it is farther from the detector. Both look like cardiomegaly.
+
+`Anatomy` is constant over the images of a patient; `Pose` belongs to one image.
 """
 
 from __future__ import annotations
@@ -20,68 +20,70 @@ from datasets.phantom.draws import Draws
 from datasets.phantom.geometry import Array, Rays, pose_rays
 
 RIGHT, LEFT = 0, 1
-SIGN = np.array([-1.0, 1.0])  # x direction of the patient's right and left
+SIGN = np.array([-1.0, 1.0])  # sign of x on the patient's right and left side
 
 
 class Batch:
-    """A frozen dataclass of arrays whose first axis is the image."""
+    """Base of frozen dataclasses of arrays whose first axis is the image."""
 
     def take(self, rows: Array) -> Self:
+        """Select images by their positions."""
         return type(self)(**{name: value[rows] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Anatomy(Batch):
-    """(B,) each unless said; lengths in mm, attenuations in 1/mm."""
+    """Bodies of B patients. Arrays are (B,) unless noted, lengths in mm, attenuations in 1/mm."""
 
     female: Array
     age: Array  # years
     build: Array  # size relative to an average man
-    girth: Array  # outer torso relative to the skeleton
-    thorax: Array  # half of the inner thoracic width
-    lung_depth: Array  # half depth of a lung
-    apex: Array  # y of the lungs' apex
+    girth: Array  # size of the outer torso relative to the skeleton
+    thorax: Array  # half the inner thoracic width
+    lung_depth: Array  # half the depth of a lung
+    apex: Array  # y of the apex of the lungs
     dome: Array  # (B, 2) y of the right and left diaphragm dome at full inspiration
     lung_mu: Array
     bone: Array  # density of bone relative to a young adult
     heart_ratio: Array  # cardiothoracic ratio of the normal heart
     heart_tilt: Array  # radians
-    heart_shape: Array  # short over long axis
-    heart_shift: Array  # (B, 2) mm to the left, downwards
-    aorta: Array  # relative size of the arch
+    heart_shape: Array  # ratio of the short to the long axis
+    heart_shift: Array  # (B, 2) mm, to the left and downwards
+    aorta: Array  # relative size of the aortic arch
     breast: Array  # relative size, 0 in men
-    scoliosis: Array  # (B, 2) mm sideways amplitude, phase
-    rib_shift: Array  # mm
-    rib_radius: Array  # mm
+    scoliosis: Array  # (B, 2) lateral amplitude in mm, and phase
+    rib_shift: Array
+    rib_radius: Array
     vessel_angle: Array  # (B, 2, 7) jitter of the main branches, radians
     vessel_fork: Array  # (B, 2, 7, 6) jitter of the forks
     vessel_size: Array
-    stomach: Array  # (B, 3) x, y, radius of the gas in the stomach
+    stomach: Array  # (B, 3) x, y and radius of the gas in the stomach
 
 
 @dataclass(frozen=True)
 class Pose(Batch):
-    """One image: (B,) each unless said."""
+    """Pose, exposure and devices of B images. Arrays are (B,) unless noted."""
 
-    portable: Array  # bool, antero-posterior (AP); else postero-anterior (PA)
-    turn: Array  # radians about the long axis
+    portable: Array  # bool, antero-posterior (AP) or else postero-anterior (PA)
+    turn: Array  # radians about the long axis of the body
     roll: Array  # radians in the image plane
     shift: Array  # (B, 2) mm
     scale: Array  # magnification
-    breath: Array  # mm the diaphragm stands above full inspiration
-    heart_zoom: Array  # the heart lies further from the detector in AP
-    fluence: Array  # noise-equivalent photons a mm2 without patient
-    scatter: Array  # scattered over primary mean inside the body
-    window: Array  # (B, 3) shift of the black level and of the white level (line integral), gamma
+    breath: Array  # height of the diaphragm in mm above full inspiration
+    heart_zoom: Array  # magnification of the heart, which is farther from the detector in AP
+    fluence: Array  # noise-equivalent photons per mm2 without a patient
+    scatter: Array  # ratio of scattered to mean primary photons inside the body
+    window: Array  # (B, 3) shift of the black and of the white level (line integral), and gamma
     electrodes: Array  # (B, 3) bool
     electrode_at: Array  # (B, 3, 2) mm
-    wire: Array  # (B, 3, 2) mm, bend of the leads
+    wire: Array  # (B, 3, 2) mm, bending of the leads
     catheter: Array  # bool, central line
     tube: Array  # bool, endotracheal tube
     pacemaker: Array  # bool
 
 
 def draw_anatomy(draws: Draws) -> Anatomy:
+    """Draw the anatomy of patients."""
     female = draws.chance(0.46)
     age = np.clip(draws.normal(57, 18), 18, 95)
     old = np.clip((age - 50) / 40, -0.5, 1)
@@ -117,6 +119,7 @@ def draw_anatomy(draws: Draws) -> Anatomy:
 
 
 def draw_pose(draws: Draws) -> Pose:
+    """Draw the poses of images."""
     portable = draws.chance(0.4)
     more = np.where(portable, 1.0, 0.0)
     return Pose(
@@ -141,7 +144,7 @@ def draw_pose(draws: Draws) -> Pose:
 
 @dataclass(frozen=True)
 class Bodies(Batch):
-    """The convex bodies that shape the lungs, as posed: centres and radii (B, 2, 3) or (B, 3) in mm."""
+    """Convex bodies that shape the lungs, after breathing: centres and radii in mm, (B, 2, 3) by side or (B, 3)."""
 
     lung_centre: Array
     lung_radii: Array
@@ -157,7 +160,7 @@ class Bodies(Batch):
 
 
 def bodies(a: Anatomy, breath: Array, heart_zoom: Array, heart_ratio: Array) -> Bodies:
-    """Lungs, diaphragm, heart and mediastinum; the diaphragm ``breath`` mm above full inspiration."""
+    """Place lungs, diaphragm, heart and mediastinum, with the diaphragm `breath` mm above full inspiration."""
     k, zero = a.build, np.zeros_like(a.build)
 
     def pair(right: Array, left: Array) -> Array:
@@ -175,12 +178,12 @@ def bodies(a: Anatomy, breath: Array, heart_zoom: Array, heart_ratio: Array) -> 
     swell = ((width + growth) / width) ** 0.6
     half = (width + growth) / 2
     sin, cos = np.sin(a.heart_tilt), np.cos(a.heart_tilt)
-    long = half / np.sqrt(cos**2 + (a.heart_shape * sin) ** 2)  # so that the shadow is 2 x half wide
+    long = half / np.sqrt(cos**2 + (a.heart_shape * sin) ** 2)  # makes the shadow 2 x half wide
     short = a.heart_shape * long
     tall = np.sqrt((long * sin) ** 2 + (short * cos) ** 2)
     heart_x = width / 2 - 0.34 * width + 0.25 * growth + a.heart_shift[:, 0]
     floor = a.dome[:, LEFT] - breath + 14 * k + a.heart_shift[:, 1]  # the heart rests on the diaphragm
-    zoom = (heart_zoom * (1 + 0.0025 * breath))[:, None]  # a heart lies broader on a high diaphragm
+    zoom = (heart_zoom * (1 + 0.0025 * breath))[:, None]  # a high diaphragm broadens the heart
     return Bodies(
         lung_centre=pair(*(point(s * (a.thorax - radius), a.apex + lung_height, zero) for s in SIGN)),
         lung_radii=pair(*(point(radius, lung_height, a.lung_depth) for _ in SIGN)),
@@ -197,9 +200,9 @@ def bodies(a: Anatomy, breath: Array, heart_zoom: Array, heart_ratio: Array) -> 
 
 
 def breathe(points: Array, a: Anatomy, breath: Array, side: Array) -> Array:
-    """Points (B, K, 3) of lung at full inspiration -> where they are with the dome ``breath`` mm higher.
+    """Move points (B, K, 3) of the lung from full inspiration to where they are with the dome `breath` mm higher.
 
-    ``side`` (B, K) 0 right, 1 left. The lung shortens evenly from its apex to the dome.
+    The lung shortens evenly from its apex to the dome. `side` (B, K) is 0 for right and 1 for left.
     """
     apex = a.apex[:, None]
     dome = np.take_along_axis(a.dome, side, 1)
@@ -208,4 +211,5 @@ def breathe(points: Array, a: Anatomy, breath: Array, side: Array) -> Array:
 
 
 def rays_of(pose: Pose, field_mm: float, count: int) -> Rays:
+    """Return `count` x `count` rays per image through a field of `field_mm` mm on a side."""
     return pose_rays(pose.turn, pose.roll, pose.shift, pose.scale, field_mm, count)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, stream, patient, image) alone, drawn for a whole batch at once."""
+"""Random numbers that depend only on (seed, stream, patient, image), drawn for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from datasets.phantom.geometry import Array
 
-COUNTS, ANATOMY, POSE, DISEASE, EPISODE, NOISE = range(6)  # streams: a new number in one moves no other
+COUNTS, ANATOMY, POSE, DISEASE, EPISODE, NOISE = range(6)  # independent streams: an added number shifts only its own
 COLUMNS = 512
 
 
 class Draws:
-    """Uniform numbers in rows, one row a key; each call takes the next columns for all rows."""
+    """Random numbers for a batch: a row of uniform numbers per key, of which each call takes the next columns."""
 
     def __init__(self, keys: Sequence[tuple[int, ...]]) -> None:
         unique = dict.fromkeys(keys)
@@ -22,31 +22,33 @@ class Draws:
         self._next = 0
 
     def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Array:
-        """(B, *shape) uniform numbers."""
+        """Draw uniform numbers, (B, *shape). Raises RuntimeError if a row is exhausted."""
         count = int(np.prod(shape))
         if self._next + count > COLUMNS:
-            raise RuntimeError("more numbers asked for than a row holds; raise COLUMNS")
+            raise RuntimeError("more numbers requested than a row holds; raise COLUMNS")
         block = self._rows[:, self._next : self._next + count]
         self._next += count
         return np.asarray(low + (high - low) * block.reshape(len(block), *shape))
 
     def normal(self, mean: float = 0.0, spread: float = 1.0, *shape: int) -> Array:
-        """(B, *shape) normal numbers, cut off at 2.5 standard deviations."""
+        """Draw normal numbers, (B, *shape), clipped at 2.5 standard deviations."""
         radius = np.sqrt(-2 * np.log(1 - self.uniform(0, 1, *shape)))
         value = radius * np.cos(2 * np.pi * self.uniform(0, 1, *shape))
         return np.asarray(mean + spread * np.clip(value, -2.5, 2.5))
 
     def lognormal(self, median: float, spread: float, low: float, high: float, *shape: int) -> Array:
+        """Draw log-normal numbers, (B, *shape), clipped to [low, high]."""
         return np.clip(median * np.exp(self.normal(0, spread, *shape)), low, high)
 
     def chance(self, probability: float | Array, *shape: int) -> Array:
+        """Draw booleans, (B, *shape), that are True with the given probability."""
         return np.asarray(self.uniform(0, 1, *shape) < probability)
 
 
 def image_counts(seed: int, patients: int, mean: float) -> Array:
-    """(patients,) images of each patient, 1 to 4: 1 + Binomial(3, (mean - 1) / 3).
+    """Draw the number of images of each patient (patients,), 1 to 4: 1 + Binomial(3, (mean - 1) / 3).
 
-    The counts of the first patients do not depend on how many follow.
+    The numbers of the first patients do not depend on how many follow.
     """
     share = (mean - 1) / 3
     return np.asarray(1 + (np.random.default_rng((seed, COUNTS)).random((patients, 3)) < share).sum(1))

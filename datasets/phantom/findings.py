@@ -1,19 +1,17 @@
-"""Five findings: who has which, how grave, and their bodies in mm.
+"""Findings: which patients have which of the five, how severe they are, and their bodies in mm.
 
-- nodule: one to three spheres of 5-30 mm in aerated lung, solid.
-- consolidation: a cluster of ellipsoids whose air is partly replaced by fluid; along a ray it reaches from
-  the first entry to the last exit.
-- effusion: fluid between the chest wall and a lung surface that is an ellipsoid; its level curves up at the
-  sides (meniscus).
-- cardiomegaly: the same patient's heart, enlarged to a cardiothoracic ratio above 0.5, mostly to the left.
-- pneumothorax: rays that miss the retracted lung cross air alone: no lung tissue, no vessels. Rays that still
-  meet the lung keep its mass (the tissue is pressed together along the ray), so the mask is the rim itself.
+- nodule: one to three solid spheres of 5-30 mm in aerated lung.
+- consolidation: a cluster of ellipsoids whose air is partly replaced by fluid; along a ray it extends from the first
+  entry to the last exit.
+- effusion: fluid between the chest wall and an ellipsoidal lung surface; its level rises at the sides (meniscus).
+- cardiomegaly: the heart of the same patient, enlarged to a cardiothoracic ratio above 0.5, mostly to the left.
+- pneumothorax: rays that miss the retracted lung cross only air, without lung tissue or vessels. Rays that still hit
+  the lung keep its mass (the tissue is compressed along the ray), so that the mask is the rim.
 
-Nodules and an enlarged heart stay with a patient; consolidation, effusion and pneumothorax come and go
-between images, and how grave they are varies. Nodules and consolidations lie in lung that holds air.
-Effusion goes with cardiomegaly and consolidation (a Gaussian copula); age, sex, view and devices are
-independent of all findings. Prevalences are of the order of hospital series (ChestX-ray14, CheXpert, MIMIC-
-CXR), none below a tenth.
+Nodules and an enlarged heart appear in all images of a patient. Consolidation, effusion and pneumothorax come and go
+between images. Severity varies between images. Nodules and consolidations lie in aerated lung. Effusion is correlated
+with cardiomegaly and consolidation (by a Gaussian copula). Age, sex, view and devices are independent of all findings.
+Prevalences are of the order of hospital series (ChestX-ray14, CheXpert, MIMIC-CXR), but none is below a tenth.
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ from datasets.phantom.geometry import Array
 
 NAMES = ("nodule", "consolidation", "effusion", "cardiomegaly", "pneumothorax")
 NODULE, CONSOLIDATION, EFFUSION, CARDIOMEGALY, PNEUMOTHORAX = range(5)
-PREVALENCE = (0.13, 0.20, 0.25, 0.18, 0.12)  # share of images
-STAYS = (1.0, 0.8, 0.8, 1.0, 0.8)  # share of an affected patient's images that show it
+PREVALENCE = (0.13, 0.20, 0.25, 0.18, 0.12)  # share of all images that show the finding
+STAYS = (1.0, 0.8, 0.8, 1.0, 0.8)  # share of the images of an affected patient that show it
 _CORRELATION = np.array(
     [
         [1.00, 0.10, 0.10, 0.00, 0.00],
@@ -44,37 +42,37 @@ NODULES, BLOBS, TRIES = 3, 5, 24
 
 @dataclass(frozen=True)
 class Findings(Batch):
-    """(B, ...) of one image each; lengths in mm in the posed patient."""
+    """Findings of B images, with lengths in mm in the frame of the posed patient."""
 
     present: Array  # (B, 5) bool
-    heart_ratio: Array  # (B,) cardiothoracic ratio of the heart as it is
+    heart_ratio: Array  # (B,) actual cardiothoracic ratio
     nodule_centre: Array  # (B, 3, 3)
     nodule_radius: Array  # (B, 3), 0 for none
     nodule_mu: Array  # (B,) 1/mm
     blob_centre: Array  # (B, 2, 5, 3) by side
     blob_radii: Array  # (B, 2, 5, 3), 0 for none
-    blob_fill: Array  # (B,) share of the air replaced
-    fluid_height: Array  # (B, 2) mm of the meniscus above the costophrenic angle, 0 for none
-    rim: Array  # (B, 2) mm of air at the apex, 0 for none
+    blob_fill: Array  # (B,) share of the air that is replaced
+    fluid_height: Array  # (B, 2) height of the meniscus above the costophrenic angle in mm, 0 for none
+    rim: Array  # (B, 2) width of the air at the apex in mm, 0 for none
     size_mm: Array  # (B, 5), NaN where absent
     side: Array  # (B, 5) +1 right, -1 left, 0 both or central, NaN where absent
 
 
 def _normal_quantile(p: Array) -> Array:
-    """Inverse of the normal distribution function (Abramowitz & Stegun 26.2.23, error below 4.5e-4)."""
+    """Return quantiles of the normal distribution (Abramowitz & Stegun 26.2.23, error below 4.5e-4)."""
     t = np.sqrt(-2 * np.log(np.minimum(p, 1 - p)))
     value = t - (2.515517 + 0.802853 * t + 0.010328 * t**2) / (1 + 1.432788 * t + 0.189269 * t**2 + 0.001308 * t**3)
     return np.asarray(np.where(p < 0.5, -value, value))
 
 
 def costophrenic(b: Bodies) -> Array:
-    """(B, 2) y of the angle between chest wall and diaphragm, where the lung's edge meets the dome."""
+    """Return y (B, 2) of the costophrenic angle, where the edge of the lung meets the dome of the diaphragm."""
 
     def arc(x: Array) -> Array:
         return np.asarray(np.sqrt(np.maximum(1 - x**2, 0)))
 
     y = b.dome_centre[..., 1] - 0.5 * b.dome_radii[..., 1]
-    for _ in range(4):  # converges, as the lung's edge is steep there
+    for _ in range(4):  # converges, because the edge of the lung is steep there
         edge = b.lung_radii[..., 0] * arc((y - b.lung_centre[..., 1]) / b.lung_radii[..., 1])
         across = np.abs(b.lung_centre[..., 0]) + edge - np.abs(b.dome_centre[..., 0])
         y = b.dome_centre[..., 1] - b.dome_radii[..., 1] * arc(across / b.dome_radii[..., 0])
@@ -82,10 +80,10 @@ def costophrenic(b: Bodies) -> Array:
 
 
 def surface(b: Bodies, height: Array) -> tuple[Array, Array]:
-    """Centre and radii (B, 2, 3) of the ellipsoid that bounds the lung above fluid ``height`` (B, 2) mm high.
+    """Return centre and radii (B, 2, 3) of the ellipsoid that bounds the lung above fluid `height` (B, 2) mm high.
 
-    Its widest section covers the lung, so the fluid begins at zero thickness, at the sides first (a
-    meniscus), 0.725 of the ellipsoid's half height above its bottom.
+    Its widest section covers the lung, so that the fluid begins with zero thickness and at the sides (a meniscus),
+    0.725 of the half height of the ellipsoid above its bottom.
     """
     tall = 30 + 0.5 * height
     bottom = costophrenic(b) - height + 0.725 * tall
@@ -95,9 +93,9 @@ def surface(b: Bodies, height: Array) -> tuple[Array, Array]:
 
 
 def retracted(b: Bodies, rim: Array) -> tuple[Array, Array]:
-    """Centre and radii (B, 2, 3) of a lung that leaves ``rim`` (B, 2) mm of air at its apex.
+    """Return centre and radii (B, 2, 3) of a lung that leaves `rim` (B, 2) mm of air at its apex.
 
-    It shrinks towards a point at the mediastinum, a little below its middle.
+    The lung shrinks towards a point at the mediastinum, slightly below its middle.
     """
     shrink = np.clip(1 - rim / (1.35 * b.lung_radii[..., 1]), 0.2, 1)[..., None]
     medial = np.stack([-SIGN, np.full(2, 0.35), np.zeros(2)], -1)
@@ -106,7 +104,7 @@ def retracted(b: Bodies, rim: Array) -> tuple[Array, Array]:
 
 
 def _depth(point: Array, centre: Array, radii: Array, tilt: Array | float = 0.0) -> Array:
-    """How far in mm, roughly, points (..., 3) lie inside an ellipsoid; negative outside."""
+    """Return the approximate depth in mm of points (..., 3) inside an ellipsoid; negative outside."""
     d = point - centre
     cos, sin = np.cos(tilt), np.sin(tilt)
     w = np.stack([cos * d[..., 0] + sin * d[..., 1], cos * d[..., 1] - sin * d[..., 0], d[..., 2]], -1) / radii
@@ -115,7 +113,7 @@ def _depth(point: Array, centre: Array, radii: Array, tilt: Array | float = 0.0)
 
 
 def _aerated(point: Array, side: Array, b: Bodies, height: Array, rim: Array) -> Array:
-    """Margin in mm of points (B, K, 3) of the sides (B, K) inside air-filled lung."""
+    """Return the margin in mm by which points (B, K, 3) on the sides (B, K) lie inside air-filled lung."""
 
     def of(value: Array) -> Array:
         return np.take_along_axis(value, side[..., None], 1)
@@ -140,10 +138,13 @@ def _aerated(point: Array, side: Array, b: Bodies, height: Array, rim: Array) ->
 def _place(
     draws: Draws, count: int, side: Array, margin: Array, b: Bodies, a: Anatomy, height: Array, rim: Array
 ) -> Array:
-    """(B, count, 3) points of aerated lung at full inspiration, the first with ``margin`` (B, count)."""
+    """Return random points (B, count, 3) of aerated lung at full inspiration, with `margin` (B, count) around them.
+
+    Each is the first of several tries that has the margin, or the best one if none has.
+    """
     batch = len(side)
     best, found = np.full((batch, count), -np.inf), np.zeros((batch, count, 3))
-    tries = draws.uniform(-1, 1, count, TRIES // 3, 3)  # mirrored in turn in the three directions below
+    tries = draws.uniform(-1, 1, count, TRIES // 3, 3)  # each is used in three orientations, mirrored as below
     centre = np.take_along_axis(b.lung_centre, side[..., None], 1)
     radii = np.take_along_axis(b.lung_radii, side[..., None], 1)
     low = np.take_along_axis(a.dome, side, 1) + 25
@@ -161,12 +162,14 @@ def _place(
 
 
 def draw_findings(disease: Draws, episode: Draws, a: Anatomy, breath: Array, prevalence: tuple[float, ...]) -> Findings:
-    """Findings of one image each: ``disease`` numbers are the patient's, ``episode`` numbers the image's."""
+    """Draw the findings of images. The numbers of `disease` belong to patients, those of `episode` to images."""
     batch = len(breath)
     latent = disease.normal(0, 1, 5) @ np.linalg.cholesky(_CORRELATION).T
     share = np.asarray(prevalence) / STAYS
     if np.any(share >= 1):
-        raise ValueError("phantom: a prevalence is too high; nodule and cardiomegaly below 1, the others below 0.8")
+        raise ValueError(
+            "phantom: a prevalence is too high; nodule and cardiomegaly must be below 1, the others below 0.8."
+        )
     carrier = latent > -_normal_quantile(np.maximum(share, 1e-12))
     present = carrier & (episode.uniform(0, 1, 5) < STAYS) & (share > 0)
     grade = episode.uniform(0.8, 1.2, 5)

@@ -1,4 +1,4 @@
-"""Images of any (seed, patient, image): everything comes from these three numbers and the options alone."""
+"""Generation of images from (seed, patient, image) and the options, which determine them completely."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from datasets.phantom.radiograph import EPSILON, FIELD_MM, Projector, Scene, dev
 
 @dataclass(frozen=True)
 class Images:
-    """B finished images of size S with what is known of them (see `datasets.dataset.Dataset`)."""
+    """B images of S x S pixels with labels and details, as in `datasets.dataset.Dataset`."""
 
     pixels: Array  # (B, S, S) uint8
     masks: Array  # (B, S, S) uint16
@@ -31,7 +31,7 @@ class Images:
 
 
 def scene(seed: int, keys: Sequence[tuple[int, int]], prevalence: tuple[float, ...] = f.PREVALENCE) -> Scene:
-    """The contents of the images ``keys``: (patient, number of the image within the patient)."""
+    """Draw the contents of the images `keys`, which are pairs (patient, number of the image within the patient)."""
 
     def of_patient(stream: int) -> d.Draws:
         return d.Draws([(seed, stream, patient) for patient, _ in keys])
@@ -45,14 +45,14 @@ def scene(seed: int, keys: Sequence[tuple[int, int]], prevalence: tuple[float, .
 
 
 def chunk_length(image_size: int) -> int:
-    """Images rendered at once: as many as keep the arrays in the processor's cache."""
+    """Return how many images are rendered at once, so that the arrays fit into the processor's cache."""
     return max(1, 65536 // (image_size * rays_per_pixel(image_size)) ** 2)
 
 
 def generate(
     seed: int, keys: Sequence[tuple[int, int]], image_size: int, prevalence: tuple[float, ...] = f.PREVALENCE
 ) -> Images:
-    """Render the images ``keys``, (patient, image) pairs, ``image_size`` pixels wide."""
+    """Render the images `keys`, pairs (patient, image), with `image_size` x `image_size` pixels."""
     whole = scene(seed, keys, prevalence)
     count, labels = len(keys), len(f.NAMES)
     pixels = np.empty((count, image_size, image_size), dtype=np.uint8)

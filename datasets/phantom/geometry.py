@@ -1,10 +1,10 @@
 """Chord lengths, in mm, of parallel rays through ellipsoids and tubes.
 
-A ray is ``origin + u * across + v * down + s * beam`` with u, v on the detector and s along the beam, all in
-mm in the patient's own frame (x to the patient's left, y to the feet, z to the front); posing the patient is
-turning the rays.  A convex body meets a ray in one interval of s, so unions, cuts and overlaps of bodies are
-interval arithmetic and need no sampling along the ray.  Tubes are chains of straight cylinders mitred at the
-joints, so the lengths of a chain's pieces add up without gap or overlap.
+A ray is ``origin + u * across + v * down + s * beam``, with u and v on the detector and s along the beam, all in mm in
+the frame of the patient (x to the patient's left, y to the feet, z to the front). Posing the patient means turning the
+rays. A convex body cuts a ray in one interval of s, so that unions, intersections and overlaps of bodies are interval
+arithmetic and need no sampling along the ray. Tubes are chains of straight cylinders that are mitred at the joints, so
+that the lengths of the pieces add up without gaps or overlaps.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ FAR = np.float32(1e6)
 
 
 class Interval(NamedTuple):
-    """Where a ray is inside a convex body: s from ``start`` to ``end``; empty where start > end."""
+    """Part of each ray inside a convex body: s from `start` to `end`, empty where start > end."""
 
     start: Array
     end: Array
 
     @property
     def length(self) -> Array:
+        """Length of the interval, 0 if it is empty."""
         return np.asarray(np.maximum(self.end - self.start, np.float32(0)))
 
-    def meet(self, other: Interval) -> Interval:
+    def intersect(self, other: Interval) -> Interval:
+        """Return the part inside both bodies."""
         return Interval(np.maximum(self.start, other.start), np.minimum(self.end, other.end))
 
     def hull(self, other: Interval) -> Interval:
-        """From the first entry to the last exit of both: the union of bodies that overlap."""
+        """Return the interval from the first entry to the last exit, the union of bodies that overlap."""
         return Interval(np.minimum(self.start, other.start), np.maximum(self.end, other.end))
 
     def where(self, keep: Array) -> Interval:
+        """Return the interval where `keep` is True, and an empty one elsewhere."""
         return Interval(np.where(keep, self.start, FAR), np.where(keep, self.end, -FAR))
 
 
@@ -44,7 +47,7 @@ class Interval(NamedTuple):
 class Rays:
     """Parallel rays of B images on an S x S grid."""
 
-    origin: Array  # (B, 3) mm, the detector's centre in the patient's frame
+    origin: Array  # (B, 3) mm, centre of the detector in the frame of the patient
     across: Array  # (B, 3) unit vector along a row of the image
     down: Array  # (B, 3) unit vector along a column
     beam: Array  # (B, 3) unit vector
@@ -52,6 +55,7 @@ class Rays:
     count: int  # S
 
     def take(self, rows: Array) -> Rays:
+        """Select images by their positions."""
         return Rays(
             self.origin[rows],
             self.across[rows],
@@ -63,12 +67,12 @@ class Rays:
 
     @property
     def offsets(self) -> Array:
-        """(B, S) mm of each row or column of rays from the centre."""
+        """Distance (B, S) of each row or column of rays from the centre, in mm."""
         steps = np.arange(self.count) + 0.5 - self.count / 2
         return np.asarray(self.pitch[:, None] * steps, dtype=np.float32)
 
     def coordinate(self, axis: int) -> Array:
-        """(B, S, S) the patient's x (axis 0) or y (axis 1) where the beam has no such component."""
+        """Return the patient's x (axis 0) or y (axis 1) of each ray (B, S, S), for beams without that component."""
         o = self.offsets
         u, v = self.across[:, axis], self.down[:, axis]
         columns = (self.origin[:, axis, None] + o * u[:, None]).astype(np.float32)
@@ -77,9 +81,10 @@ class Rays:
 
 
 def pose_rays(turn: Array, roll: Array, shift: Array, scale: Array, field_mm: float, count: int) -> Rays:
-    """Rays for patients turned about their long axis and rolled in the image plane (radians, (B,)).
+    """Return rays for patients that are turned about their long axis and rolled in the image plane.
 
-    ``shift`` (B, 2) mm on the detector, ``scale`` (B,) magnification, ``field_mm`` the detector's side.
+    turn, roll: (B,) radians. shift: (B, 2) mm on the detector. scale: (B,) magnification. field_mm: side of the
+    detector. count: rays per side.
     """
     zero = np.zeros_like(turn)
     beam = np.stack([np.sin(turn), zero, np.cos(turn)], -1)
@@ -92,9 +97,9 @@ def pose_rays(turn: Array, roll: Array, shift: Array, scale: Array, field_mm: fl
 
 
 def ellipsoid(rays: Rays, centre: Array, radii: Array, tilt: Array | float = 0.0) -> Interval:
-    """Intervals (B, ..., S, S) through ellipsoids.
+    """Return the intervals (B, ..., S, S) of rays through ellipsoids.
 
-    ``centre`` and ``radii`` (B, ..., 3) mm; ``tilt`` (B, ...) radians turns the x axis towards y.
+    centre, radii: (B, ..., 3) mm. tilt: (B, ...) radians, turns the x axis towards y.
     """
     lead = centre.shape[:-1]
     extra = (1,) * (len(lead) - 1)
@@ -139,21 +144,21 @@ def ellipsoid(rays: Rays, centre: Array, radii: Array, tilt: Array | float = 0.0
 
 @dataclass(frozen=True)
 class Tubes:
-    """M straight pieces of tubes: cylinders of ``radius`` about start-end, cut by the planes at both ends."""
+    """M straight pieces of tubes: cylinders about the line from start to end, cut by a plane at each end."""
 
-    image: Array  # (M,) which image of the batch
+    image: Array  # (M,) image of the batch
     start: Array  # (M, 3) mm
     end: Array  # (M, 3)
-    start_normal: Array  # (M, 3) the cut at the start; the inside is ahead of it
-    end_normal: Array  # (M, 3) the cut at the end; the inside is behind it
+    start_normal: Array  # (M, 3) normal of the cut at the start; points into the piece
+    end_normal: Array  # (M, 3) normal of the cut at the end; points out of the piece
     radius: Array  # (M,) mm
-    weight: Array  # (M,) 1/mm, what a mm of chord adds to the line integral
+    weight: Array  # (M,) 1/mm, added to the line integral per mm of chord
 
 
 def polyline(points: Array, radius: Array | float, weight: Array | float, present: Array | None = None) -> Tubes:
-    """Mitred tubes along ``points`` (B, K, n, 3): K curves an image, each of n - 1 pieces.
+    """Build mitred tubes along `points` (B, K, n, 3): K curves per image, each of n - 1 pieces.
 
-    ``radius`` mm and ``weight`` 1/mm broadcast to (B, K, n - 1); ``present`` (B, K) leaves curves out.
+    `radius` (mm) and `weight` (1/mm) broadcast to (B, K, n - 1). Curves where `present` (B, K) is False are left out.
     """
     batch, curves, n, _ = points.shape
     along = np.diff(points, axis=2)
@@ -170,14 +175,15 @@ def polyline(points: Array, radius: Array | float, weight: Array | float, presen
 
 
 def join(*tubes: Tubes) -> Tubes:
+    """Concatenate tubes."""
     return Tubes(*(np.concatenate([getattr(t, name) for t in tubes]) for name in Tubes.__dataclass_fields__))
 
 
 def tube_lengths(rays: Rays, tubes: Tubes, batch: int, widen: float = 0.6) -> Array:
-    """(B, S, S) float32: sum over tubes of weight x chord length.
+    """Return the sum over tubes of weight x chord length, (B, S, S) float32.
 
-    A tube thinner than ``widen`` ray pitches is drawn that wide with its cross-section's mass kept, or rays
-    would step over it (0: draw every tube as it is).
+    A tube with a radius below `widen` ray pitches is widened to it, because rays would miss it; its weight is lowered
+    so that the mass of its cross-section stays the same. With 0, no tube is widened.
     """
     size = rays.count
     if len(tubes.image) == 0:
@@ -195,7 +201,7 @@ def tube_lengths(rays: Rays, tubes: Tubes, batch: int, widen: float = 0.6) -> Ar
     normal /= sine[:, None]
     perpendicular = beam - (beam * axis).sum(-1)[:, None] * axis
 
-    # the box of pixels that the piece's shadow can touch
+    # the box of pixels that the shadow of a piece can cover
     ends = np.stack([tubes.start, tubes.end]) - rays.origin[i]
     column = (ends * rays.across[i]).sum(-1) / pitch + size / 2 - 0.5
     row = (ends * rays.down[i]).sum(-1) / pitch + size / 2 - 0.5
@@ -211,7 +217,10 @@ def tube_lengths(rays: Rays, tubes: Tubes, batch: int, widen: float = 0.6) -> Ar
     count = np.maximum(width, 0) * np.maximum(height, 0)
 
     def affine(vector: Array, scale: Array) -> list[Array]:
-        """Coefficients of (ray point at s = 0, from the tube's start) . vector * scale in (column, row)."""
+        """Return constant, column and row coefficient of (ray point at s = 0 - start of the tube) . vector * scale.
+
+        Column and row are counted from the corner of the box.
+        """
         per_column = (rays.across[i] * vector).sum(-1) * pitch * scale
         per_row = (rays.down[i] * vector).sum(-1) * pitch * scale
         centre = ((rays.origin[i] - tubes.start) * vector).sum(-1) * scale

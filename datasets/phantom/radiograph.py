@@ -1,13 +1,13 @@
-"""From bodies to pixels: line integrals, exact masks, photons, and the picture as displayed.
+"""Rendering of bodies to pixels: line integrals, photon counts, and the displayed image.
 
-A pixel's line integral is P = -log(mean over its rays of exp(-sum of attenuation x chord length)). Photons
-behind the patient are Poisson with mean fluence x pixel area x (exp(-P) + scatter); the picture is the
-logarithm of the counts, windowed between two of its own quantiles, as a digital radiograph's processing does.
+The line integral of a pixel is P = -log(mean over its rays of exp(-sum of attenuation x chord length)). Photon counts
+behind the patient are Poisson with mean fluence x pixel area x (exp(-P) + scatter). The displayed image is the
+logarithm of the counts, windowed between two of its own quantiles, as in the processing of digital radiographs.
 
-Departures from a real set-up: parallel beam (magnification is in the pose), one energy, scatter as an even
-veil, no detector blur but the pixel's own area; about a twentieth of a clinical exposure, so that the noise
-is not lost in pixels of centimetre size; heart, aortic arch and mediastinum fill a ray from the first entry
-to the last exit; vessels fade by the share of the ray's lung that is aerated.
+Departures from a real set-up. The beam is parallel (magnification is part of the pose) and has one energy. Scatter is
+uniform. There is no detector blur besides the area of a pixel. The exposure is about a twentieth of a clinical one, so
+that noise remains visible in pixels several millimetres wide. Heart, aortic arch and mediastinum fill a ray from the
+first entry to the last exit. Vessels fade by the share of the lung on the ray that is aerated.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from datasets.phantom.findings import Findings
 from datasets.phantom.geometry import Array, Interval, Rays, ellipsoid, tube_lengths
 
 FIELD_MM = 360.0
-MAX_RAY_PITCH = 3.0  # mm; coarser pixels get several rays, or small nodules would slip between them
-EPSILON = 1e-3  # change of the line integral from which a pixel belongs to a mask
-BODY = 0.3  # line integral that tells the body from the air beside it
+MAX_RAY_PITCH = 3.0  # mm; coarser pixels get several rays, so that rays do not miss small nodules
+EPSILON = 1e-3  # a pixel belongs to a mask if the finding changes its line integral by more than this
+BODY = 0.3  # line integral that separates the body from the air around it
 SOFT = skeleton.SOFT
 
 
 @dataclass(frozen=True)
 class Scene(Batch):
-    """What B images show, all of it: patients, poses, findings."""
+    """Contents of B images: patients, poses and findings."""
 
     anatomy: Anatomy
     pose: Pose
     findings: Findings
 
     def take(self, rows: Array) -> Scene:
+        """Select images by their positions."""
         return Scene(self.anatomy.take(rows), self.pose.take(rows), self.findings.take(rows))
 
     def without(self, label: int) -> Scene:
-        """The same patients, poses and other findings, without finding ``label``."""
+        """Return the same scene without the finding `label`."""
         x = self.findings
         present = x.present.copy()
         present[:, label] = False
@@ -56,12 +57,12 @@ class Scene(Batch):
 
 
 def rays_per_pixel(image_size: int) -> int:
-    """Rays along each side of a pixel."""
+    """Return the number of rays along each side of a pixel."""
     return max(1, int(np.ceil(FIELD_MM / image_size / MAX_RAY_PITCH)))
 
 
 class Projector:
-    """Line integrals of a batch; what no finding changes is computed once."""
+    """Computes the line integrals of a batch; bodies that no finding changes are computed only once."""
 
     def __init__(self, scene: Scene, image_size: int) -> None:
         self.scene, self.image_size = scene, image_size
@@ -71,7 +72,7 @@ class Projector:
         batch = len(a.build)
         static = skeleton.bones(a, pose), skeleton.airways(a), skeleton.devices(a, pose)
         tubes = [tube_lengths(self._rays, part, batch) for part in static]
-        self._still = tubes[0] + tubes[1] + tubes[2] + self._soft_tissue()
+        self._static = tubes[0] + tubes[1] + tubes[2] + self._soft_tissue()
         self._vessels = tube_lengths(self._rays, skeleton.vessels(a, pose), batch)
         body = bodies(a, pose.breath, pose.heart_zoom, a.heart_ratio)
         rays = self._rays
@@ -84,6 +85,7 @@ class Projector:
         self._column = column.hull(ellipsoid(rays, body.arch_centre, body.arch_radii))
 
     def _soft_tissue(self) -> Array:
+        """Return line integrals (B, S, S) of a torso without lungs, with humeral heads, scapulae and stomach gas."""
         a, rays = self.scene.anatomy, self._rays
         k, zero, g = a.build, np.zeros_like(a.build), a.girth
 
@@ -122,7 +124,7 @@ class Projector:
         return np.asarray(total, dtype=np.float32)
 
     def integrals(self, rows: Array, without: int | None = None) -> Array:
-        """(len(rows), S, S) float32 noise-free P of the images ``rows``, optionally without one finding."""
+        """Return noise-free line integrals (len(rows), S, S) float32 of images, optionally without a finding."""
         scene = self.scene.take(rows)
         if without is not None:
             scene = scene.without(without)
@@ -132,11 +134,11 @@ class Projector:
         middle = Interval(self._column.start[rows], self._column.end[rows]).hull(heart)
         middle = Interval(middle.start[:, None], middle.end[:, None])
         dome = Interval(self._dome.start[rows], self._dome.end[rows])
-        both = middle.meet(dome)
+        both = middle.intersect(dome)
 
         def outside(part: Interval) -> Array:
-            """Length of ``part`` that is neither heart, mediastinum nor diaphragm."""
-            covered = part.meet(middle).length + part.meet(dome).length - part.meet(both).length
+            """Return the length of `part` outside heart, mediastinum and diaphragm."""
+            covered = part.intersect(middle).length + part.intersect(dome).length - part.intersect(both).length
             return np.asarray(part.length - covered)
 
         lung = Interval(self._lung.start[rows], self._lung.end[rows])
@@ -152,8 +154,8 @@ class Projector:
             )
         air = outside(lung)
         mu = a.lung_mu[:, None, None, None].astype(np.float32)
-        added = np.zeros_like(air)  # line integral above that of plain lung
-        solid = np.zeros_like(air)  # mm of lung without air
+        added = np.zeros_like(air)  # line integral in excess of normal lung
+        solid = np.zeros_like(air)  # length of lung without air, mm
         nodules = [
             ellipsoid(rays, x.nodule_centre[:, i], np.maximum(x.nodule_radius[:, i, None], 1e-3) + np.zeros(3)).where(
                 (x.nodule_radius[:, i] > 0)[:, None, None]
@@ -164,15 +166,15 @@ class Projector:
         nodules = [Interval(n.start[:, None], n.end[:, None]) for n in nodules]
         patch = self._patch(x, rays)
         if patch is not None:
-            inside = lung.meet(patch)
+            inside = lung.intersect(patch)
             length = outside(inside)
             for nodule in nodules:
-                length -= outside(inside.meet(nodule))
+                length -= outside(inside.intersect(nodule))
             fill = x.blob_fill[:, None, None, None].astype(np.float32)
             solid += fill * length
             added += (np.float32(SOFT) - mu) * fill * length
         for nodule in nodules:
-            length = outside(lung.meet(nodule))
+            length = outside(lung.intersect(nodule))
             solid += length
             added += (x.nodule_mu[:, None, None, None].astype(np.float32) - mu) * length
         tissue = mu * air + added
@@ -184,9 +186,10 @@ class Projector:
         share = (aerated / np.maximum(self._lung_length[rows], np.float32(1e-3))).sum(1)
         vessel = np.float32(SOFT) - mu[:, 0]
         lungs = (tissue - np.float32(SOFT) * air).sum(1) + vessel * self._vessels[rows] * share
-        return self._bin(self._still[rows] + lungs)
+        return self._bin(self._static[rows] + lungs)
 
     def _patch(self, x: Findings, rays: Rays) -> Interval | None:
+        """Return the part of each ray (B, 2, S, S) inside a consolidation; None if there is none."""
         hull: Interval | None = None
         for i in range(f.BLOBS):
             radii = x.blob_radii[:, :, i]
@@ -199,11 +202,12 @@ class Projector:
         return hull
 
     def _retracted(self, x: Findings, body: Bodies, rays: Rays) -> Array:
-        """(B, 2, S, S) rays of the lung that the collapsed lung no longer reaches."""
+        """Return the rays (B, 2, S, S) that miss the collapsed lung, on sides with a pneumothorax."""
         lung = ellipsoid(rays, *f.retracted(body, x.rim))
         return np.asarray((lung.start > lung.end) & (x.rim > 0)[..., None, None])
 
     def _bin(self, attenuation: Array) -> Array:
+        """Combine the rays of each pixel: average the transmission and return its line integral."""
         if self._fine == 1:
             return attenuation
         n, s, r = len(attenuation), self.image_size, self._fine
@@ -212,21 +216,21 @@ class Projector:
 
 
 def project(scene: Scene, image_size: int, without: int | None = None) -> Array:
-    """(B, S, S) float32 noise-free line integrals, optionally as if finding ``without`` were not there."""
+    """Return noise-free line integrals (B, S, S) float32 of a scene, optionally without the finding `without`."""
     projector = Projector(scene, image_size)
     return projector.integrals(np.arange(len(scene.pose.turn)), without)
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """Mean counts of a batch: primary photons (B, S, S) and scattered ones (B, 1, 1)."""
+    """Mean photon counts of a batch: primary (B, S, S) and scattered (B, 1, 1)."""
 
     primary: Array
     scattered: Array
 
 
 def expose(integrals: Array, pose: Pose) -> Exposure:
-    """Mean photon counts a pixel behind line integrals (B, S, S)."""
+    """Return the mean photon counts per pixel behind line integrals (B, S, S)."""
     area = (FIELD_MM / integrals.shape[-1]) ** 2
     through = np.exp(-integrals)
     inside = integrals > BODY
@@ -237,7 +241,7 @@ def expose(integrals: Array, pose: Pose) -> Exposure:
 
 
 def develop(counts: Array, pose: Pose) -> Array:
-    """Photon counts (B, S, S) -> uint8 pictures, bright where little came through."""
+    """Convert photon counts (B, S, S) to uint8 images, which are bright where few photons passed."""
     area = (FIELD_MM / counts.shape[-1]) ** 2
     fluence = (pose.fluence * area)[:, None, None].astype(np.float32)
     signal = -np.log(np.maximum(counts, 0.5).astype(np.float32) / fluence)

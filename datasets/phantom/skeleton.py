@@ -1,7 +1,7 @@
-"""Bones, airways, lung vessels and devices as mitred tubes, with what a mm of each adds to the line integral.
+"""Bones, airways, lung vessels and devices as mitred tubes, with their attenuations.
 
-Attenuations at about 65 keV, the effective energy behind a patient at 120 kVp (NIST XCOM: water 0.020/mm,
-cortical bone 0.054/mm, air 0); ribs and vertebrae are mixtures of cortex and marrow.
+Attenuations are those at about 65 keV, the effective energy behind a patient at 120 kVp (NIST XCOM: water 0.020/mm,
+cortical bone 0.054/mm, air 0). Ribs and vertebrae are mixtures of cortex and marrow.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from datasets.phantom.anatomy import SIGN, Anatomy, Pose, breathe
 from datasets.phantom.geometry import Array, Tubes, join, polyline
 
 SOFT = 0.020  # 1/mm
-RIB, VERTEBRA, CLAVICLE = 0.017, 0.013, 0.020  # above soft tissue
+RIB, VERTEBRA, CLAVICLE = 0.017, 0.013, 0.020  # 1/mm, in excess of soft tissue
 METAL, SILICONE = 0.25, 0.06
 
 RIBS = 9
-_TURNS = np.linspace(np.radians(-80), np.radians(62), 10)  # along a rib, from the spine round to the front
+_TURNS = np.linspace(np.radians(-80), np.radians(62), 10)  # angles along a rib, from the spine to the front
 
 
 def bones(a: Anatomy, pose: Pose) -> Tubes:
-    """Nine pairs of ribs, clavicles, vertebrae."""
+    """Build nine pairs of ribs, the clavicles and the vertebrae."""
     return join(_ribs(a, pose), _clavicles(a), _spine(a))
 
 
@@ -28,13 +28,13 @@ def _ribs(a: Anatomy, pose: Pose) -> Tubes:
     number = np.arange(RIBS)
     k = a.build[:, None]
     first = (a.apex[:, None] + 2) + 25.0 * k * number + a.rib_shift[:, None]  # y at the spine
-    drop = (26 + 6.0 * number) * k  # to the front end
+    drop = (26 + 6.0 * number) * k  # from the spine to the front end
     share = np.clip((_TURNS - _TURNS[0]) / (_TURNS[-1] - _TURNS[0]), 0, 1)
     fall = 0.35 * share + 0.65 * share**2
     y = first[..., None] + (drop - 0.12 * pose.breath[:, None])[..., None] * fall  # (B, ribs, n)
     middle, height = (a.apex + 175 * a.build)[:, None], 175 * a.build[:, None]
     level = np.clip((y[..., 4] - 6 - middle) / height, -0.985, 0.985)
-    girdle = np.sqrt(1 - level**2)  # of the lung's section at the rib
+    girdle = np.sqrt(1 - level**2)  # relative size of the lung's section at the rib
     wide = a.thorax[:, None] * (0.52 + 0.48 * girdle) + a.rib_radius[:, None] + 2
     deep = 1.2 * a.lung_depth[:, None] * np.maximum(girdle, 0.45)
     x = wide[..., None] * np.cos(_TURNS)
@@ -53,7 +53,7 @@ def _clavicles(a: Anatomy) -> Tubes:
 
 
 def spine_x(a: Anatomy, y: Array) -> Array:
-    """Sideways course of the spine: ``y`` (B, n) -> x (B, n)."""
+    """Return the lateral position x (B, n) of the spine at heights y (B, n)."""
     return np.asarray(a.scoliosis[:, :1] * np.sin(y / 110 + a.scoliosis[:, 1:]))
 
 
@@ -66,7 +66,7 @@ def _spine(a: Anatomy) -> Tubes:
 
 
 def airways(a: Anatomy) -> Tubes:
-    """Trachea and main bronchi: air in soft tissue."""
+    """Build trachea and main bronchi, which are air in soft tissue."""
     k, zero = a.build, np.zeros_like(a.build)
 
     def course(points: list[tuple[float, float, float]]) -> Array:
@@ -79,11 +79,11 @@ def airways(a: Anatomy) -> Tubes:
     return join(trachea, right, left)
 
 
-_FAN = np.radians([-82, -58, -30, -2, 26, 50, 74])  # main branches: up to down, from the lateral direction
+_FAN = np.radians([-82, -58, -30, -2, 26, 50, 74])  # angles of the main branches to the lateral direction, top down
 
 
 def vessels(a: Anatomy, pose: Pose) -> Tubes:
-    """Pulmonary vessels, weight 1: a side has 7 main branches that fork twice."""
+    """Build the pulmonary vessels with weight 1: per side 7 main branches that fork twice."""
     batch = len(a.build)
     side = np.array([0, 1])
     k = a.build[:, None, None]
@@ -99,7 +99,7 @@ def vessels(a: Anatomy, pose: Pose) -> Tubes:
     fork = a.vessel_fork
 
     def reach(turn: Array, share: float, z: Array) -> Array:
-        """The point at ``share`` of the way from the hilum to the pleura."""
+        """Return the point at `share` of the way from the hilum to the pleura."""
         tall = np.where(turn < 0, 112 * k, 100 * k)
         wide = 0.93 * a.thorax[:, None, None] - 30 * k
         distance = share / np.sqrt((np.cos(turn) / wide) ** 2 + (np.sin(turn) / tall) ** 2)
@@ -128,7 +128,7 @@ def vessels(a: Anatomy, pose: Pose) -> Tubes:
 
 
 def devices(a: Anatomy, pose: Pose) -> Tubes:
-    """ECG electrodes with leads, central line, endotracheal tube, pacemaker."""
+    """Build ECG electrodes with leads, central line, endotracheal tube and pacemaker."""
     batch, k = len(a.build), a.build[:, None]
 
     def course(points: list[tuple[float, float, float]]) -> Array:

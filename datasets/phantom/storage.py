@@ -1,4 +1,4 @@
-"""Loading the phantom: made once, kept on disk as plain .npy files, memory-mapped from then on."""
+"""Loading of the phantom, which is generated once, stored on disk as plain .npy files, and memory-mapped."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from datasets.phantom.generate import Images, generate
 from datasets.phantom.geometry import Array
 from datasets.phantom.radiograph import EPSILON, FIELD_MM
 
-VERSION = 1  # raised whenever an image of the same seed and options would look different
-_BLOCK = 256  # images whose parameters are drawn at once
-_PARALLEL_FROM = 8  # blocks; fewer are done before worker processes have started
+VERSION = 1  # raised whenever images of the same seed and options change
+_BLOCK = 256  # number of images whose parameters are drawn at once
+_PARALLEL_FROM = 8  # number of blocks from which worker processes pay off
 _FILES = ("images.npy", "masks.npy", "table.npz", "whole.json")
 _NUMBERS = ("labels", "size_mm", "contrast", "cnr", "side")
 _GROUPS = ("sex", "age", "view")
@@ -42,7 +42,7 @@ class _Options:
         whole = {"image_size": (self.image_size, 8), "patients": (self.patients, 1), "seed": (self.seed, 0)}
         for name, (value, least) in whole.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"phantom: {name} is {value!r}; give a whole number from {least} up.")
+                raise ValueError(f"phantom: {name} is {value!r}; give a whole number of at least {least}.")
         if self.patients > PATIENTS:
             raise ValueError(f"phantom: patients is {self.patients:,}; give at most {PATIENTS:,}.")
         mean = self.images_per_patient
@@ -51,6 +51,7 @@ class _Options:
 
     @property
     def fingerprint(self) -> str:
+        """sha256 (hex) of generator version and options."""
         identity = {
             "generator": "phantom",
             "version": VERSION,
@@ -63,16 +64,17 @@ class _Options:
 
     @property
     def counts(self) -> Array:
+        """(patients,) number of images of each patient."""
         return image_counts(self.seed, self.patients, float(self.images_per_patient))
 
     @property
     def keys(self) -> list[tuple[int, int]]:
-        """(patient, image) of each image, a patient's images side by side."""
+        """(patient, image) of every image, those of a patient next to each other."""
         return [(patient, image) for patient, count in enumerate(self.counts) for image in range(count)]
 
 
 def disk_bytes(image_size: int, *, patients: int = 4200, images_per_patient: float = 2.0, seed: int = 0) -> int:
-    """About how many bytes the cached data set takes: 3 a pixel and some for the table."""
+    """Return the approximate size in bytes of the cached data set: 3 per pixel and some for the table."""
     images = int(_Options(image_size, patients, images_per_patient, seed).counts.sum())
     return images * (3 * image_size**2 + 128) + 4096
 
@@ -85,10 +87,15 @@ def load(
     images_per_patient: float = 2.0,
     seed: int = 0,
 ) -> Dataset:
-    """The phantom: ``patients`` patients with 1 to 4 images each, ``images_per_patient`` on average.
+    """Load the phantom, with images of `image_size` x `image_size` pixels.
 
-    With ``cache``, a folder, the data set is made once, stored there whole or not at all, and memory-mapped;
-    a damaged copy is made anew.  Raises ValueError for impossible options.
+    cache: folder in which the data set is stored, complete or not at all, and memory-mapped. A damaged copy is
+        generated again. With None, the data set is generated in memory.
+    patients: number of patients. images_per_patient: mean number of their images, each has 1 to 4.
+    seed: of anatomy, findings, pose and exposure.
+
+    Raises ValueError for impossible options and for a cache with too little space, FileNotFoundError if the copy on
+    disk turns out to be incomplete.
     """
     options = _Options(image_size, patients, images_per_patient, seed)
     if cache is None:
@@ -101,12 +108,12 @@ def load(
         _write(folder, options)
         stored = _read(folder, options)
     if stored is None:
-        raise FileNotFoundError(f"phantom: {folder} could not be written whole; is the disk full?")
+        raise FileNotFoundError(f"phantom: {folder} could not be written completely; check whether the disk is full.")
     return _dataset(options, *stored)
 
 
 def _render(options: _Options, images: Array, masks: Array) -> dict[str, Array]:
-    """Fill ``images`` and ``masks``; return the columns of the table."""
+    """Fill `images` and `masks`; return the columns of the table."""
     parts: list[Images] = []
     for begin, part in zip(range(0, len(images), _BLOCK), _blocks(options), strict=True):
         images[begin : begin + _BLOCK], masks[begin : begin + _BLOCK] = part.pixels, part.masks
@@ -115,7 +122,7 @@ def _render(options: _Options, images: Array, masks: Array) -> dict[str, Array]:
 
 
 def _blocks(options: _Options) -> Iterator[Images]:
-    """The images in their order, a block at a time; large sets are rendered on all cores (each image is its own)."""
+    """Yield the images in order, one block at a time; large sets are rendered on all cores."""
     keys = options.keys
     blocks = [keys[begin : begin + _BLOCK] for begin in range(0, len(keys), _BLOCK)]
     if len(blocks) < _PARALLEL_FROM:
@@ -128,14 +135,14 @@ def _blocks(options: _Options) -> Iterator[Images]:
 
 
 def _write(folder: Path, options: _Options) -> None:
-    """Make the data set in a folder beside ``folder``, then put it in its place in one step."""
+    """Generate the data set in a temporary folder next to `folder`, then rename it in one step."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = options.patients * options.images_per_patient * 3 * options.image_size**2
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise ValueError(
-            f"phantom: {folder.parent} has {free / 1e9:,.1f} GB free, and this one takes {needed / 1e9:,.1f} GB; "
-            "ask for fewer patients or smaller images, or for another --cache."
+            f"phantom: {folder.parent} has {free / 1e9:,.1f} GB free, but the images take {needed / 1e9:,.1f} GB; "
+            "use fewer patients, smaller images or another --cache."
         )
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -158,7 +165,7 @@ def _write(folder: Path, options: _Options) -> None:
 
 
 def _swap(work: Path, folder: Path, options: _Options) -> None:
-    """Rename ``work`` to ``folder``; a whole copy that another process put there meanwhile stays."""
+    """Rename `work` to `folder`, unless another process has put a complete copy there in the meantime."""
     for _ in range(3):
         try:
             os.rename(work, folder)
@@ -174,7 +181,7 @@ def _swap(work: Path, folder: Path, options: _Options) -> None:
 
 
 def _read(folder: Path, options: _Options) -> tuple[Array, Array, dict[str, Array]] | None:
-    """What ``folder`` holds, memory-mapped, or None where it is not there, not whole or of other options."""
+    """Return the memory-mapped contents of `folder`; None if it is missing, incomplete or of other options."""
     try:
         whole = json.loads((folder / "whole.json").read_text())
         if whole["fingerprint"] != options.fingerprint:

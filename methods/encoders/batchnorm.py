@@ -1,7 +1,7 @@
-"""Batch norm over the batch of all ranks, for encoders (torch's SyncBatchNorm refuses CPU tensors).
+"""Batch norm over the images of all ranks, for encoders.
 
-With one rank it is nn.BatchNorm2d itself; its parameters and buffers have the same names, its running statistics are
-those of the whole batch, equal on all ranks.
+torch's SyncBatchNorm does not run on CPU tensors. On a single rank the module acts as nn.BatchNorm2d. Parameters and
+buffers have the same names, and the running statistics are those of the global batch, equal on all ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from methods.ranks import summed, world
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d over the images of all ranks that train together; each has as many."""
+    """nn.BatchNorm2d over the images of all ranks that train together, which must hold equally many."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or world() == 1:
@@ -33,7 +33,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Normalise(torch.autograd.Function):
-    """(B, C, H, W) normalised by the mean and variance of all ranks' values, computed in two passes; and those."""
+    """Normalise (B, C, H, W) by the mean and variance over all ranks, which are computed in two passes.
+
+    Also returns mean and variance (C,) and the number of values per channel.
+    """
 
     @staticmethod
     def forward(
@@ -51,7 +54,10 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Of x by all ranks' sums; of weight and bias this rank's share, which DDP adds to the others'."""
+        """Return the gradient of x from sums over all ranks, and this rank's share of those of weight and bias.
+
+        DDP adds up the shares of the ranks.
+        """
         x, weight, mean, scale = ctx.saved_tensors
         normal = (x - _across(mean)) * _across(scale)
         by_bias = gradient.sum((0, 2, 3), dtype=mean.dtype)
@@ -65,15 +71,15 @@ class _Normalise(torch.autograd.Function):
 
 
 def _across(channels: Tensor) -> Tensor:
-    """(C,) as (C, 1, 1), to stand beside a batch of maps."""
+    """View (C,) as (C, 1, 1), which broadcasts against a batch of maps."""
     return channels[:, None, None]
 
 
 def globalise(module: nn.Module) -> None:
-    """Replace every nn.BatchNorm2d inside `module`, in place; parameters and buffers stay the same tensors.
+    """Replace every nn.BatchNorm2d inside `module` with GlobalBatchNorm2d, in place, sharing parameters and buffers.
 
-    Raises ValueError for another batch norm inside an encoder, of a plug-in perhaps: each rank would normalise by its
-    own images. Heads may have any, for they see the global batch.
+    Raises ValueError if an encoder contains another kind of batch norm, for example from a plug-in, because each rank
+    would normalise by its own images. Heads may contain any kind, since they run on the global batch.
     """
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -83,8 +89,8 @@ def globalise(module: nn.Module) -> None:
         for name, child in encoder.named_modules():
             if isinstance(child, _BatchNorm) and not isinstance(child, GlobalBatchNorm2d):
                 raise ValueError(
-                    f"{name}, a {type(child).__name__}, would normalise each rank's images apart: use nn.BatchNorm2d "
-                    "in encoders and strategies, or one rank"
+                    f"{name}, a {type(child).__name__}, would normalise the images of each rank separately: use "
+                    "nn.BatchNorm2d in encoders and strategies, or train on one rank."
                 )
 
 

@@ -1,7 +1,7 @@
-"""An encoder: one of timm's networks, of a family that strategies know, run by a strategy.
+"""Encoder: a timm network that is run by a strategy.
 
-Families: plain vision transformers (`vit.py`), ConvNeXt (`convnext.py`), ResNet (`resnet.py`). Which strategies are
-defined on which family stands in the registry.
+The families are plain vision transformers (`vit.py`), ConvNeXts (`convnext.py`) and ResNets (`resnet.py`). The registry
+(`methods/__init__.py`) lists the families on which each strategy is defined.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from methods.strategies.strategy import Call, Encoding, Geometry, Strategy
 
 
 class Encoder(nn.Module):
-    """A network run by a strategy: images (B, channels, H, W) -> Encoding with features (B, C).
+    """Module that maps images (B, channels, H, W) to an Encoding with features (B, C).
 
-    The network is a submodule with the name of its family, so its weights are named by what they are:
-    `vit.blocks.0...`, `convnext.stages.0...`, `resnet.layer1...`.
+    The network is a submodule named after its family, so that weights have names such as `vit.blocks.0...`,
+    `convnext.stages.0...` or `resnet.layer1...`.
     """
 
     vit: VisionTransformer
@@ -33,29 +33,33 @@ class Encoder(nn.Module):
 
     @property
     def network(self) -> nn.Module:
-        """timm's network, whatever its family."""
+        """The timm network, of any family."""
         return self.get_submodule(self.family)
 
     @property
     def geometry(self) -> Geometry:
+        """Shape of the network."""
         return self.strategy.geometry
 
     def forward(self, images: Tensor, call: Call | None = None) -> Encoding:
         return self.strategy(self.network, images, call or Call())  # type: ignore[no-any-return]
 
     def use_attention(self, backend: str, device: torch.device) -> None:
-        """Choose the attention backend by name; raises ValueError where it cannot run."""
+        """Choose the attention backend by name. Raises ValueError if it cannot run on `device`."""
         self.strategy.core = backend_core(backend, device)
 
 
 def build_network(
     name: str, image_size: int, channels: int, positions: str = "sincos", weights: str = ""
 ) -> tuple[nn.Module, Geometry]:
-    """timm's network by name, without head, and its shape. Its weights depend on torch's global seed alone.
+    """Build a timm network by name, without head; return it with its geometry.
 
-    `positions` ("sincos" or "learned") is for transformers; `weights` is "" for random ones, "timm" for timm's
-    pre-trained ones (downloaded), else the path of a .safetensors file with timm's parameter names. Raises ValueError
-    for a name that is of no family or a size that its patches do not tile, FileNotFoundError for missing weights.
+    positions: "sincos" or "learned" position embeddings, for transformers.
+    weights: "" for random initial weights, which depend only on torch's global seed; "timm" to download timm's
+    pre-trained weights; otherwise the path of a .safetensors file with timm's parameter names.
+
+    Raises ValueError for a name of no known family and for an image size that the patches do not tile,
+    FileNotFoundError for a missing weights file.
     """
     if family_of(name) == "convnext":
         cnn = convnext.build_convnext(name, image_size, channels, weights)

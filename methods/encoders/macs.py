@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a CNN, layer by layer, without computing it."""
+"""Multiply-accumulates of a CNN by layer, counted without running it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch.func import functional_call
 
 
 def layer_macs(network: nn.Module, images: Tensor) -> dict[str, int]:
-    """MACs per image of every convolution and linear layer that a forward pass on `images` runs, by module name.
+    """Count the MACs per image of every convolution and linear layer in a forward pass; return them by module name.
 
-    `images` (B, channels, H, W) are on the meta device, where shapes are all there is; more than one, for batch norm in
-    training refuses a single value a channel. The network stays as it is.
+    images: (B, channels, H, W) on the meta device, where only shapes are computed. B must be above 1, because batch
+    norm in training mode rejects a single value per channel. The network itself is not changed.
     """
     found: dict[str, int] = {}
     handles = []

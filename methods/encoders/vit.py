@@ -1,8 +1,8 @@
-"""Encoders: timm's vision transformers with a strategy spliced in from outside.
+"""Vision transformers: timm's plain ViTs, and small ones that train in minutes on a laptop.
 
-Any of timm's plain ViT names, at any image size, with 1 or 3 channels; and small ones with a convolutional stem (Xiao
-et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021), which learn in minutes on a laptop.
-Positions are fixed 2-D sine-cosine (as in MoCo v3) unless learned ones are asked for or come with weights.
+Every plain ViT in timm can be built by name, at any image size that its patches tile, with 1 or 3 channels. The small
+ones have a convolutional stem (Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021). Position
+embeddings are fixed 2-D sine-cosine, as in MoCo v3, unless learned ones are requested or loaded with weights.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from methods import ENCODERS
 from methods.encoders.weights import check_tiling, load_weights
-from methods.names import meant
+from methods.names import did_you_mean
 from methods.strategies.strategy import Geometry
 
 
 class ConvStem(nn.Module):
-    """Stride-2 3x3 convolutions with batch norm, doubling the width, then 1x1 to `embed_dim`: images to tokens.
+    """Convolutional stem that maps images (B, in_chans, H, W) to tokens (B, patches, embed_dim).
 
-    The number of convolutions is log2(patch_size). Takes the place of timm's PatchEmbed.
+    log2(patch_size) 3x3 convolutions with stride 2, batch norm and ReLU, each twice as wide as the one before, are
+    followed by a 1x1 convolution. The signature is that of timm's PatchEmbed, which it replaces.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ SMALL: dict[str, dict[str, Any]] = {
 def build_vit(
     name: str, image_size: int, channels: int, positions: str = "sincos", weights: str = ""
 ) -> VisionTransformer:
-    """timm's VisionTransformer by name, without head. Its weights depend on torch's global seed alone.
+    """Build a plain ViT of timm's, or one of `SMALL`, by name and without head.
 
-    `weights`: "" for random ones, "timm" for timm's pre-trained ones (downloaded), else the path of a .safetensors
-    file with timm's parameter names. Raises ValueError for a name that is not a plain ViT or a size that the patches
-    do not tile, FileNotFoundError for missing weights.
+    weights: "" for random initial weights, which depend only on torch's global seed; "timm" to download timm's
+    pre-trained weights; otherwise the path of a .safetensors file with timm's parameter names.
+
+    Raises ValueError for a name that is not a plain ViT and for an image size that the patches do not tile,
+    FileNotFoundError for a missing weights file.
     """
     if name in SMALL:
         config = SMALL[name]
@@ -87,7 +90,7 @@ def build_vit(
     else:
         vit = _timm_vit(name, image_size, channels, pretrained=weights == "timm")
     if weights not in ("", "timm"):
-        load_weights(vit, Path(weights), channels, checkpoint_filter_fn)  # it resizes positions and patches to these
+        load_weights(vit, Path(weights), channels, checkpoint_filter_fn)  # resizes position and patch embeddings
     elif weights == "" and positions == "sincos":
         _fix_positions(vit)
     return vit
@@ -96,23 +99,26 @@ def build_vit(
 def _timm_vit(name: str, image_size: int, channels: int, pretrained: bool) -> VisionTransformer:
     if not timm.is_model(name):
         raise ValueError(
-            f"unknown encoder '{name}': {meant(name, ENCODERS)}use a plain ViT, ConvNeXt or ResNet of timm's, "
+            f"unknown encoder '{name}': {did_you_mean(name, ENCODERS)}use a plain ViT, ConvNeXt or ResNet from timm, "
             f"or one of {', '.join(SMALL)}."
         )
     patch = next((int(p[5:]) for p in name.split(".")[0].split("_") if p.startswith("patch") and p[5:].isdecimal()), 0)
     if patch:
         check_tiling(name, image_size, patch)
-    pooling = "token" if "distilled" in name else ""  # of the head, which is not there; the distilled one insists
+    pooling = "token" if "distilled" in name else ""  # unused without a head, but distilled models require "token"
     try:
         vit = timm.create_model(
             name, pretrained=pretrained, img_size=image_size, in_chans=channels, num_classes=0, global_pool=pooling
         )
     except TypeError as error:
-        raise ValueError(f"encoder '{name}' is not a plain ViT: timm does not take an image size for it.") from error
+        raise ValueError(
+            f"encoder '{name}' is not a plain ViT, because timm takes no image size for it: use one of those that "
+            "`python -m bench.list` names."
+        ) from error
     if not isinstance(vit, VisionTransformer) or not _is_plain(vit):
         raise ValueError(
-            f"encoder '{name}' is of none of the families that strategies fit into: use one of timm's plain ViTs, "
-            "ConvNeXts or ResNets."
+            f"encoder '{name}' belongs to none of the families on which strategies are defined: use a plain ViT, "
+            "ConvNeXt or ResNet from timm."
         )
     return vit
 
@@ -125,7 +131,7 @@ def _is_plain(vit: VisionTransformer) -> bool:
 
 
 def _fix_positions(vit: VisionTransformer) -> None:
-    """Fixed 2-D sine-cosine positions on the patch grid; prefix tokens get none (zero)."""
+    """Set fixed 2-D sine-cosine position embeddings on the patch grid; those of prefix tokens are zero."""
     if vit.pos_embed is None:
         return
     _, n, dim = vit.pos_embed.shape
@@ -138,7 +144,7 @@ def _fix_positions(vit: VisionTransformer) -> None:
 
 
 def geometry_of(vit: VisionTransformer) -> Geometry:
-    """The shape of a ViT, read off the model."""
+    """Return the geometry of a ViT."""
     fc1 = vit.get_submodule("blocks.0.mlp.fc1")
     assert isinstance(fc1, nn.Linear)
     channels, side = vit.in_chans, vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size[0]
@@ -155,6 +161,7 @@ def geometry_of(vit: VisionTransformer) -> Geometry:
 
 
 def _stem_macs(stem: nn.Module, side: int) -> int:
+    """Return the MACs of the stem's convolutions for an image with `side` pixels on a side."""
     total = 0
     for layer in stem.modules():
         if isinstance(layer, nn.Conv2d):

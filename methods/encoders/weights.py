@@ -1,4 +1,4 @@
-"""Weights of an encoder from a file, and what all of timm's networks share when they are made by name."""
+"""Loading of encoder weights, and the check of image sizes that all families share."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ State = dict[str, Tensor]
 def load_weights(
     network: nn.Module, path: Path, channels: int, fit: Callable[[State, Any], State] | None = None
 ) -> None:
-    """Load a .safetensors file with timm's parameter names; its head is left out.
+    """Load a .safetensors file with timm's parameter names into a network, without the weights of a head.
 
-    `fit(state, network)` adapts the file to the network (positions resized); a first convolution on three channels
-    is summed over them where the images have one, as timm does. Raises FileNotFoundError, or ValueError where names or
-    shapes do not fit.
+    `fit(state, network)` adapts the file to the network, for example by resizing position embeddings. If the images
+    have one channel and the first convolution of the file three, it is summed over them, as in timm.
+
+    Raises FileNotFoundError for a missing file, ValueError for names or shapes that do not match the network.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no encoder weights at {path}: give a .safetensors file with timm's parameter names.")
@@ -30,8 +31,8 @@ def load_weights(
         state: State = load_file(path)
     except SafetensorError as error:
         raise ValueError(
-            f"weights in {path} can't be read ({error}): give a .safetensors file; others, which may hold pickled "
-            "objects, are never loaded."
+            f"weights in {path} can't be read ({error}): give a .safetensors file. Other formats are not loaded, "
+            "because they may hold pickled objects."
         ) from error
     try:
         if fit is not None:
@@ -40,18 +41,21 @@ def load_weights(
         if first in state and state[first].shape[1] == 3 != channels:
             state[first] = adapt_input_conv(channels, state[first])
         missing, unexpected = network.load_state_dict(state, strict=False)
-    except Exception as error:  # what adapts shapes takes them for granted
+    except Exception as error:  # functions that adapt shapes fail in any way on unexpected ones
         why = (str(error).splitlines() or [type(error).__name__])[-1].strip()
-        raise ValueError(f"weights in {path} do not fit the encoder: {why}; give those of this encoder.") from error
+        raise ValueError(f"weights in {path} do not fit the encoder: {why}; give weights of this encoder.") from error
     others = [name for name in unexpected if not name.startswith(("head", "fc"))]
     if missing or others:
         odd = ", ".join([*missing, *others][:5])
         raise ValueError(
-            f"weights in {path} do not fit the encoder: {odd} missing or unexpected; give those of this encoder."
+            f"weights in {path} do not fit the encoder: {odd} missing or unexpected; give weights of this encoder."
         )
 
 
 def check_tiling(name: str, image_size: int, patch: int) -> None:
-    """Raises ValueError for a size that is no multiple of the patches."""
+    """Raise ValueError if the image size is not a multiple of the patch size."""
     if image_size % patch:
-        raise ValueError(f"image size {image_size} is no multiple of the {patch}-pixel patches of '{name}'.")
+        raise ValueError(
+            f"image size {image_size} is not a multiple of the patch size of '{name}', {patch} pixels: "
+            f"use e.g. {max(1, round(image_size / patch)) * patch}."
+        )

@@ -2,11 +2,17 @@
 
 Projector of three layers and predictor of two, without biases, both ending in batch norm without affine (on a ResNet,
 as in the paper, the projector has two layers and the predictor ends without batch norm; a ConvNeXt takes the
-transformer's heads); symmetric loss 2T x cross-entropy; momentum along half a cosine to 1. A transformer's patchify
-embedding is frozen at random, a convolutional stem is not (section 4.2: the instability is that of the patchify
-convolution). The momentum encoder runs the same strategy with its own momentum copy of the predictor (`teacher=dense`:
-all tokens). By default both views come from one distribution, as all methods' here do; `views=asymmetric` blurs the
-first always and the second in one case of ten, as the paper does (its solarisation of the second view has no
+transformer's heads). Each view passes the heads by itself, so their batch norm is over the images of one view.
+Symmetric loss 2T x cross-entropy; momentum along half a cosine to 1, and for the keys of a step by the share of the run
+that is over when it begins, as in the authors' code (facebookresearch/moco-v3). A transformer's patchify embedding is
+frozen at random, a convolutional stem is not (section 4.2: the instability is that of the patchify convolution). The
+momentum encoder runs the same strategy with its own momentum copy of the predictor (`teacher=dense`: all tokens).
+
+Departures. Features are the mean of the patch tokens, as for every method here, where the paper reads the class token;
+the encoder's initial weights are timm's, as for every method here. The encoder runs on both views at once, as for every
+objective here: the batch norm of a convolutional stem or a CNN, which transformers with a patchify embedding have not,
+is over both views. By default both views come from one distribution, as all methods' here do; `views=asymmetric` blurs
+the first always and the second in one case of ten, as the paper does (its solarisation of the second view has no
 counterpart for radiographs and is left out).
 """
 
@@ -62,12 +68,10 @@ class MoCo(Objective):
     def forward(self, views: Tensor, call: Call) -> Loss:
         images = views.flatten(0, 1)  # view-major (2B, ...)
         encoding = self.encoder(images, call)
-        queries = self.predictor(self.projector(gather_views(encoding.features)))
+        q1, q2 = (self.predictor(self.projector(view)) for view in gather_views(encoding.features).chunk(2))
         with torch.no_grad():
             features = self.teacher_encoder(images, self._teacher_call(call)).features
-            keys = self.teacher_projector(gather_views(features))
-        q1, q2 = queries.chunk(2)
-        k1, k2 = keys.chunk(2)
+            k1, k2 = (self.teacher_projector(view) for view in gather_views(features).chunk(2))
         return total(self.contrast(q1, k2) + self.contrast(q2, k1), encoding)
 
     def _teacher_call(self, call: Call) -> Call:
@@ -82,6 +86,7 @@ class MoCo(Objective):
         return 2 * self.temperature * F.cross_entropy(q @ k.T / self.temperature, labels)
 
     def after_step(self, progress: float) -> None:
+        """The teacher follows, with the momentum for the keys of the next step."""
         momentum = 1 - (1 - self.momentum) * 0.5 * (1 + math.cos(math.pi * progress))
         follow(self.teacher_encoder, self.encoder, momentum)
         follow(self.teacher_projector, self.projector, momentum)

@@ -1,8 +1,8 @@
-"""What an objective is: an encoder with heads and a contrastive loss on two views.
+"""Base class of objectives: an encoder with heads and a contrastive loss on two views.
 
-Over several ranks the encoder runs on a rank's own images, and the heads on the features of all (`gather_views`), on
-every rank alike: so their batch norm and the negatives are those of the global batch, and the gradients exact, for the
-heads' part of a step, some 0.1 % of it.
+On several ranks, the encoder runs on the images of its own rank. Every rank runs the heads on the features of all ranks
+(`gather_views`), so that batch norm and negatives cover the global batch and gradients are exact. Repeating the heads
+on every rank costs about 0.1 % of a step.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from methods.strategies.strategy import Call, Encoding
 
 @dataclass
 class Loss:
-    """The loss of a step: `total` to descend, `contrastive` its contrastive part, `parts` the strategy's own terms;
-    `encoding` of the student, for diagnostics."""
+    """Loss of one training step.
+
+    total: the loss to minimise. contrastive: its contrastive part. encoding: of the student, for diagnostics.
+    parts: weighted loss terms of the strategy, by name.
+    """
 
     total: Tensor
     contrastive: Tensor
@@ -29,9 +32,9 @@ class Loss:
 
 
 class Objective(nn.Module):
-    """Base: holds the encoder that is kept; heads and teachers go with the training.
+    """Base class that holds the encoder. Heads and teachers serve training only and are not evaluated.
 
-    `blur_probabilities`: of each view, where the objective wants its own; None for what the run says.
+    blur_probabilities: probability of blurring each view, if the objective defines its own; None for the run's.
     """
 
     blur_probabilities: tuple[float, float] | None = None
@@ -41,29 +44,28 @@ class Objective(nn.Module):
         self.encoder = encoder
 
     def forward(self, views: Tensor, call: Call) -> Loss:
-        """Loss of the global batch, of which `views` (2, B, channels, H, W) are this rank's images."""
+        """Return the loss of the global batch, given the views (2, B, channels, H, W) of this rank."""
         raise TypeError(f"{type(self).__name__} defines no loss")
 
     def use_attention(self, backend: str, device: torch.device) -> None:
-        """Choose the attention backend of all encoders, a teacher's too; raises ValueError where it cannot run."""
+        """Choose the attention backend of all encoders, teachers included. Raises ValueError if it cannot run."""
         for module in self.modules():
             if isinstance(module, Encoder):
                 module.use_attention(backend, device)
 
     def after_step(self, progress: float) -> None:
-        """What follows the optimizer's step; `progress` is the share of the run that is over."""
+        """Update state after an optimizer step; `progress` is the completed share of the run, 1 after the last step."""
 
     def plateau(self, batch: int) -> float:
-        """The contrastive loss at which nothing is told apart, for a global batch of `batch` samples."""
+        """Return the contrastive loss of an encoder that does not distinguish any of `batch` samples (all ranks)."""
         raise TypeError(f"{type(self).__name__} knows no plateau")
 
 
 def total(contrastive: Tensor, encoding: Encoding) -> Loss:
-    """The contrastive loss of the global batch plus the strategy's own, already weighted.
+    """Add the weighted losses of the strategy to the contrastive loss of the global batch.
 
-    The strategy's losses and statistics become means over the ranks: of what is a mean over images or over the global
-    batch that is the global value; of a share of the kept patches (`overlap`), where ranks keep different numbers,
-    nearly.
+    The losses and statistics of the strategy are averaged over ranks. For means over images, the average is the value
+    of the global batch; for shares of the kept patches (`overlap`) it is approximate if ranks keep different numbers.
     """
     encoding = replace(encoding, losses=_means(encoding.losses), stats=_means(encoding.stats))
     whole = contrastive
@@ -73,7 +75,7 @@ def total(contrastive: Tensor, encoding: Encoding) -> Loss:
 
 
 def _means(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their means over the ranks, in one exchange."""
+    """Average scalars over ranks in one collective call."""
     if world() == 1 or not scalars:
         return scalars
     means = sum_over_ranks(torch.stack(list(scalars.values()))) / world()
@@ -81,10 +83,11 @@ def _means(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def mlp(widths: list[int], last_norm_affine: bool | None, first_norm: bool = False) -> nn.Sequential:
-    """Linear layers without bias, each but the last followed by batch norm and ReLU.
+    """Build an MLP of linear layers without bias; batch norm and ReLU follow each layer but the last.
 
-    `last_norm_affine`: batch norm after the last layer, with or without affine parameters; None for no norm there.
-    `first_norm`: batch norm before the first layer.
+    widths: input width, then the output width of every layer.
+    last_norm_affine: whether the batch norm after the last layer has affine parameters; None for no norm there.
+    first_norm: whether batch norm precedes the first layer.
     """
     layers: list[nn.Module] = [nn.BatchNorm1d(widths[0])] if first_norm else []
     for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
@@ -97,13 +100,16 @@ def mlp(widths: list[int], last_norm_affine: bool | None, first_norm: bool = Fal
 
 
 def head_width(dim: int, paper: int) -> int:
-    """Hidden width of a head: the paper's from ViT-S on, four times the features' below, which it would outweigh."""
+    """Return the hidden width of a head: `paper` from ViT-S on, and four times the feature width `dim` below it.
+
+    With the width of the paper, the heads would outweigh a small encoder.
+    """
     return paper if dim >= 384 else 4 * dim
 
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Teacher's parameters become `momentum` x their own + (1 - momentum) x the student's."""
+    """Update the teacher in place: its parameters become momentum x teacher + (1 - momentum) x student."""
     own: list[Tensor] = [p for p in teacher.parameters() if p.is_floating_point()]
     new = [p for p in student.parameters() if p.is_floating_point()]
     torch._foreach_lerp_(own, [p.detach() for p in new], 1.0 - momentum)

@@ -1,7 +1,9 @@
 """SimCLR (Chen et al., ICML 2020, arXiv 2002.05709): NT-Xent over the 2N views of a batch.
 
-Projector of three layers as in SimCLR v2 (arXiv 2006.10029), batch norm inside and after it; and, ours, before it:
-without, small transformers stayed on the plateau of the loss in one seed of two. AdamW instead of LARS, as for ViTs.
+The projector has three layers, as in SimCLR v2 (arXiv 2006.10029), with batch norm inside and after it.
+
+Departures. Batch norm also precedes the projector: without it, small transformers stayed on the plateau of the loss
+with one seed in two. The optimizer is AdamW instead of LARS, as is usual for ViTs.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from methods.strategies.strategy import Call
 
 
 class SimCLR(Objective):
-    """`temperature` 0.1 (ImageNet) to 0.5 (small images); `hidden` 0 for the paper's, scaled for small encoders."""
+    """SimCLR objective.
+
+    temperature: of the softmax; the paper uses 0.1 on ImageNet and 0.5 on small images.
+    hidden: width of the projector; 0 for that of the paper (2048), or less for small encoders (`head_width`).
+    out: width of the projections.
+    """
 
     def __init__(self, encoder: Encoder, temperature: float = 0.2, hidden: int = 0, out: int = 128) -> None:
         super().__init__(encoder)
@@ -38,7 +45,10 @@ class SimCLR(Objective):
 
 
 def nt_xent(projections: Tensor, temperature: float) -> Tensor:
-    """NT-Xent (SimCLR, eq. 1) of view-major projections (2B, D): every view against all 2B - 1 others."""
+    """Return the NT-Xent loss (SimCLR, eq. 1) of view-major projections (2B, D).
+
+    Every view is contrasted with all 2B - 1 others; its positive is the other view of the same image.
+    """
     z = F.normalize(projections.float(), dim=1)
     n = z.shape[0]
     logits = z @ z.T / temperature

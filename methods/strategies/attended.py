@@ -1,8 +1,10 @@
-"""How much a token is attended to: what attention-based reduction (Top-K, EViT) ranks the tokens by.
+"""Attention that each token receives, by which Top-K and EViT rank tokens.
 
-With a class token it is that token's row of the attention, averaged over the heads (EViT, section 3.2). The fused
-kernel gives no attention weights, so the row is computed beside it. An encoder without a class token has no such row;
-ours, which departs from the papers: the mean over all queries, for which the whole attention map is computed.
+With a class token, it is the attention of the class token to the others, averaged over the heads (EViT, section 3.2).
+The fused kernel returns no attention weights, so this row of the attention map is computed in addition.
+
+Departure. Encoders without a class token have no such row. There it is the mean over all queries, for which the whole
+attention map is computed.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from torch import Tensor, nn
 
 
 class Attended(nn.Module):
-    """Queries and keys (B, heads, N, d) -> share of the attention that each token gets (B, N), which sums to 1.
+    """Map queries and keys (B, heads, N, d) to the share of attention that each token receives (B, N).
 
-    `prefix`: number of prefix tokens, the first of which is the class token.
+    The shares of an image sum to 1. `prefix` is the number of prefix tokens, the first of which is the class token.
     """
 
     def __init__(self, prefix: int) -> None:

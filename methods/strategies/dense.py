@@ -1,4 +1,4 @@
-"""Dense: all tokens through all blocks, on the fused path. The baseline that every claim is measured against."""
+"""Dense: all tokens in all blocks, with fused attention. The reference of every comparison."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from methods.strategies.strategy import Strategy
 
 
 class Dense(Strategy):
-    """timm's encoder as it is; its tokens are bit-equal to timm's `forward_features`."""
+    """The unchanged encoder; its tokens are bit-equal to those of timm's `forward_features`."""

@@ -12,8 +12,10 @@ gradient. The KL between logits becomes 1 - cosine between pooled features, for 
 are compared by MSE, as in the paper. Pooling is the mean of the kept patch tokens. An image that would lose
 all its tokens, as random decisions can do to a small grid, keeps the one with the best margin.
 
-To know when reading its results: in a short training from scratch the decisions keep more than their target, while
-inference keeps the exact counts; and as teacher and student share their weights, the distillation is small throughout.
+To know when reading its results: training only pulls the shares kept after each stage towards rho, rho^2, rho^3, and
+in a short one from scratch the decisions keep more than that, while inference keeps the exact counts: every record has
+both, and the report's selection diagnostics show them side by side. And as teacher and student share their weights,
+the distillation is small throughout.
 """
 
 from __future__ import annotations
@@ -94,6 +96,10 @@ class DynamicViT(Strategy):
     def kept_after(self, stage: int) -> int:
         """Patch tokens that are left after `stage` (0-based) at inference."""
         return max(1, int(self.geometry.patches * self.rho ** (stage + 1)))
+
+    @property
+    def stage_shares(self) -> tuple[float, ...]:
+        return tuple(self.kept_after(stage) / self.geometry.patches for stage in range(len(self.before)))
 
     def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
         if call.training:

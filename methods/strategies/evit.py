@@ -1,14 +1,14 @@
-"""EViT (Liang et al., ICLR 2022, arXiv 2202.07800): inattentive tokens are fused into one.
+"""EViT (Liang et al., ICLR 2022, arXiv 2202.07800): keeps attentive tokens and fuses the others into one.
 
-Between attention and MLP of the blocks at 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12) the tokens are ranked by the
-class token's attention, mean over the heads (section 3.2). Of the n tokens beside the class token, an earlier fused one
-counted among them, the best ceil(rho x n) stay; the others become one token more, their sum weighted by that attention
-(section 3.3), through which gradients reach the attention. In training as at inference.
+Tokens are reduced in the blocks at 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12), between attention and MLP, in
+training and at inference. They are ranked by the attention of the class token, averaged over the heads (section 3.2).
+Of the n tokens besides the prefix, which include an earlier fused token, the best ceil(rho x n) stay. The others are
+replaced by one token, their sum weighted by that attention (section 3.3), through which gradients reach the attention.
 
-Departures. Pooling is the mean of all tokens left beside the prefix, the fused one included, where the paper reads the
-class token. Encoders without a class token rank and weigh by the mean attention over all queries
-(`methods/strategies/attended.py`). `rho` holds from the first step on; the paper lowers it from 1 to its target along a
-cosine while it trains.
+Departures. The features are the mean of all remaining tokens besides the prefix, including the fused one; the paper
+uses the class token. Encoders without a class token rank and weight tokens by the mean attention over all queries
+(`methods/strategies/attended.py`). `rho` is constant; the paper lowers it from 1 to its target along a cosine during
+training.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_m
 
 
 class Fusion(nn.Module):
-    """The sum of tokens (B, n, C) weighted by the attention that they get (B, n): (B, 1, C)."""
+    """Sum tokens (B, n, C), weighted by the attention (B, n) that they receive, into one token (B, 1, C)."""
 
     def forward(self, tokens: Tensor, share: Tensor) -> Tensor:
         return share.to(tokens.dtype)[:, None] @ tokens
 
 
 class EViT(Strategy):
-    """`rho`: share of the tokens that each stage keeps. Raises ValueError for encoders of fewer than four blocks."""
+    """EViT with the share `rho` of tokens that each stage keeps. Raises ValueError for fewer than four blocks."""
 
     def __init__(self, geometry: Geometry, rho: float = 0.7) -> None:
         super().__init__(geometry)
@@ -47,14 +47,14 @@ class EViT(Strategy):
         return self.rho
 
     def kept_of(self, tokens: int) -> int:
-        """How many of the tokens beside the prefix a stage keeps, the new fused one not counted."""
+        """Return how many of `tokens` tokens besides the prefix a stage keeps, not counting the new fused one."""
         return math.ceil(tokens * self.rho - 1e-9)
 
     def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
         if not call.training and call.inference == "dense":
             return super().forward(vit, images, call)
         x, patches = embed(vit, images), self.geometry.patches
-        index = torch.arange(patches, device=x.device).expand(x.shape[0], -1)  # of the tokens left; `patches` if fused
+        index = torch.arange(patches, device=x.device).expand(x.shape[0], -1)  # of remaining tokens; `patches`: fused
         for i, block in enumerate(vit.blocks):
             keep = self.kept_of(index.shape[1]) if i in self.within else index.shape[1]
             if keep == index.shape[1]:
@@ -67,8 +67,10 @@ class EViT(Strategy):
         return Encoding(pool(vit.norm(x), self.geometry.prefix), kept=kept)
 
     def _fuse(self, x: Tensor, share: Tensor, index: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-        """Tokens (B, prefix + n, C), the attention they get (B, prefix + n) and their patches (B, n) -> what is left of
-        them and their patches."""
+        """Reduce tokens to the `keep` best and a fused one; return them and their patch indices.
+
+        x: (B, prefix + n, C). share: attention that they receive, (B, prefix + n). index: their patches, (B, n).
+        """
         prefix = self.geometry.prefix
         best, rest = ranked(share[:, prefix:].detach(), keep)
         fused = self.fusion(take(x, rest + prefix), share.gather(1, rest + prefix))

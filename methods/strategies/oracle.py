@@ -1,9 +1,11 @@
-"""Oracle: keeps the patches that lesions cover most. A diagnostic for data with masks, and no upper bound.
+"""Oracle: keeps the patches that lesions cover most, for data with masks.
 
-Patches are ordered by the share of their area inside a lesion; equals, above all the patches without any, at
-random, as the control `random` draws them. Masks exist in positives only, so the pattern of what is kept
-would tell the label: the caller gives negatives lesions drawn from the distribution of the positives'
-(`Call.lesions`).
+Patches are ordered by the share of their area inside a lesion. Ties, most of which are patches without any lesion, are
+ordered at random, as in the control `random`. Only positive images have masks, so the pattern of kept patches alone
+would reveal the label. The caller therefore gives negative images lesions drawn from the distribution of the positive
+ones (`Call.lesions`).
+
+The oracle is a diagnostic. It is not an upper bound on what a selection can reach.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from methods.strategies.subset import Random
 
 
 class Oracle(Random):
-    """Lesion patches first. Raises ValueError where a call brings no lesions, or not one number a patch."""
+    """Selection of lesion patches first. Raises ValueError unless each call has one lesion share per patch."""
 
     needs_lesions = True
 
     def choose(self, images: Tensor, call: Call) -> Choice | None:
         if call.lesions is None:
-            raise ValueError("strategy 'oracle' needs lesion masks: use data that have some, or leave it out.")
+            raise ValueError("strategy 'oracle' needs lesion masks: use data with masks, or leave the strategy out.")
         expected = (images.shape[0], self.geometry.patches)
         if tuple(call.lesions.shape) != expected:
             raise ValueError(f"strategy 'oracle' got lesions of shape {tuple(call.lesions.shape)}, not {expected}.")

@@ -1,7 +1,8 @@
-"""SparseContrast's saliency predictor: a three-layer CNN that reads the image once, on the patch grid.
+"""Saliency predictor of SparseContrast: a three-layer CNN that outputs one logit per patch.
 
-"Three-layer lightweight CNN, 0.8 M parameters" is said by the paper's machine-written review page, unverified; the
-layers are ours: patchify convolution, 3x3 convolution, 3x3 convolution with one output, the patch's logit.
+The review page of the paper (machine-written, unverified) describes it as a "three-layer lightweight CNN" with 0.8 M
+parameters. The choice of layers is ours: a patchify convolution, a 3x3 convolution, and a 3x3 convolution with one
+output channel.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ from torch import Tensor, nn
 
 from methods.strategies.strategy import Geometry
 
-PAPER_WIDTH = 258  # 0.800 M parameters at patch 16 with 3 channels
-PAPER_PARAMETERS = 800_059  # those
-PAPER_SHARE = 0.0341  # of a dense ViT-S/16's MACs at 224 px, which that width costs
+PAPER_WIDTH = 258  # gives 0.800 M parameters with 16-pixel patches and 3 channels
+PAPER_PARAMETERS = 800_059  # number of parameters at that width
+PAPER_SHARE = 0.0341  # its MACs as a share of those of a dense ViT-S/16 at 224 px
 
 
 def predictor_macs(geometry: Geometry, width: int) -> int:
-    """MACs per image."""
+    """Return the MACs of the predictor per image."""
     patchify = width * geometry.channels * geometry.patch**2
     return geometry.patches * (patchify + 9 * width * width + 9 * width)
 
 
 def predictor_width(geometry: Geometry) -> int:
-    """The width at which the predictor costs the share of a dense encoder that it costs at ViT-S/16 scale, at most 258.
+    """Return the width at which the predictor's share of the encoder's dense MACs is that of ViT-S/16; at most 258.
 
-    0.8 M parameters would outweigh a small encoder; from ViT-S/16 on it is the width of the paper. With patches of more
-    pixels (a ConvNeXt's have 32 on a side) it is narrower, so that it has no more parameters than the paper's.
+    A predictor with 0.8 M parameters would outweigh a small encoder. From ViT-S/16 on, the width is that of the paper,
+    unless larger patches (32 pixels in a ConvNeXt) would give the predictor more parameters than in the paper.
     """
     budget = PAPER_SHARE * geometry.macs(geometry.patches)
     width = PAPER_WIDTH
@@ -35,12 +36,12 @@ def predictor_width(geometry: Geometry) -> int:
 
 
 def _parameters(geometry: Geometry, width: int) -> int:
-    """Weights, as many as MACs a patch, and biases."""
+    """Return the number of weights (equal to the MACs per patch) and biases."""
     return predictor_macs(geometry, width) // geometry.patches + 2 * width + 1
 
 
 class Predictor(nn.Module):
-    """Images (B, channels, H, W) -> one logit a patch (B, patches)."""
+    """Map images (B, channels, H, W) to one logit per patch (B, patches)."""
 
     def __init__(self, geometry: Geometry, width: int) -> None:
         super().__init__()

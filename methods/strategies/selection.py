@@ -1,7 +1,7 @@
-"""Selection before block 0: choose patches of the image, gather their tokens, run the rest on them alone.
+"""Selection before block 0: choose patches of the image, gather their tokens, and run the encoder on those only.
 
-SparseContrast and its controls differ only in `choose`: everything after the choice is the same code. On a ConvNeXt
-the choice is made once as well, on the grid of the last map, and holds at all resolutions (`methods/convolution.py`).
+SparseContrast and its controls differ only in `choose`; all code after the choice is shared. On a ConvNeXt the choice
+is also made once, on the grid of the last feature map, and applies at all resolutions (`methods/convolution.py`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_m
 
 @dataclass
 class Choice:
-    """Which patches are kept.
+    """Patches that are kept, and how.
 
-    `index` (B, k) of patches, in ascending order; `valid` (B, k) bool where images keep different numbers and the
-    rest is padding; `token_scale` (B, k) multiplies the kept tokens and `key_bias` (B, k) is added to the attention
-    logits of the kept keys (both carry gradients to a predictor); `fuse` (B, patches) are weights with which dropped
-    tokens are averaged into one more token, which is attended to and not pooled; with `keys_only` the dropped tokens
-    stay as queries and in the MLPs, and only their keys are trimmed; losses and stats as in Encoding.
+    index: (B, k) kept patches, in ascending order.
+    valid: (B, k) bool, False for padding where images keep different numbers of patches; None without padding.
+    token_scale: (B, k) factors on the kept tokens.
+    key_bias: (B, k) added to the attention logits of the kept keys. Like `token_scale`, it carries gradients.
+    fuse: (B, patches) weights with which dropped tokens are averaged into one more token. Other tokens attend to it,
+        and it is not pooled.
+    keys_only: drop only the keys; the tokens of dropped patches remain as queries and in the MLPs.
+    losses, stats: as in `Encoding`.
     """
 
     index: Tensor
@@ -43,10 +46,11 @@ class Choice:
 
 
 class Selection(Strategy):
-    """Base: subclasses say which patches with `choose(images, call) -> Choice`, or None for all of them.
+    """Base class of strategies that select patches once; subclasses define `choose`.
 
-    `execution` "gathered" computes the kept tokens only; "masked" computes all of them and hides the dropped ones as
-    keys and in the pooling: the slow, obvious equivalent, for tests and for showing what masks cost.
+    keep: target keep ratio.
+    execution: "gathered" computes only the kept tokens. "masked" computes all tokens and hides the dropped ones as keys
+        and in the pooling: the slow but obvious equivalent, for tests and for showing the cost of masks.
     """
 
     ramps = True
@@ -61,7 +65,8 @@ class Selection(Strategy):
         return self.keep
 
     def choose(self, images: Tensor, call: Call) -> Choice | None:
-        raise TypeError(f"{type(self).__name__} does not say which patches it keeps")
+        """Choose the patches to keep of images (B, channels, H, W); None keeps all."""
+        raise TypeError(f"{type(self).__name__} does not define `choose`")
 
     def forward(self, network: Any, images: Tensor, call: Call) -> Encoding:
         if not call.training and call.inference == "dense":
@@ -74,18 +79,18 @@ class Selection(Strategy):
         return Encoding(run(network, images, choice), choice.losses, kept, choice.stats)
 
     def _run_convnext(self, net: ConvNeXt, images: Tensor, choice: Choice) -> Tensor:
-        """Features (B, C) of a CNN. Raises ValueError for a choice that speaks of attention or of tokens."""
+        """Return the features (B, C) of a CNN. Raises ValueError for a choice that concerns keys or fused tokens."""
         if choice.key_bias is not None or choice.fuse is not None or choice.keys_only:
             raise ValueError(
-                "a CNN has no keys to bias or to trim and no token to fuse into: keep patches, or scale them."
+                "a CNN has no keys to bias or to trim and no token to fuse into: only keep patches, or scale them."
             )
         patches = Patches(choice.index, choice.valid, choice.token_scale, self.geometry.grid)
         return kept_features(net, images, patches, masked=self.execution == "masked")
 
     def _run_vit(self, vit: VisionTransformer, images: Tensor, choice: Choice) -> Tensor:
-        """Features (B, C) of a vision transformer."""
+        """Return the features (B, C) of a vision transformer."""
         x, prefix = embed(vit, images), self.geometry.prefix
-        if choice.fuse is not None:  # rides as one more prefix token
+        if choice.fuse is not None:  # the fused token is treated as one more prefix token
             x, prefix = torch.cat([pool(x, prefix, choice.fuse)[:, None], x], 1), prefix + 1
         if choice.keys_only:
             return self._trim_keys(vit, x, choice, prefix)
@@ -94,7 +99,7 @@ class Selection(Strategy):
         return self._gather(vit, x, choice, prefix)
 
     def _gather(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
-        """(B, prefix + patches, C) -> features (B, C), computing k patch tokens an image."""
+        """Return features (B, C) from tokens (B, prefix + patches, C), computing only k patch tokens per image."""
         x = _scaled(gather(x, choice.index, prefix), choice.token_scale, prefix)
         if choice.valid is not None and isinstance(self.core, RaggedCore):
             return self._gather_ragged(vit, x, choice, prefix, self.core)
@@ -105,7 +110,7 @@ class Selection(Strategy):
     def _gather_ragged(
         self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int, backend: RaggedCore
     ) -> Tensor:
-        """The same where images keep different numbers of tokens: laid end to end, so that padding costs nothing."""
+        """Do the same with images of different numbers of tokens concatenated, so that padding costs nothing."""
         assert choice.valid is not None
         valid = F.pad(choice.valid, (prefix, 0), value=True)  # (B, prefix + k)
         core = backend.ragged(valid.sum(1).tolist())
@@ -116,7 +121,7 @@ class Selection(Strategy):
         return pool(out, prefix, _share(choice))
 
     def _hide(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
-        """The same result with every token computed and the dropped ones hidden."""
+        """Return the features of `_gather` by computing every token and hiding the dropped ones."""
         kept = as_mask(choice.index, self.geometry.patches, choice.valid)
         bias = torch.where(kept, 0.0, HIDDEN)
         if choice.key_bias is not None:
@@ -127,7 +132,7 @@ class Selection(Strategy):
         return pool(self._blocks(vit, x, key_bias_core(F.pad(bias, (prefix, 0)))), prefix, weight)
 
     def _trim_keys(self, vit: VisionTransformer, x: Tensor, choice: Choice, prefix: int) -> Tensor:
-        """All tokens ask and are pooled; only the kept ones (and the prefix) are asked."""
+        """Compute and pool all tokens, but let them attend only to the kept ones and the prefix."""
         bias = _bias(choice)
         core = trimmed_core(with_prefix(choice.index, prefix), None if bias is None else F.pad(bias, (prefix, 0)))
         x = _scaled(x, _spread(choice, self.geometry.patches), prefix)
@@ -139,30 +144,32 @@ class Selection(Strategy):
         return vit.norm(x)  # type: ignore[no-any-return]
 
     def count(self, call: Call) -> int:
-        """Patches to keep now: by the schedule in training, the target at inference."""
+        """Return how many patches to keep: by the schedule in training, by the target at inference."""
         return kept_tokens(self.geometry.patches, call.keep if call.training else self.target)
 
 
 def highest(scores: Tensor, k: int) -> Tensor:
-    """Indices (B, k) of the k highest of `scores` (B, patches), ascending; of equals the first."""
+    """Return the indices (B, k) of the k highest `scores` (B, patches), in ascending order; ties go to the first."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     return order[:, :k].sort(dim=1).values
 
 
 def ranked(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Indices (B, k) of the k highest of `scores` (B, n) and (B, n - k) of the others, each ascending; of equals the
-    first counts as the higher."""
+    """Return the indices of the k highest `scores` (B, n) and of the others, (B, k) and (B, n - k).
+
+    Both are in ascending order; ties go to the first.
+    """
     order = scores.argsort(dim=1, descending=True, stable=True)
     return order[:, :k].sort(dim=1).values, order[:, k:].sort(dim=1).values
 
 
 def _scaled(x: Tensor, scale: Tensor | None, prefix: int) -> Tensor:
-    """Patch tokens times `scale` (B, n), prefix tokens as they are."""
+    """Multiply the n patch tokens by `scale` (B, n); prefix tokens stay unchanged."""
     return x if scale is None else x * F.pad(scale, (prefix, 0), value=1.0)[..., None]
 
 
 def _bias(choice: Choice) -> Tensor | None:
-    """Bias of the kept keys, with padding hidden."""
+    """Return the bias of the kept keys, which also hides padding; None if there is neither bias nor padding."""
     if choice.valid is None:
         return choice.key_bias
     hidden = torch.where(choice.valid, 0.0, HIDDEN)
@@ -170,14 +177,17 @@ def _bias(choice: Choice) -> Tensor | None:
 
 
 def _share(choice: Choice) -> Tensor | None:
-    """What each kept token counts in the pooling, which is an attention with equal logits: it takes the bias too."""
+    """Return the weights of the kept tokens in the pooling; None if they are equal.
+
+    Pooling is an attention with equal logits, so that the bias applies to it too.
+    """
     if choice.key_bias is None:
         return choice.valid
     return _only(choice.key_bias.exp(), choice.valid)
 
 
 def _spread(choice: Choice, patches: int) -> Tensor | None:
-    """The scale of the kept tokens on the whole grid, (B, patches); 1 elsewhere."""
+    """Scatter the scale of the kept tokens to all patches (B, patches), with 1 elsewhere."""
     if choice.token_scale is None:
         return None
     ones = choice.token_scale.new_ones(choice.index.shape[0], patches)
@@ -185,4 +195,5 @@ def _spread(choice: Choice, patches: int) -> Tensor | None:
 
 
 def _only(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Set the values of padding to 0."""
     return values if valid is None else torch.where(valid, values, 0.0)

@@ -1,12 +1,12 @@
-"""SparseContrast (arXiv 2605.00887): a saliency predictor chooses the patches, the encoder runs on those alone.
+"""SparseContrast (arXiv 2605.00887): a saliency predictor chooses patches, and the encoder runs on those only.
 
-The abstract says: dynamic sparse attention in contrastive learning, a compact saliency predictor that directs the
-trimming during training, sparsity and feature quality optimised together. Its review page (machine-written,
-unverified) adds: a three-layer CNN of 0.8 M parameters, L = L_contrastive + lambda L_sparsity with lambda 0.1, a
-cosine sparsity schedule. The exact layers, L_sparsity, how gradients cross the selection and the attention code are
-published nowhere: what stands here is our interpretation, each choice a named option (docs/sparsecontrast.md).
+The abstract describes dynamic sparse attention in contrastive learning, a compact saliency predictor that directs the
+trimming during training, and joint optimisation of sparsity and feature quality. The review page (machine-written,
+unverified) adds a three-layer CNN with 0.8 M parameters, L = L_contrastive + lambda L_sparsity with lambda 0.1, and a
+cosine sparsity schedule. The layers, L_sparsity, the gradient through the selection and the attention code are not
+published. This module is our interpretation, in which every choice is an option (docs/sparsecontrast.md).
 
-`frozen` is the same with a predictor that is never trained.
+The control `frozen` is the same strategy with a predictor that is never trained.
 """
 
 from __future__ import annotations
@@ -28,22 +28,25 @@ Gate = Literal["token", "key_bias"]
 
 
 class SparseContrast(Selection):
-    """Saliency-guided selection.
+    """Saliency-guided selection. Below, s is the sigmoid of a patch's logit.
 
-    `select`: "topk" keeps exactly k patches an image; "budget" keeps the B x k highest scores of the batch, of all
-    ranks, in training and what exceeds a stored threshold at inference (an image never depends on its neighbours
-    there); "threshold" keeps logits above 0, whose number only L_sparsity controls.
-    `gate`: how the loss reaches the predictor, with straight-through values: "token" scales a kept token by
-    g = 1 + s - stopgrad(s), "key_bias" adds log g to the attention logits of the kept keys and weighs them by g in the
-    pooling: what dropping a token does to the others. (log s in the place of log g would push a kept token's logit with
-    a force that never fades; measured, logits then grew to hundreds and the noise meant nothing.)
-    `lambda_sparsity` weighs L_sparsity = (mean(s) - keep)^2, where for "threshold" the mean is of the decisions.
-    `noise` scales Gumbel noise on the logits in training, annealed to 0 along half a cosine.
-    `width` of the predictor, 0 for the paper's relative cost. `fuse` adds the dropped tokens as one weighted mean.
-    `trim` "tokens" drops queries, keys and MLPs together; "keys" trims the keys only and computes all tokens.
+    keep: target keep ratio.
+    select: "topk" keeps exactly k patches per image. "budget" keeps the B x k highest scores of the batch (of all
+        ranks) in training, and at inference what exceeds a stored threshold, so that an image does not depend on the
+        others of its batch. "threshold" keeps logits above 0; only L_sparsity controls their number.
+    gate: path of the gradient to the predictor, with a straight-through gate g = 1 + s - stopgrad(s). "token"
+        multiplies a kept token by g. "key_bias" adds log g to the attention logits of the kept keys and weights them by
+        g in the pooling, which is the effect of dropping a token on the others. With log s instead of log g, the
+        gradient on the logit of a kept token would never vanish; logits then grew to hundreds and noise had no effect.
+    lambda_sparsity: weight of L_sparsity = (mean(s) - keep)^2. For "threshold" the mean is over the decisions.
+    noise: scale of the Gumbel noise on the logits in training, annealed to 0 along half a cosine.
+    width: of the predictor; 0 for the relative cost of the paper.
+    fuse: add the weighted mean of the dropped tokens as one token.
+    trim: "tokens" drops queries, keys and MLPs; "keys" drops only keys and computes all tokens.
+    execution: as in `Selection`.
 
-    On a ConvNeXt a kept patch's gate multiplies what its MLPs add, in every block, and its weight in the pooling
-    (`methods/convolution.py`). Raises ValueError there for options that speak of keys or tokens.
+    On a ConvNeXt, the gate multiplies what the MLPs of a kept patch add in every block, and its weight in the pooling
+    (`methods/convolution.py`). Raises ValueError there for options that concern keys or tokens.
     """
 
     trained = True
@@ -62,11 +65,11 @@ class SparseContrast(Selection):
         execution: str = "gathered",
     ) -> None:
         super().__init__(geometry, keep, execution)
-        spoken = {"gate=key_bias": gate == "key_bias", "fuse=true": fuse, "trim=keys": trim == "keys"}
-        if geometry.family != "vit" and any(spoken.values()):
-            asked = next(option for option, given in spoken.items() if given)
+        for_tokens = {"gate=key_bias": gate == "key_bias", "fuse=true": fuse, "trim=keys": trim == "keys"}
+        if geometry.family != "vit" and any(for_tokens.values()):
+            option = next(option for option, given in for_tokens.items() if given)
             raise ValueError(
-                f"SparseContrast's {asked} is not defined on a CNN, which has neither keys nor tokens: leave it out."
+                f"SparseContrast's {option} is not defined on a CNN, which has neither keys nor tokens: leave it out."
             )
         self.select, self.gate, self.lambda_sparsity, self.noise = select, gate, lambda_sparsity, noise
         self.fuse, self.trim = fuse, trim
@@ -80,8 +83,8 @@ class SparseContrast(Selection):
         return self.select != "topk"
 
     @torch.no_grad()
-    def meet_target(self, images: Tensor) -> bool:
-        """The threshold of "budget" is put where the images' budget lies; what "threshold" keeps is learnt."""
+    def calibrate(self, images: Tensor) -> bool:
+        """Set the threshold of "budget" so that `images` keep their budget; what "threshold" keeps must be learned."""
         if self.select == "budget":
             logits = self.predictor(images).float()
             self.threshold.copy_(_budget_cut(logits, kept_tokens(self.geometry.patches, self.keep)))
@@ -97,16 +100,18 @@ class SparseContrast(Selection):
         noise = self._noise(logits, call)
         kept = self._kept(logits.detach() + noise, k, training=True)
         if self.select == "budget":
-            self._remember_threshold(logits.detach(), k)
+            self._update_threshold(logits.detach(), k)
         choice = self._choice(logits, kept, k)
         choice.stats = self._stats(logits, noise, kept, k)
         if self.trained:
-            self._let_gradients_cross(choice, logits, kept, call.keep)
+            self._attach_gradients(choice, logits, kept, call.keep)
         return choice
 
     def _noise(self, logits: Tensor, call: Call) -> Tensor:
-        """Gumbel noise, whose top k are a sample without replacement; for decisions of their own the logistic
-        difference of two."""
+        """Draw Gumbel noise, with which the top k are a sample without replacement.
+
+        For "threshold", where every patch is decided separately, it is the difference of two, which is logistic.
+        """
         assert call.noise is not None
         patches = self.geometry.patches
         noise = call.noise.gumbel("selection", patches, device=logits.device)
@@ -115,7 +120,7 @@ class SparseContrast(Selection):
         return self.noise * 0.5 * (1.0 + math.cos(math.pi * min(1.0, call.progress))) * noise
 
     def _kept(self, scores: Tensor, k: int, training: bool) -> Tensor:
-        """Boolean mask (B, patches) of what is kept; at least the best patch of every image."""
+        """Return a mask (B, patches) of the kept patches, at least the best one of every image."""
         if self.select == "topk":
             return as_mask(highest(scores, k), self.geometry.patches)
         if self.select == "budget" and training:
@@ -125,7 +130,7 @@ class SparseContrast(Selection):
         return kept | as_mask(highest(scores, 1), self.geometry.patches)
 
     def _choice(self, logits: Tensor, kept: Tensor, k: int) -> Choice:
-        """Indices of the kept patches, ascending: k an image, or padded where images keep different numbers."""
+        """Turn a mask (B, patches) into a choice with ascending indices, padded if images keep different numbers."""
         most = k if self.select == "topk" else int(kept.sum(1).max())
         order = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         return Choice(
@@ -135,11 +140,12 @@ class SparseContrast(Selection):
             keys_only=self.trim == "keys",
         )
 
-    def _remember_threshold(self, logits: Tensor, k: int) -> None:
-        """Running quantile of the noise-free logits above which the batch's budget lies."""
+    def _update_threshold(self, logits: Tensor, k: int) -> None:
+        """Update the running quantile of the noise-free logits above which the budget of the batch lies."""
         self.threshold.lerp_(_budget_cut(logits, k).to(self.threshold.dtype), 0.1)
 
-    def _let_gradients_cross(self, choice: Choice, logits: Tensor, kept: Tensor, keep: float) -> None:
+    def _attach_gradients(self, choice: Choice, logits: Tensor, kept: Tensor, keep: float) -> None:
+        """Add the gates and the sparsity loss, through which gradients reach the logits, to a choice."""
         at = logits.gather(1, choice.index)
         s = at.sigmoid()
         hard = 1 + s - s.detach()  # 1, with the gradient of s
@@ -149,12 +155,15 @@ class SparseContrast(Selection):
             choice.key_bias = hard.log()
         mean = mean_over_ranks(logits.sigmoid())
         if self.select == "threshold":
-            mean = mean + (mean_over_ranks(kept.float()) - mean).detach()  # the count itself, straight-through
+            mean = mean + (mean_over_ranks(kept.float()) - mean).detach()  # the actual share, straight-through
         choice.losses["sparsity"] = self.lambda_sparsity * (mean - keep) ** 2
 
     def _stats(self, logits: Tensor, noise: Tensor, kept: Tensor, k: int) -> dict[str, Tensor]:
-        """Spread of the logits within an image against the noise's; share of the training selection that inference
-        (with the threshold as it is) would select too."""
+        """Return diagnostics of a training selection, all scalars.
+
+        They are the standard deviations of logits and noise within an image, the share of the selection that inference
+        would select too (with the current threshold), and the share of the patches that is kept.
+        """
         with torch.no_grad():
             clean = self._kept(logits, k, training=False)
             return {
@@ -166,12 +175,12 @@ class SparseContrast(Selection):
 
 
 def _budget_cut(scores: Tensor, k: int) -> Tensor:
-    """The lowest of the B x k highest `scores` (B, patches) of the batch, which is that of all ranks."""
+    """Return the lowest of the B x k highest `scores` (B, patches) of the global batch."""
     everyone = gather_views(scores)
     return everyone.flatten().topk(k * everyone.shape[0]).values[-1]
 
 
 class Frozen(SparseContrast):
-    """The same network with an untrained predictor: what does learning the selection add?"""
+    """SparseContrast with an untrained predictor: the control for learning the selection."""
 
     trained = False

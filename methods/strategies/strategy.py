@@ -1,9 +1,9 @@
-"""What a strategy is: how tokens flow through a vision transformer, from the images to pooled features.
+"""Base class of strategies, and the steps that they share: how images become pooled features.
 
-A strategy is a plain module whose `forward` reads like its paper. It is given timm's own VisionTransformer and runs
-its parts (`embed`, `run_block`, the final norm); it owns only what the paper adds (a predictor, a learner of tokens).
-Strategies that are defined on CNNs too (the registry says which) are given timm's ConvNeXt or ResNet; there the
-positions of the last map are what tokens are to a transformer.
+A strategy is a plain module whose `forward` reads like its paper. It receives timm's VisionTransformer and runs its
+parts (`embed`, `run_block`, the final norm). It owns only what the paper adds, such as a predictor or a token learner.
+Strategies that are also defined on CNNs (see the registry) receive timm's ConvNeXt or ResNet, whose positions in the
+last feature map correspond to the tokens of a transformer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from methods.noise import Noise
 
 @dataclass(frozen=True)
 class Geometry:
-    """The shape of an encoder: what a strategy needs to know to build its own parts."""
+    """Shape of an encoder, from which a strategy builds its own parts."""
 
     image_size: int
     channels: int
@@ -38,21 +38,28 @@ class Geometry:
 
     @property
     def grid(self) -> int:
-        """Patches on a side."""
+        """Number of patches on a side."""
         return self.image_size // self.patch
 
     @property
     def patches(self) -> int:
+        """Number of patches."""
         return self.grid**2
 
     def macs(self, kept: int) -> float:
-        """MACs per image of stem and blocks with `kept` patch tokens: 2 (2 + mlp) N C^2 + 2 N^2 C a block."""
+        """Return the MACs per image of stem and blocks with `kept` patch tokens.
+
+        A block takes 2 (2 + mlp_ratio) N C^2 + 2 N^2 C, with N tokens including the prefix.
+        """
         n = kept + self.prefix
         block = (4 + 2 * self.mlp_ratio) * n * self.dim**2 + 2 * n**2 * self.dim
         return self.stem_macs + self.depth * block
 
     def kept_at(self, macs: float) -> float:
-        """Patch tokens, not whole ones, with which `macs` are spent: solves stem + depth (a N + b N^2) = macs for N."""
+        """Return the number of patch tokens, a real number, that takes `macs`: the inverse of `macs`.
+
+        Solves stem + depth (a N + b N^2) = macs for N.
+        """
         budget = macs - self.stem_macs
         b = 2.0 * self.dim
         a = (4 + 2 * self.mlp_ratio) * self.dim**2
@@ -61,29 +68,32 @@ class Geometry:
 
 @dataclass(frozen=True)
 class ConvGeometry(Geometry):
-    """The shape of a CNN: a patch is what one position of the last map stands for, `patch` the network's stride.
+    """Shape of a CNN, in which a patch is the square of pixels that one position of the last feature map covers.
 
-    `stem_macs` are of all that is computed at every position, `patch_macs` of what is computed for one kept patch.
+    `patch` is the stride of the network. `stem_macs` counts what is computed at every position, `patch_macs` what is
+    computed for one kept patch.
     """
 
     patch_macs: int = 0
 
     def macs(self, kept: int) -> float:
-        """MACs per image with `kept` patches."""
+        """Return the MACs per image with `kept` patches."""
         return self.stem_macs + kept * self.patch_macs
 
     def kept_at(self, macs: float) -> float:
-        """Patches, not whole ones, with which `macs` are spent."""
+        """Return the number of patches, a real number, that takes `macs`: the inverse of `macs`."""
         return (macs - self.stem_macs) / self.patch_macs
 
 
-@dataclass  # not frozen: what converts a model's inputs to another precision makes it anew
+@dataclass  # not frozen, because mixed precision copies and converts the inputs of a model
 class Call:
-    """What one forward pass is told besides the images (B, channels, H, W).
+    """Inputs of a forward pass besides the images (B, channels, H, W).
 
-    `keep`: keep ratio by the schedule, now; `progress`: share of the run that is over; `noise`: randomness of the
-    step, None at inference; `inference`: at inference, whether the strategy acts or all tokens are computed;
-    `lesions`: (B, patches) share of each patch inside a lesion, where masks exist.
+    keep: current keep ratio of the schedule.
+    progress: completed share of the run, 0 to 1.
+    noise: random numbers of the training step; None at inference.
+    inference: at inference, "pruned" lets the strategy act and "dense" computes all tokens.
+    lesions: (B, patches) share of each patch inside a lesion, where masks exist.
     """
 
     keep: float = 1.0
@@ -94,17 +104,23 @@ class Call:
 
     @property
     def training(self) -> bool:
+        """Whether this is a training step."""
         return self.noise is not None
 
     def of(self, role: str) -> Call:
-        """The same call for another network (a teacher), with randomness of its own."""
+        """Return the same call for another network, such as a teacher, which draws different random numbers."""
         return replace(self, noise=None if self.noise is None else self.noise.of(role))
 
 
 @dataclass
 class Encoding:
-    """What comes out: `features` (B, C); `losses` the strategy's own, weighted; `kept` (B, patches) bool where the
-    strategy keeps tokens; `stats` scalars for the diagnostics."""
+    """Result of a forward pass.
+
+    features: (B, C).
+    losses: weighted loss terms of the strategy, by name.
+    kept: (B, patches) bool, for strategies that keep some of the tokens.
+    stats: scalars for diagnostics, by name.
+    """
 
     features: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
@@ -113,40 +129,53 @@ class Encoding:
 
 
 class Strategy(nn.Module):
-    """Base of all strategies. Subclasses define `forward(network, images, call) -> Encoding` on timm's networks of
-    the families for which the registry names them.
+    """Base class of strategies.
 
-    Over several ranks `images` are this rank's own. Losses that are means over images need no more; what depends on the
-    whole batch otherwise (a square of its mean, a budget that images share) asks `methods.ranks` for it.
+    Subclasses define `forward(network, images, call) -> Encoding` for the families that the registry lists.
+
+    On several ranks, `images` are those of this rank. Losses that are means over images need no further care. Whatever
+    else depends on the whole batch, such as the square of a mean or a budget shared by images, must be computed over
+    all ranks with `methods.ranks`.
     """
 
-    inference: tuple[Inference, ...] = ("pruned",)  # how it is evaluated, its own way first; set from the registry
+    inference: tuple[Inference, ...] = ("pruned",)  # evaluation modes, the default one first; set from the registry
     train_execution: ClassVar[Literal["gathered", "masked"]] = "gathered"
-    ramps: ClassVar[bool] = False  # does its keep ratio follow the sparsity schedule?
-    needs_lesions: ClassVar[bool] = False  # must a call say where lesions are?
+    ramps: ClassVar[bool] = False  # whether the keep ratio follows the sparsity schedule
+    needs_lesions: ClassVar[bool] = False  # whether calls must have `lesions`
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         self.geometry = geometry
-        self.core: Core | None = None  # attention backend; None is timm's own fused path
+        self.core: Core | None = None  # attention backend; None for timm's own fused path
 
     @property
     def target(self) -> float | None:
-        """The keep ratio that is used once the ramp is over; None where the strategy has none."""
+        """Keep ratio after the ramp; None for strategies without one."""
         return None
 
     @property
     def adaptive(self) -> bool:
-        """Does the number of tokens depend on what is in an image?"""
+        """Whether the number of kept tokens depends on the image."""
         return False
 
-    def meet_target(self, images: Tensor) -> bool:
-        """Have an untrained strategy keep its target of `images` (N, channels, H, W) on the mean, as a trained one
-        would, so that its cost can be measured; False where only training can say how many tokens it keeps."""
+    @property
+    def stage_shares(self) -> tuple[float, ...]:
+        """Shares of the patches that inference keeps after each stage; empty if training keeps the same shares.
+
+        Those of training are in `Encoding.stats`, as kept_share_1 and so on.
+        """
+        return ()
+
+    def calibrate(self, images: Tensor) -> bool:
+        """Make an untrained strategy keep its target ratio of `images` (N, channels, H, W) on average.
+
+        The cost of a trained strategy can then be measured without training. Returns False if only training determines
+        how many tokens the strategy keeps.
+        """
         return not self.adaptive
 
     def forward(self, network: Any, images: Tensor, call: Call) -> Encoding:
-        """All tokens through all blocks: what a strategy does where it does nothing."""
+        """Compute all tokens in all blocks, the behaviour of an inactive strategy."""
         if not isinstance(network, VisionTransformer):
             return Encoding(dense_features(network, images))
         x = embed(network, images)
@@ -156,9 +185,10 @@ class Strategy(nn.Module):
 
 
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Tokens before block 0, (B, prefix + patches, C): the first four lines of timm's `forward_features`.
+    """Return the tokens before block 0, (B, prefix + patches, C), as timm's `forward_features` computes them.
 
-    Contiguous: a convolution's channels come first in memory, and without a prefix token all blocks would inherit that.
+    They are contiguous. A convolution puts channels first in memory, and without a prefix token all blocks would keep
+    that layout.
     """
     x = vit.patch_embed(images)
     x = vit._pos_embed(x)
@@ -168,9 +198,9 @@ def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
 
 
 def pool(x: Tensor, prefix: int, weight: Tensor | None = None) -> Tensor:
-    """Mean of the patch tokens that are left, (B, prefix + n, C) -> (B, C): the one pooling of all methods.
+    """Average the remaining patch tokens, (B, prefix + n, C) -> (B, C). All methods share this pooling.
 
-    `weight` (B, n) says how much each counts: 0 for padding and hidden tokens.
+    `weight` (B, n) are the weights of the tokens, 0 for padding and hidden tokens.
     """
     patches = x[:, prefix:]
     if weight is None:
@@ -180,37 +210,39 @@ def pool(x: Tensor, prefix: int, weight: Tensor | None = None) -> Tensor:
 
 
 def gather(x: Tensor, index: Tensor, prefix: int) -> Tensor:
-    """Prefix tokens and the patch tokens `index` (B, k): (B, prefix + patches, C) -> (B, prefix + k, C)."""
+    """Copy the prefix tokens and the patch tokens `index` (B, k): (B, prefix + patches, C) -> (B, prefix + k, C)."""
     return take(x, index if prefix == 0 else with_prefix(index, prefix))
 
 
 def with_prefix(index: Tensor, prefix: int) -> Tensor:
-    """Indices (B, k) of patch tokens -> indices (B, prefix + k) of all tokens, the prefix tokens first."""
+    """Convert indices (B, k) of patch tokens to indices (B, prefix + k) of all tokens, prefix tokens first."""
     front = torch.arange(prefix, device=index.device).expand(index.shape[0], -1)
     return torch.cat([front, index + prefix], 1)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
-    """The tokens `index` (B, k) of x (B, N, C), contiguous: whole rows are copied, several times faster on a CPU than
-    element by element, above all in the backward pass."""
+    """Copy the tokens `index` (B, k) of x (B, N, C) into a contiguous tensor (B, k, C).
+
+    Whole rows are copied, which on a CPU is several times faster than `gather`, above all in the backward pass.
+    """
     b, n, c = x.shape
-    first = torch.arange(0, b * n, n, device=x.device)[:, None]  # row of every image's first token
+    first = torch.arange(0, b * n, n, device=x.device)[:, None]  # row of the first token of each image
     return x.reshape(b * n, c).index_select(0, (index + first).flatten()).view(b, index.shape[1], c)
 
 
 def stages(geometry: Geometry, strategy: str) -> tuple[int, int, int]:
-    """The blocks at 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12), at which tokens are pruned in three stages.
+    """Return the blocks at 1/4, 1/2 and 3/4 of the depth (3, 6, 9 of 12), which prune tokens in three stages.
 
-    Raises ValueError for encoders of fewer than four blocks.
+    Raises ValueError for encoders with fewer than four blocks.
     """
     if geometry.depth < 4:
         raise ValueError(
-            f"{strategy} prunes in 3 stages and needs an encoder of at least 4 blocks; this one has {geometry.depth}."
+            f"{strategy} prunes in 3 stages and needs an encoder with at least 4 blocks; this one has {geometry.depth}."
         )
     return geometry.depth // 4, geometry.depth // 2, 3 * geometry.depth // 4
 
 
 def as_mask(index: Tensor, patches: int, valid: Tensor | None = None) -> Tensor:
-    """Indices (B, k), of which those with `valid` (B, k) count, as a boolean mask (B, patches)."""
+    """Convert indices (B, k) to a boolean mask (B, patches); indices where `valid` (B, k) is False are ignored."""
     mask = torch.zeros(index.shape[0], patches, dtype=torch.bool, device=index.device)
     return mask.scatter(1, index, True if valid is None else valid)

@@ -1,12 +1,17 @@
-"""Controls that keep patches without looking at the image: what a selection has to beat.
+"""Controls that select patches without regard to the content of the image; a learned selection has to beat them.
 
-`fixed`: one random mask for all images, drawn by the seed, in training and at inference. `centre`: the patches
-nearest the image's centre. `random`: a fresh subset for every image and step; at inference a subset that depends on
-the image's pixels alone, or all tokens. `patchdropout` (Liu et al., WACV 2023, arXiv 2208.07220): fresh subsets in
-training, all tokens at inference; there on a supervised task, here on a contrastive one.
+`fixed`: one random mask for all images, drawn from the seed, in training and at inference. `centre`: the patches
+nearest to the image centre. `random`: a new subset for every image and step; at inference a subset that depends only on
+the pixels of the image, or all tokens. `patchdropout` (Liu et al., WACV 2023, arXiv 2208.07220): new subsets in
+training, all tokens at inference.
 
-At `equal_macs` (the default) they keep as many tokens as leave their MACs equal to SparseContrast's with its
-predictor at the keep ratio asked for: some 0.53 against 0.5 at ViT-S/16 scale.
+Departures of `patchdropout`. The paper trains on supervised tasks, here the task is contrastive. Its code keeps
+int(patches x keep) patches, here the number is rounded half up, as for all strategies with a keep ratio
+(`kept_tokens`). There, one keep ratio holds throughout training (or a random one is drawn at every step); here, it
+falls from 1 along the schedule that all these strategies share: `train.ramp=0` keeps it constant.
+
+With `equal_macs` (the default) they keep more tokens than requested, so that their MACs equal those of SparseContrast
+with its predictor at the requested keep ratio: about 0.53 instead of 0.5 at ViT-S/16 scale.
 """
 
 from __future__ import annotations
@@ -24,16 +29,16 @@ from methods.strategies.strategy import Call, Geometry
 
 
 def equal_macs_keep(geometry: Geometry, keep: float, predictor: float) -> float:
-    """The keep ratio at which an encoder without a predictor costs what it costs with one at `keep`.
+    """Return the keep ratio, at most 1, at which an encoder takes as many MACs as one with a predictor takes at `keep`.
 
-    `predictor` in MACs per image; at most 1.
+    `predictor` are the MACs of the predictor per image.
     """
     budget = geometry.macs(kept_tokens(geometry.patches, keep)) + predictor
     return min(1.0, geometry.kept_at(budget) / geometry.patches)
 
 
 class Subset(Selection):
-    """Keeps the patches with the highest `scores(images, call)` (B, patches)."""
+    """Selection of the patches with the highest scores; subclasses define `scores`."""
 
     def __init__(
         self, geometry: Geometry, keep: float = 0.5, equal_macs: bool = True, execution: str = "gathered", seed: int = 0
@@ -44,7 +49,8 @@ class Subset(Selection):
         self.seed = seed
 
     def scores(self, images: Tensor, call: Call) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not score patches")
+        """Return one score per patch, (B, patches)."""
+        raise TypeError(f"{type(self).__name__} does not define `scores`")
 
     def choose(self, images: Tensor, call: Call) -> Choice | None:
         k = self.count(call)
@@ -52,7 +58,7 @@ class Subset(Selection):
 
 
 class Fixed(Subset):
-    """One mask for all images. While the schedule ramps, masks are nested: a patch once dropped stays dropped."""
+    """One random mask for all images. During the ramp masks are nested: a patch that was dropped stays dropped."""
 
     def scores(self, images: Tensor, call: Call) -> Tensor:
         key = keyed_generator("fixed mask", self.seed)
@@ -61,7 +67,7 @@ class Fixed(Subset):
 
 
 class Centre(Subset):
-    """The patches whose centres are nearest the image's centre (of equals the first in reading order)."""
+    """The patches whose centres are nearest to the image centre; ties go to the first in reading order."""
 
     def scores(self, images: Tensor, call: Call) -> Tensor:
         place = torch.arange(self.geometry.grid, device=images.device) - (self.geometry.grid - 1) / 2
@@ -70,7 +76,7 @@ class Centre(Subset):
 
 
 class Random(Subset):
-    """A fresh uniform subset of exactly k; at inference by the image's own pixels, whatever stands beside it."""
+    """A new uniformly random subset of exactly k patches; at inference it depends only on the pixels of the image."""
 
     def scores(self, images: Tensor, call: Call) -> Tensor:
         patches = self.geometry.patches

@@ -1,18 +1,18 @@
-"""TokenLearner (Ryoo et al., NeurIPS 2021, arXiv 2106.11297): a few learnt tokens in the patches' place.
+"""TokenLearner (Ryoo et al., NeurIPS 2021, arXiv 2106.11297): replaces the patch tokens with a few learned tokens.
 
-v1.1, the one of the published ViT configurations: each token is an average of the positions, with weights
-from LN -> MLP (hidden 64) -> softmax over the positions; it averages the tokens themselves, not their LN. v1:
-LN -> three 3x3 convolutions with GELU -> a fourth -> sigmoid, and the weighted sum over space. It is placed
-once, before a block at mid-depth or later. With `fuser` it stands in every block from there on: learn tokens,
-run the block on them, spread them over the positions again (TokenFuser), add what was there before.
+In v1.1, the version of the published ViT configurations, a learned token is an average of the patch tokens, with
+weights from LN -> MLP (hidden 64) -> softmax over the positions. The average is over the tokens before the LN. In v1,
+the weights come from LN -> three 3x3 convolutions with GELU -> a fourth -> sigmoid, and the token is the weighted sum
+over space. Tokens are learned once, before a block at mid-depth or later. With `fuser`, every block from there on
+learns tokens, runs on them, spreads them over the positions again (TokenFuser), and adds the result to its input.
 
-Departures. Pooling is the mean of the learnt tokens (of all patches with the fuser), as for every strategy.
-The published configurations have no class token: where an encoder has prefix tokens, they pass by the learner
-and go through the later blocks beside the learnt tokens. GELU is exact instead of its tanh approximation. No
-dropout.
+Departures. The features are the mean of the learned tokens (with the fuser, of all patches), as for every strategy.
+The published configurations have no class token. Here, prefix tokens bypass the learner and go through the later blocks
+together with the learned tokens. GELU is exact instead of its tanh approximation. The initial weights of v1's
+convolutions are torch's. There is no dropout.
 
-To know when reading its results: the mean of learnt, weighted averages is in effect a learnt attention pooling, which
-other strategies do not have.
+Note for reading results: the mean of learned, weighted averages amounts to a learned attention pooling, which the other
+strategies do not have.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Version = Literal["v1.1", "v1"]
 
 
 class MlpWeights(nn.Module):
-    """v1.1: positions (B, N, C) -> weights (B, S, N), which sum to 1 over the positions."""
+    """Weights of v1.1: maps positions (B, N, C) to weights (B, S, N) that sum to 1 over the positions."""
 
     def __init__(self, dim: int, tokens: int) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class MlpWeights(nn.Module):
 
 
 class ConvWeights(nn.Module):
-    """v1: positions (B, N, C) of a square grid -> weights (B, S, N), each between 0 and 1."""
+    """Weights of v1: maps positions (B, N, C) of a square grid to weights (B, S, N) between 0 and 1."""
 
     def __init__(self, dim: int, tokens: int, grid: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ConvWeights(nn.Module):
 
 
 class TokenFuser(nn.Module):
-    """Spreads S tokens (B, S, C) over the positions (B, N, C) that they were learnt from."""
+    """Spreads S tokens (B, S, C) over the positions (B, N, C) from which they were learned."""
 
     def __init__(self, dim: int, tokens: int) -> None:
         super().__init__()
@@ -84,7 +84,13 @@ class TokenFuser(nn.Module):
 
 
 class TokenLearner(Strategy):
-    """`tokens` learnt before block int(`at` x depth); later blocks see only those (and prefix tokens)."""
+    """TokenLearner strategy: later blocks see only the learned tokens and the prefix tokens.
+
+    tokens: number of learned tokens.
+    at: relative depth; tokens are learned before block int(at x depth).
+    version: "v1.1" or "v1" (see the module).
+    fuser: learn tokens in every later block and spread them over the positions again.
+    """
 
     def __init__(
         self,
@@ -104,6 +110,8 @@ class TokenLearner(Strategy):
         self.fusers = nn.ModuleList(TokenFuser(geometry.dim, tokens) for _ in range(count)) if fuser else None
 
     def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
+        if not call.training and call.inference == "dense":
+            return super().forward(vit, images, call)
         x, prefix = embed(vit, images), self.geometry.prefix
         for block in vit.blocks[: self.before]:
             x = run_block(block, x, self.core)
@@ -119,13 +127,13 @@ class TokenLearner(Strategy):
         return Encoding(pool(vit.norm(x), prefix))
 
     def _learn(self, learner: nn.Module, x: Tensor) -> Tensor:
-        """Prefix tokens and the learnt ones: (B, prefix + patches, C) -> (B, prefix + S, C)."""
+        """Replace the patch tokens with learned ones: (B, prefix + patches, C) -> (B, prefix + S, C)."""
         patches = x[:, self.geometry.prefix :]
         return torch.cat([x[:, : self.geometry.prefix], learner(patches) @ patches], 1)
 
 
 def _mlp(dim: int, out: int) -> nn.Sequential:
-    """Two linear layers with GELU between, Xavier weights as published."""
+    """Build two linear layers with GELU between them and Xavier initialisation, as published."""
     layers = nn.Sequential(nn.Linear(dim, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, out))
     for layer in layers:
         if isinstance(layer, nn.Linear):

@@ -1,13 +1,13 @@
-"""Top-K: the tokens that the class token attends to most stay (Haurum et al., ICCV-W 2023, arXiv 2308.04657).
+"""Top-K (Haurum et al., ICCV-W 2023, arXiv 2308.04657): keeps the tokens to which the class token attends most.
 
-Their simplest baseline, which follows EViT without its fused token. Between attention and MLP of the blocks at 1/4, 1/2
-and 3/4 of the depth (3, 6, 9 of 12) the int(patches x rho^stage) tokens with most attention of the class token, mean
-over the heads, stay; the rest is dropped, in training as at inference. Prefix tokens always stay. The choice has no
-gradient.
+It is the simplest baseline of that paper, EViT without the fused token. Tokens are dropped in the blocks at 1/4, 1/2
+and 3/4 of the depth (3, 6, 9 of 12), between attention and MLP, in training and at inference. Each stage keeps the
+int(patches x rho^stage) tokens that receive most attention from the class token, averaged over the heads. Prefix tokens
+always stay. The choice has no gradient.
 
-Departures. Pooling is the mean of the kept patch tokens, where the paper reads the class token: so the class token is
-trained through the attention alone. Encoders without one rank by the mean attention over all queries
-(`methods/strategies/attended.py`).
+Departures. The features are the mean of the kept patch tokens; the paper uses the class token. The class token is
+therefore trained only through the attention. Encoders without a class token rank tokens by the mean attention over all
+queries (`methods/strategies/attended.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_m
 
 
 class TopK(Strategy):
-    """`rho`: share of the tokens that each stage keeps. Raises ValueError for encoders of fewer than four blocks."""
+    """Top-K with the share `rho` of tokens that each stage keeps. Raises ValueError for fewer than four blocks."""
 
     def __init__(self, geometry: Geometry, rho: float = 0.7) -> None:
         super().__init__(geometry)
@@ -36,14 +36,14 @@ class TopK(Strategy):
         return self.rho
 
     def kept_after(self, stage: int) -> int:
-        """Patch tokens that are left after `stage` (0-based)."""
+        """Return how many patch tokens remain after `stage` (counted from 0)."""
         return max(1, int(self.geometry.patches * self.rho ** (stage + 1) + 1e-9))
 
     def forward(self, vit: VisionTransformer, images: Tensor, call: Call) -> Encoding:
         if not call.training and call.inference == "dense":
             return super().forward(vit, images, call)
         x, prefix = embed(vit, images), self.geometry.prefix
-        index = torch.arange(self.geometry.patches, device=x.device).expand(x.shape[0], -1)  # of the patches left
+        index = torch.arange(self.geometry.patches, device=x.device).expand(x.shape[0], -1)  # of the remaining patches
         for i, block in enumerate(vit.blocks):
             keep = self.kept_after(self.within.index(i)) if i in self.within else index.shape[1]
             if keep == index.shape[1]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.measure.table import measure
+from bench.measure.table import Measurement, measure
 from bench.records.record import Record
 from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
 from methods.names import parse_methods
@@ -51,7 +51,7 @@ def test_a_grid_on_a_convnext(world: small.World) -> None:
 def test_what_a_cnn_costs_is_measured(encoder: str) -> None:
     methods = parse_methods("dense,sparsecontrast" if encoder == CONVNEXT else "moco/dense")
     spec = EncoderSpec(name=encoder, image_size=32)
-    table = measure(methods, spec, TrainSpec(), MeasureSpec(rounds=1, batch=4), threads=1)
+    table = measure(Measurement(methods, spec, TrainSpec(), MeasureSpec(rounds=1, batch=4), threads=1))
     assert [row.method for row in table.rows][-1] == "simclr/dense#2"
     assert all(row.infer_ms > 0 and row.train_ms > 0 for row in table.rows)
     dense, other = table.rows[0], table.rows[1]

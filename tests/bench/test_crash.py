@@ -144,7 +144,8 @@ def test_a_failing_disk_fails_the_run_by_name_and_the_next_command_goes_on(
 
 
 def _note(sweep: Sweep, log: Path, start: float) -> None:
-    def stand_in(run: Any, *args: Any, **options: Any) -> Record:
+    def stand_in(experiment: Any) -> Record:
+        run = experiment.spec
         with open(log, "ab", buffering=0) as file:
             file.write(f"{run.run_id}\n".encode())
         time.sleep(0.02)
@@ -165,7 +166,7 @@ def test_commands_on_the_same_folder_share_the_grid(tmp_path: Path, cache: Path)
     sweep = Sweep(tuple(grid.runs()), grid.evaluation, grid.finetune, tmp_path / "results", cache, 1)
     log, start = tmp_path / "log", time.time() + 0.5
     context = multiprocessing.get_context("fork")
-    crowd = [context.Process(target=_note, args=(replace(sweep, grid=str(i)), log, start)) for i in range(4)]
+    crowd = [context.Process(target=_note, args=(replace(sweep, command_id=str(i)), log, start)) for i in range(4)]
     for process in crowd:
         process.start()
     for process in crowd:

@@ -316,7 +316,7 @@ def test_a_training_that_went_on_under_other_conditions_says_so(setup: Setup, mo
     assert record.time.resumed == 1
     assert record.environment["also_trained_under"] == [{**here, "machine": "Another"}]
     assert changes(record.environment, here) == [
-        f"machine: Another recorded, {here['machine']} found (of a part of the training)"
+        f"machine: Another recorded, {here['machine']} found (for a part of the training)"
     ]
 
 

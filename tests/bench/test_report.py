@@ -78,6 +78,24 @@ def test_the_page_begins_with_the_finding_and_is_whole(written):
     assert "nan" not in page.lower().replace("finance", "")
 
 
+def test_intervals_over_test_patients_alone_are_named_so_wherever_they_are_shown(written):
+    """One group has two seeds, the other one: in every note, caption and sentence beside an interval."""
+    summary, reports = written
+    page = (reports / "report.md").read_text()
+    alone = "95 % intervals: test patients alone (t); seeds, fewer than 3, are taken as they are"
+    notes = [
+        one for one in page.split("\n\n") if "Mean ± standard deviation over seeds \\[95" in one or "Paired:" in one
+    ]
+    notes += [one for one in page.split("\n\n") if one.startswith(("Label efficiency", "Macro AUROC at"))]
+    assert len(notes) >= 12
+    assert all(alone in one for one in notes)
+    sentences = [one for group in summary.groups for one in group.finding if "macro AUROC" in one]
+    assert len(sentences) >= 4
+    assert all("interval over test patients alone" in one for one in sentences)
+    assert "no front is drawn of fewer than 5 seeds" in page
+    assert "no method beyond it is both cheaper and better" not in page
+
+
 def test_every_figure_named_is_there_and_not_blank(written):
     _, reports = written
     named = set(re.findall(r"\(figures/(.*?)\.png\)", (reports / "report.md").read_text()))
@@ -133,7 +151,7 @@ def test_the_latex_compiles_in_a_minimal_document(written, tmp_path, packages):
 
 
 def test_the_command_prints_the_table_and_the_finding(tmp_path, synthetic):
-    world = synthetic.World(patients=40, seeds=(0,), probes=("linear",), fractions={10.0: 1.0}, preset="smoke")
+    world = synthetic.World(patients=90, seeds=(0,), probes=("linear",), fractions={10.0: 1.0}, preset="smoke")
     synthetic.write_results(tmp_path / "results", world, [synthetic.Method("simclr/dense", 0.8)], cost=False)
     done = CliRunner().invoke(app, ["--results", str(tmp_path / "results"), "--reports", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
@@ -141,7 +159,7 @@ def test_the_command_prints_the_table_and_the_finding(tmp_path, synthetic):
     assert "no evidence about any method" in done.output
     assert str(tmp_path / "out" / "report.md") in done.output.replace("\n", "")
     page = (tmp_path / "out" / "report.md").read_text()
-    assert "nothing is said about speed" in page
+    assert "says nothing about speed" in page
     assert (tmp_path / "out" / "cost.csv").read_text().startswith("method,encoder")
 
 

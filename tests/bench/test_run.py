@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.analysis.page import write_report
 from bench.launch.leases import Leases
+from bench.measure.table import Measurement
 from bench.records.record import CostTable, Evaluation, Record
 from bench.training.failures import TrainingFailed
 from tests.bench import small
@@ -290,7 +292,6 @@ def test_ctrl_c_while_planning(world: small.World, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failing_run_is_named_and_the_others_are_reported(world: small.World, light, monkeypatch) -> None:
-    from bench.analysis.page import write_report
     from bench.training.pretrain import pretrain
 
     def fails(spec, *args: Any) -> Any:
@@ -382,7 +383,7 @@ def test_a_worker_that_dies_is_named(world: small.World, light: None, monkeypatc
     monkeypatch.setattr("bench.launch.launch.work", dies)
     result = world.run("--methods", "dense")
     assert result.exit_code == 1
-    assert "Failed: a worker ended before its time: the process was killed" in result.stderr
+    assert "Failed: a worker exited unexpectedly: the process was killed" in result.stderr
     assert ": not finished" in result.stderr
     (folder,) = (line.split(": ")[1] for line in result.stderr.splitlines() if line.endswith(": not finished"))
     with Leases(world.results).hold(folder):
@@ -432,8 +433,9 @@ def test_a_provisional_report_after_the_first_seed(world: small.World, light: No
 def test_cost_is_measured_once_and_before_anything_runs(world: small.World, light: None, monkeypatch) -> None:
     measured: list[tuple[list[str], int, int]] = []
 
-    def measure(methods, encoder, train, spec, threads) -> CostTable:
-        measured.append(([method.name for method in methods], threads, len(list(world.results.glob("*/record.json")))))
+    def measure(what: Measurement) -> CostTable:
+        done = len(list(world.results.glob("*/record.json")))
+        measured.append(([method.name for method in what.methods], what.threads, done))
         return CostTable(rows=(), environment={}, started="", finished="")
 
     monkeypatch.setattr("bench.measure.table.measure", measure)

@@ -1,4 +1,4 @@
-"""`bench.verify` as a user gives it: what holds, what a run made anew finds, and what is the user's to mend."""
+"""`bench.verify` as a user calls it: what holds, what a rerun finds, and what the user has to fix."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from bench.evaluation.evaluate import EvaluationRequest, ScoredDraw, summarise
 from bench.records.store import Store
 from bench.specs.frozen import file_sha256
-from bench.specs.run_spec import EvaluationKey
+from bench.specs.run_spec import SCIENCE_VERSION
 from bench.verification.files import read as read_source
 from bench.verification.predictions import read
 from bench.verification.reconstruct import how, objective_of, run_data_of
-from bench.verification.stages import look
+from bench.verification.stages import check_files
 from tests.bench import small
-from tests.bench.verification.tampering import Verified, edit, edit_history
+from tests.bench.verification.tampering import Verified, edit, edit_history, edit_predictions
 
 NAME = "linear-100-pruned"
 ACCURACY = f"{NAME} from its predictions"
@@ -38,22 +38,22 @@ def test_a_record_that_nobody_touched_holds_and_is_left_as_it_is(folder: Path, c
     new = {what: verdict for what, verdict in whole.verdicts.items() if what not in quick.verdicts}
     assert new.pop("speed-ups") == "can't be compared"
     assert set(new) == {
-        "weights, trained anew",
-        "loss, learning, MACs, memory made anew",
-        "linear-50-pruned made anew",
-        "linear-100-pruned made anew",
+        "weights of the rerun",
+        "loss, learning, MACs and memory of the rerun",
+        "linear-50-pruned of the rerun",
+        "linear-100-pruned of the rerun",
     }
     assert set(new.values()) == {"holds"}
     assert "1 record(s): 15 checks hold, 0 do not, 1 can't be compared." in whole.said
     assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
 
 
-def test_whoever_forges_all_that_is_on_disk_is_found_by_the_run_made_anew(folder: Path, cache: Path) -> None:
+def test_whoever_forges_all_that_is_on_disk_is_found_by_the_rerun(folder: Path, cache: Path) -> None:
     source, _ = read_source(folder)
     assert source is not None
-    looked = look(folder, None, cache)
-    assert looked.spec is not None
-    run_data, one = run_data_of(looked.spec, cache), source.evaluations[NAME]
+    checked = check_files(folder, None, cache)
+    assert checked.spec is not None
+    run_data, one = run_data_of(checked.spec, cache), source.evaluations[NAME]
     arrays = read(source.predictions(NAME))
     arrays["scores"] = (arrays["scores"] + 0.2 * np.nan_to_num(arrays["labels"])).astype(np.float32)
     forged(folder, run_data, one, arrays)
@@ -63,14 +63,14 @@ def test_whoever_forges_all_that_is_on_disk_is_found_by_the_run_made_anew(folder
     assert quick.code == 0, quick.output
     whole = Verified(folder, "--cache", cache)
     assert whole.code == 1
-    assert whole.failing == {"linear-100-pruned made anew", "loss, learning, MACs, memory made anew"}
-    assert whole.verdicts["weights, trained anew"] == "holds"
+    assert whole.failing == {"linear-100-pruned of the rerun", "loss, learning, MACs and memory of the rerun"}
+    assert whole.verdicts["weights of the rerun"] == "holds"
     assert "learning.rankme: 99 recorded" in whole.said
 
 
 def summarised(run_data: Any, one: Any, scores: Any) -> Any:
     """An evaluation like this one that follows from other scores."""
-    request = EvaluationRequest(one.run_id, EvaluationKey(one.probe, one.labels, one.inference), *how(one))
+    request = EvaluationRequest(one.run_id, one.key, *how(one))
     subsets = run_data.draws(one.labels, len(one.draws))
     draws = [ScoredDraw(i, s, draw.chosen) for i, s, draw in zip(subsets, scores, one.draws, strict=True)]
     return summarise(request, draws, run_data)
@@ -86,7 +86,7 @@ def forged(folder: Path, run_data: Any, one: Any, arrays: dict[str, Any]) -> Non
 def test_other_weights_are_found_where_they_must_be_equal_and_accuracy_decides_elsewhere(
     folder: Path, cache: Path
 ) -> None:
-    spec = look(folder, None, cache).spec
+    spec = check_files(folder, None, cache).spec
     assert spec is not None
     checkpoint = folder / "checkpoint.safetensors"
     fresh = objective_of(spec, None).encoder.state_dict()
@@ -96,12 +96,12 @@ def test_other_weights_are_found_where_they_must_be_equal_and_accuracy_decides_e
     here = Verified(folder, "--cache", cache)
     assert here.code == 1
     accuracy = {"linear-50-pruned from the checkpoint", "linear-100-pruned from the checkpoint"}
-    assert here.failing == {"weights, trained anew", *accuracy}
+    assert here.failing == {"weights of the rerun", *accuracy}
     edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"), forge=True)
     there = Verified(folder, "--cache", cache)
-    assert there.verdicts["weights, trained anew"] == "can't be compared"
+    assert there.verdicts["weights of the rerun"] == "can't be compared"
     assert "machine: a Z80, 1 cores recorded" in there.said
-    assert there.verdicts["linear-100-pruned made anew"] == "holds"
+    assert there.verdicts["linear-100-pruned of the rerun"] == "holds"
     assert "each in the other's interval" in there.said
     assert (there.code, there.failing) == (1, accuracy)
 
@@ -116,11 +116,20 @@ def test_on_another_machine_the_checkpoint_must_have_the_recorded_accuracy(folde
     assert Verified(folder, "--cache", cache).verdicts["accuracy from the checkpoint"] == "can't be compared"
 
 
+def test_a_record_from_before_validation_patients_were_scored_holds(folder: Path, cache: Path) -> None:
+    for path in (folder / "evaluations").glob("*.json"):
+        edit(path, lambda one: one.pop("validation"), forge=True)
+        edit_predictions(folder, path.stem, lambda a: [a.pop(n) for n in list(a) if n.startswith("validation_")])
+    found = Verified(folder, "--cache", cache)
+    assert found.code == 0, found.output
+    assert found.verdicts[f"{NAME} from its predictions"] == found.verdicts[f"{NAME} of the rerun"] == "holds"
+
+
 @pytest.mark.parametrize(
     ("conditions", "verdict", "why"),
     [
         ({"machine": "a Z80, 1 cores"}, "holds", "(evaluated elsewhere: machine: a Z80, 1 cores recorded, "),
-        ({}, "does not hold", "scores of the predictions are others"),
+        ({}, "does not hold", "the scores of the predictions differ"),
     ],
 )
 def test_an_evaluation_made_elsewhere_is_the_same_but_for_rounding(
@@ -129,14 +138,14 @@ def test_an_evaluation_made_elsewhere_is_the_same_but_for_rounding(
     """Fractions and probes may be asked for on a later day and another machine than the one that trained."""
     source, _ = read_source(folder)
     assert source is not None
-    spec, one = look(folder, None, cache).spec, source.evaluations[NAME]
+    spec, one = check_files(folder, None, cache).spec, source.evaluations[NAME]
     assert spec is not None and one.conditions["machine"]
     arrays = read(source.predictions(NAME))
     scores = arrays["scores"] * np.float32(1 + 1e-4)
     rounded(folder, run_data_of(spec, cache), one, scores, conditions)
     verified = Verified(folder, "--cache", cache)
-    assert verified.verdicts["weights, trained anew"] == verified.verdicts[ACCURACY] == "holds"
-    assert verified.verdicts[f"{NAME} made anew"] == verdict
+    assert verified.verdicts["weights of the rerun"] == verified.verdicts[ACCURACY] == "holds"
+    assert verified.verdicts[f"{NAME} of the rerun"] == verdict
     assert why in verified.said
     assert verified.code == (verdict != "holds")
 
@@ -152,10 +161,11 @@ def test_an_evaluation_that_its_own_spec_does_not_ask_for(folder: Path, cache: P
     for path in (folder / EVALUATION, folder / "predictions" / f"{NAME}.npz"):
         path.rename(path.with_name(path.name.replace("linear", "knn")))
     edit(folder / "evaluations" / "knn-100-pruned.json", lambda one: one.update(probe="knn"), forge=True)
-    edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"), forge=True)
+    edit(folder / "record.json", lambda r: r["environment"].update(machine="a Z80, 1 cores"))
     verified = Verified(folder, "--cache", cache)
     assert verified.code == 1
-    assert verified.verdicts["knn-100-pruned made anew"] == "does not hold"
+    assert verified.verdicts["record.json"] == "does not hold"
+    assert verified.verdicts["knn-100-pruned of the rerun"] == "does not hold"
     assert verified.verdicts["linear-50-pruned from the checkpoint"] == "holds"
     assert "a run of this spec has no such evaluation" in verified.said
 
@@ -185,10 +195,10 @@ def test_failed_unreadable_and_foreign_records_beside_a_good_one(folder: Path, c
     verified = Verified(results, "--quick", "--cache", cache)
     assert verified.code == 1
     assert "5 record(s): " in verified.said
-    assert "it failed, and left nothing to compare: out of memory" in verified.said
-    assert "can't be read: " in verified.said
-    assert "schema 9; this code reads 1" in verified.said
-    assert "made by science version 0; this one has science version 1" in verified.said
+    assert "it failed, so there is nothing to compare: out of memory" in verified.said
+    assert "can't be read as a record (" in verified.said
+    assert "has schema 9, and this code reads 1" in verified.said
+    assert f"it was made by science version 0, and this code has science version {SCIENCE_VERSION}" in verified.said
     shutil.rmtree(results / "broken")
     assert Verified(results, "--quick", "--cache", cache).code == 0
 
@@ -235,7 +245,7 @@ def test_files_and_plugins_that_a_record_needs(world: small.World, registries: N
 
     without = Verified(folder, "--quick", "--cache", world.cache)
     assert without.code == 2
-    assert "was made with a plug-in of the hash" in without.stderr
+    assert "was made with a plug-in with hash" in without.stderr
     assert "--plugin FILE.py" in without.stderr
 
     moved = data.rename(world.folder / "moved")
@@ -244,7 +254,7 @@ def test_files_and_plugins_that_a_record_needs(world: small.World, registries: N
     assert str(data) in lost.stderr
     found = Verified(folder, "--cache", world.cache, "--plugin", plugin, "--data-root", moved)
     assert found.code == 0, found.output
-    assert found.verdicts["weights, trained anew"] == found.verdicts["data"] == found.verdicts["MACs"] == "holds"
+    assert found.verdicts["weights of the rerun"] == found.verdicts["data"] == found.verdicts["MACs"] == "holds"
 
     _load.cache_clear()  # a process reads data once; a user's next command is another one
     (moved / "images" / "1.png").write_bytes((moved / "images" / "0.png").read_bytes())
@@ -277,7 +287,7 @@ def test_a_run_that_fails_this_time(folder: Path, cache: Path, monkeypatch: pyte
 
     monkeypatch.setattr("bench.experiment.pretrain", fails)
     failed = Verified(folder, "--cache", cache)
-    assert (failed.code, failed.failing) == (1, {"run made anew"})
+    assert (failed.code, failed.failing) == (1, {"rerun"})
     assert "out of memory at batch 16" in failed.said
 
 

@@ -1,4 +1,4 @@
-"""Folders of images, made small here in every format, and what is said when one is wrong."""
+"""Folders of small images in every format, and the messages for invalid ones."""
 
 import os
 import struct
@@ -15,13 +15,13 @@ from datasets.dataset import Dataset
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth random picture, uint8."""
+    """Make a smooth random picture, uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4)).astype(np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def write(root: Path, manifest: str, images: dict[str, np.ndarray | bytes] | None = None, masks: str = "") -> Path:
-    """A folder; by default every image that the manifest names is a small picture."""
+    """Write a folder; by default every image that the manifest lists is a small picture."""
     root.mkdir(parents=True, exist_ok=True)
     lines = manifest.strip().splitlines()
     (root / "manifest.csv").write_text("\n".join(lines) + "\n")
@@ -43,7 +43,7 @@ def load(root: Path, size: int = 16, cache: Path | None = None, **options) -> Da
 
 
 def one(root: Path, image: np.ndarray | bytes, size: int, name: str = "a.png", **options) -> np.ndarray:
-    """The image as it is loaded."""
+    """Return the image as it is loaded."""
     write(root, f"path,patient_id,A\n{name},p,1", {name: image})
     return np.asarray(load(root, size, **options).images[0])
 
@@ -110,7 +110,7 @@ def test_text_is_never_taken_for_something_else(tmp_path):
 
 
 def png16(levels: np.ndarray) -> bytes:
-    """A 16-bit gray PNG, written from the format's definition (ISO/IEC 15948)."""
+    """Write a 16-bit gray PNG by the definition of the format (ISO/IEC 15948)."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -126,7 +126,7 @@ def test_an_8_bit_image_of_the_right_size_is_kept_as_it_is(tmp_path):
 
 
 def test_16_bits_are_scaled_by_the_images_own_range(tmp_path):
-    levels = 1000 + 16 * picture(24, 24).astype(np.int64)  # 12 bits somewhere in 16
+    levels = 1000 + 16 * picture(24, 24).astype(np.int64)  # 12 bits within 16
     expected = (levels - levels.min()) / (levels.max() - levels.min()) * 255
     np.testing.assert_allclose(one(tmp_path, png16(levels), 24), expected, atol=0.51)
     assert one(tmp_path / "flat", png16(np.full((9, 9), 4000)), 8).max() == 0
@@ -157,7 +157,7 @@ def test_resizing_is_antialiased_as_torchvisions(tmp_path):
 
 
 def test_the_three_fits(tmp_path):
-    """64 wide, 32 high, three vertical bands; halving is exact, so box and bilinear agree inside."""
+    """The image is 64 wide and 32 high with three vertical bands; halving it is exact, so both filters agree inside."""
     wide = np.zeros((32, 64), dtype=np.uint8)
     wide[:, :16], wide[:, 16:48], wide[:, 48:] = 50, 150, 250
     pad = one(tmp_path / "pad", wide, 32)
@@ -181,7 +181,7 @@ def test_odd_shapes(tmp_path, shape, fit):
 @pytest.mark.parametrize("fit", ["pad", "stretch", "crop"])
 @pytest.mark.parametrize("shape", [(60, 100), (100, 60), (80, 80)])
 def test_a_box_and_its_mask_lie_on_the_bright_spot(tmp_path, shape, fit):
-    """The image is bright inside the lesion alone, so the loaded image says where the mask must be."""
+    """The image is bright only inside the lesion, so the loaded image shows where the mask must be."""
     height, width = shape
     image = np.zeros(shape, dtype=np.uint8)
     image[30:50, 35:60] = 255
@@ -195,7 +195,7 @@ def test_a_box_and_its_mask_lie_on_the_bright_spot(tmp_path, shape, fit):
         mask, bright = data.masks[0], data.images[0]
         assert data.has_mask.tolist() == [[False, True]]
         assert set(np.unique(mask)) == {0, 2}, "bit 1 is label B's"
-        # Pillow's bilinear filter is wider than a pixel: surely inside, surely outside
+        # Pillow's bilinear filter is wider than a pixel: compare only pixels that are clearly inside or outside
         assert (mask[bright > 170] == 2).all() and (mask[bright < 85] == 0).all()
         assert (bright > 170).any()
     assert (height, width) == shape
@@ -279,7 +279,7 @@ def test_the_fingerprint_is_of_the_contents(tmp_path):
     assert load(relabelled).fingerprint != other.fingerprint
 
 
-# What is wrong is said with its place
+# Messages name the place of an error
 
 
 @pytest.mark.parametrize(
@@ -289,14 +289,14 @@ def test_the_fingerprint_is_of_the_contents(tmp_path):
         ("file,patient_id,A\na.png,p,1", "no column 'path'"),
         ("path,patient_id,A\na.png,p,1\nb.png,,0", "row 3: 'patient_id' is blank"),
         ("path,patient_id,A\na.png,p,1\n,q,0", "row 3: 'path' is blank"),
-        ("path,patient_id,A\na.png,p,1\n\na.png,q,0", "row 4: the path 'a.png' is that of row 2"),
-        ("path,patient_id,A\na.png,p,1\n./a.png,q,0", "row 3: .* is that of row 2"),
+        ("path,patient_id,A\na.png,p,1\n\na.png,q,0", "row 4: the path 'a.png' is the same file as in row 2"),
+        ("path,patient_id,A\na.png,p,1\n./a.png,q,0", "row 3: .* is the same file as in row 2"),
         ("path,patient_id,A\n../a.png,p,1", "row 2: the path '../a.png' leads out"),
         ("path,patient_id,A\n/etc/passwd,p,1", "row 2: .* leads out"),
         ("path,patient_id,A\nout.png,p,1", "row 2: the path 'out.png' leads out"),
         ("path,patient_id,site\na.png,p,x", "no finding"),
         ("path,patient_id,A\na.png,p,", "no finding"),
-        ("path,patient_id,A,A\na.png,p,1,1", "column 'A' twice"),
+        ("path,patient_id,A,A\na.png,p,1,1", "two columns 'A'"),
         ("path,patient_id,A", "no rows"),
         ("path,patient_id,A\na.png,p,1,1,1", "CSV"),
         ("path,patient_id,A\na.png,p,1\nb.png,p,1,1", "CSV"),
@@ -367,7 +367,7 @@ def truncated() -> bytes:
 
 
 def bomb() -> bytes:
-    """The header of an image of 30,000 x 30,000 pixels."""
+    """Make the header of an image of 30,000 x 30,000 pixels."""
     small = bytearray(png16(np.zeros((2, 2))))
     small[16:24] = struct.pack(">II", 30_000, 30_000)
     small[29:33] = struct.pack(">I", zlib.crc32(bytes(small[12:29])))

@@ -1,4 +1,4 @@
-"""MedMNIST's files, made small here, and the real one where it is at hand."""
+"""Small files in MedMNIST's format, and the real data set if it is available."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ def write(root: Path, name: str, size: int, findings: int = 1, seed: int = 0, **
 
 @pytest.fixture(autouse=True)
 def no_home(tmp_path, monkeypatch):
-    """Neither the user's own copies nor the network."""
+    """Hide the user's own copies and the network."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
@@ -65,7 +65,7 @@ def test_the_labels_are_the_packages(tmp_path):
     ],
 )
 def test_the_size_that_is_read(tmp_path, present, image_size, size, stored):
-    """Each size is of one grey level, which tells what was read."""
+    """Each size has one grey level, which shows which file was read."""
     for s in present:
         grey = {f"{split}_images": np.full((count, s, s), s, dtype=np.uint8) for split, count in COUNTS.items()}
         write(tmp_path, "pneumoniamnist", s, **grey)
@@ -125,7 +125,7 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
             raise RuntimeError("no network\n   at all")
 
     monkeypatch.setattr(medmnist, "PneumoniaMNIST", Refuse)
-    with pytest.raises(FileNotFoundError, match="pneumoniamnist_128.npz was looked for") as caught:
+    with pytest.raises(FileNotFoundError, match="pneumoniamnist_128.npz does not exist") as caught:
         datasets.load("pneumoniamnist", 100, tmp_path)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.rglob("*.npz")) == [], "what came of it must not be taken for the data"

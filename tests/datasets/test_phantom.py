@@ -1,4 +1,4 @@
-"""The phantom's physics, findings and masks, against computations that share no code with the projector."""
+"""Physics, findings and masks of the phantom, against computations that share no code with the projector."""
 
 from dataclasses import replace
 
@@ -37,7 +37,10 @@ def inside(points, centre, radii, tilt=0.0):
 
 
 def lung_field(points, part):
-    """1/mm above soft tissue at points (..., 3) of a one-image scene: lungs with heart, fluid and nodules."""
+    """Compute the attenuation in excess of soft tissue, in 1/mm, at points (..., 3) of a scene with one image.
+
+    Lungs, heart, fluid and nodules are included.
+    """
     a, x = part.anatomy, part.findings
     b = bodies(a, part.pose.breath, part.pose.heart_zoom, x.heart_ratio)
     field = np.zeros(points.shape[:-1])
@@ -71,7 +74,7 @@ def test_what_a_finding_changes_matches_marching_through_the_body(label, many):
     along = np.arange(-140, 140, step) + step / 2
     for row in chosen:
         one = many.take(np.array([row]))
-        one = replace(one, anatomy=replace(one.anatomy, vessel_size=np.array([1e-6])))  # vessels fade apart
+        one = replace(one, anatomy=replace(one.anatomy, vessel_size=np.array([1e-6])))  # vessels are tested separately
         change = (project(one, size) - project(one, size, without=label))[0]
         rays = rays_of(one.pose, FIELD_MM, size)
         rng = np.random.default_rng(int(row))
@@ -139,7 +142,7 @@ def test_beer_lambert(many):
 
 
 def test_cnr_is_contrast_over_noise():
-    """The same image twice as brightly exposed: contrast as before, noise a factor sqrt(2) less."""
+    """With twice the exposure, contrast stays the same and noise falls by a factor of sqrt(2)."""
     part = scene(3, MANY[:60])
     row = np.flatnonzero(part.findings.present[:, f.NODULE])[:1]
     one = part.take(row)
@@ -150,7 +153,7 @@ def test_cnr_is_contrast_over_noise():
     rng = np.random.default_rng(0)
     mean = (light.primary + light.scattered)[0][mask]
     noise = np.log(rng.poisson(mean, (20000, mask.sum()))).std(0)
-    share = light.primary[0][mask] / mean  # scatter thins the contrast
+    share = light.primary[0][mask] / mean  # scatter lowers the contrast
     assert made.cnr[0, f.NODULE] == pytest.approx((change[0][mask] * share / noise).mean(), rel=0.02)
 
 
@@ -214,7 +217,7 @@ def test_the_side_is_where_the_mask_lies(images):
 
 
 def against_the_ring(image, mask):
-    """Mean grey in the mask less that of the ring about it."""
+    """Return the mean grey level in the mask minus that in the ring around it."""
     near = mask.copy()
     for _ in range(3):
         for axis in (0, 1):
@@ -236,7 +239,7 @@ def against_the_other_side(image, mask):
     ],
 )
 def test_detectability_rises_with_cnr(label, measure, sign):
-    """A local contrast in the pixels of positives, against the same place in images without the finding."""
+    """The local contrast of positives is compared with the same place in images without the finding."""
     shares = tuple(0.75 if i == label else 0.0 for i in range(5))
     found = generate(11, [(i, 0) for i in range(600)], 64, shares)
     normal = np.flatnonzero(found.labels[:, label] == 0)
@@ -303,7 +306,7 @@ def test_image_counts_have_the_mean_that_was_asked_for(mean):
 
 
 def test_pictures_change_only_with_the_version():
-    """Another picture for the same seed is another data set: raise VERSION, then renew these grey levels."""
+    """If images of the same seed change, raise VERSION and update these grey levels."""
     made = generate(0, [(patient, 0) for patient in range(40)], 32)
     grey = made.pixels.reshape(40, 4, 8, 4, 8).mean((0, 2, 4))
     area = [((made.masks >> label) & 1).sum() for label in range(5)]

@@ -1,4 +1,4 @@
-"""Chord lengths against marching along the rays in small steps."""
+"""Chord lengths, against marching along the rays in small steps."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ def rays():
 
 
 def march(rays, image, row, column, inside):
-    """Length in mm of the ray of a pixel within the body whose membership function is ``inside``."""
+    """Return the length in mm of a pixel's ray inside the body with the membership function `inside`."""
     along = np.arange(-120, 120, STEP) + STEP / 2
     u = (column + 0.5 - rays.count / 2) * rays.pitch[image]
     v = (row + 0.5 - rays.count / 2) * rays.pitch[image]
@@ -31,7 +31,7 @@ def in_ellipsoid(points, centre, radii, tilt):
 
 
 def in_tube(points, course, radius):
-    """Within the radius of a piece's axis line, and between the planes that halve the angles at its ends."""
+    """Whether points are within the radius of the axis and between the planes that bisect the angles at the ends."""
     inside = np.zeros(len(points), dtype=bool)
     ways = [(b - a) / np.linalg.norm(b - a) for a, b in pairwise(course)]
     for i, way in enumerate(ways):
@@ -71,7 +71,7 @@ def test_ellipsoid_chords_match_marching(rays):
 def test_interval_arithmetic():
     a = Interval(np.array([0.0, 0, 5]), np.array([4.0, 4, 1]))
     b = Interval(np.array([3.0, 6, 0]), np.array([9.0, 9, 9]))
-    np.testing.assert_array_equal(a.meet(b).length, [1, 0, 0])
+    np.testing.assert_array_equal(a.intersect(b).length, [1, 0, 0])
     np.testing.assert_array_equal(a.length, [4, 4, 0])
     np.testing.assert_array_equal(a.hull(b).length, [9, 9, 9])
     np.testing.assert_array_equal(b.where(np.array([True, False, True])).length, [6, 0, 9])

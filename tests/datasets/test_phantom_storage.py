@@ -1,4 +1,4 @@
-"""Making, keeping and finding again the phantom data set."""
+"""Generating, storing and reloading the phantom."""
 
 import hashlib
 import os

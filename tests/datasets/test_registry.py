@@ -1,4 +1,4 @@
-"""The registry, and our package beside others that have modules of the same name."""
+"""The registry, and the package next to others that have modules of the same name."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Views against torchvision, one image at a time, and the statistics of what is drawn."""
+"""Views against torchvision, one image at a time, and the statistics of the random parameters."""
 
 import math
 from dataclasses import fields, replace
@@ -22,11 +22,11 @@ STILL = dict(
     blur_probability=0.0,
     noise=0.0,
 )
-RAW = dict(mean=0.0, std=1.0)  # grey values as they are, 0 to 1
+RAW = dict(mean=0.0, std=1.0)  # unnormalised grey values, 0 to 1
 
 
 def pictures(batch: int, size: int, seed: int = 0) -> torch.Tensor:
-    """Smooth random pictures, so that two ways of interpolating agree."""
+    """Make smooth random pictures, on which two ways of interpolating agree."""
     coarse = torch.rand((batch, 1, 8, 8), generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
     return (smooth[:, 0].clamp(0, 1) * 255).round().to(torch.uint8)
@@ -61,7 +61,7 @@ def test_each_crop_and_flip_is_torchvisions():
     views = Views(size, **{**STILL, "crop_area": (0.3, 0.8), "crop_aspect": (0.7, 1.4), "flip": 0.5}, **RAW)
     images = pictures(8, size)
     given = draw(views, 8)
-    # crops on whole pixels, which is what torchvision can cut
+    # crops on whole pixels, because torchvision can cut no others
     left = torch.randint(0, 12, (2, 8), generator=torch.Generator().manual_seed(1))
     top, width, height = left.flip(1), 36 + left.flip(0), 48 - left
     parameters = replace(
@@ -78,7 +78,7 @@ def test_each_crop_and_flip_is_torchvisions():
             expected = tv.resized_crop(images[b : b + 1].float() / 255, *box, [size, size], antialias=False)
             if given.flip[v, b]:
                 expected = tv.horizontal_flip(expected)
-            inner = (slice(2, -2), slice(2, -2))  # at its rim torchvision's crop has no neighbours to look at
+            inner = (slice(2, -2), slice(2, -2))  # at the edge of its crop torchvision has no neighbours to interpolate
             torch.testing.assert_close(both[v, b, 0][inner], expected[0][inner], atol=1e-4, rtol=0)
     assert 0 < given.flip.sum() < 16
 
@@ -110,7 +110,7 @@ def test_a_quarter_turn_is_exact():
 
 
 def test_rotation_follows_crop_and_flip():
-    """Against torchvision's three steps one after the other, away from the rim."""
+    """The reference applies torchvision's three steps one after the other; pixels at the edge are ignored."""
     size = 64
     views = Views(size, **STILL, **RAW)
     images = pictures(1, size)
@@ -127,12 +127,12 @@ def test_rotation_follows_crop_and_flip():
     # x from (1 + 0.25 - 0.5) / 2 of the width = 24, y from (1 - 0.125 - 0.75) / 2 of the height = 4
     crop = tv.resized_crop(images.float() / 255, 4, 24, 48, 32, [size, size], antialias=False)
     for v, cut in enumerate((tv.horizontal_flip(crop), crop)):
-        # the turn is of the square view: flip first, then turn
+        # the square view is rotated: flip first, then rotate
         expected = tv.rotate(cut, 20.0, tv.InterpolationMode.BILINEAR)
         inner = (slice(16, -16), slice(16, -16))
         torch.testing.assert_close(both[v, 0, 0][inner], expected[0][inner], atol=0.015, rtol=0)
         wrong = tv.rotate(cut, -20.0, tv.InterpolationMode.BILINEAR)
-        assert (both[v, 0, 0][inner] - wrong[0][inner]).abs().max() > 0.1  # the tolerance can tell
+        assert (both[v, 0, 0][inner] - wrong[0][inner]).abs().max() > 0.1  # the tolerance is tight enough
 
 
 def test_each_intensity_is_torchvisions():
@@ -152,7 +152,7 @@ def test_each_intensity_is_torchvisions():
 def test_each_blur_is_torchvisions(blur):
     views = Views(40, **{**STILL, "blur": blur, "blur_probability": 0.7}, **RAW)
     images = pictures(8, 40)
-    images[:, ::5] = 255  # sharp edges, up to the rim
+    images[:, ::5] = 255  # sharp edges up to the border
     parameters = draw(views, 8)
     both, _ = views.apply(images, parameters)
     taps = 2 * math.ceil(3 * blur[1]) + 1
@@ -197,7 +197,7 @@ def test_parameters_have_the_distributions_asked_for():
         assert test.pvalue > 1e-3, name
     for share in (p.flip.float().mean(), (p.sigma > 0).float().mean()):
         assert abs(float(share) - 0.5) < 5 * 0.5 / math.sqrt(8000)
-    free = (p.width < 1) & (p.height < 1)  # near the whole image an aspect other than 1 does not fit and is cut
+    free = (p.width < 1) & (p.height < 1)  # crops near the whole image that are not square do not fit and are cut
     area, aspect = (p.width * p.height)[free], (p.width / p.height)[free]
     assert area.min() >= 0.45 - 1e-6 and p.width.max() <= 1 and p.height.max() <= 1
     assert aspect.min() >= 0.9 - 1e-5 and aspect.max() <= 1.1 + 1e-5
@@ -212,7 +212,7 @@ def test_no_two_images_or_views_share_parameters():
     p = draw(Views(64, crop_area=(0.45, 0.8), blur_probability=1.0), 256)
     for name in (f.name for f in fields(p) if f.name != "flip"):
         values = getattr(p, name).flatten()
-        assert len(values.unique()) > 0.99 * len(values), name  # equal by chance, at float precision
+        assert len(values.unique()) > 0.99 * len(values), name  # some are equal by chance at float precision
     columns = torch.stack([getattr(p, f.name).flatten().float() for f in fields(p)], dim=1)
     assert len(columns.unique(dim=0)) == 512
     independent = torch.stack([p.angle[0], p.angle[1], p.contrast[0], p.brightness[0], p.noise[0]])
@@ -247,7 +247,7 @@ def test_draws_are_the_generators():
 
 
 def test_masks_follow_the_geometry():
-    """A bright square on black: where the view is bright its mask is set, whatever the geometry."""
+    """The image is a bright square on black: wherever the view is bright the mask must be set, for any geometry."""
     views = Views(
         96,
         **{**STILL, "crop_area": (0.3, 1.0), "crop_aspect": (0.7, 1.4), "rotation": 40.0, "flip": 0.5},

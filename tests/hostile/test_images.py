@@ -48,13 +48,13 @@ PNG, JPEG = encoded(Image.fromarray(RAMP)), encoded(Image.fromarray(RAMP), "JPEG
 FRAMES = [Image.fromarray(RAMP + i) for i in range(3)]
 # id: (the file, what the message says)
 BAD: dict[str, tuple[bytes, str]] = {
-    "nothing in it": (b"", "is damaged, or no PNG or JPEG; replace it or drop its row"),
-    "one byte": (b"\x89", "is damaged, or no PNG or JPEG"),
+    "nothing in it": (b"", "is damaged, or not a PNG or JPEG; replace it or remove its row"),
+    "one byte": (b"\x89", "is damaged, or not a PNG or JPEG"),
     "a PNG cut in half": (PNG[: len(PNG) // 2], "is damaged"),
     "a PNG without its end": (PNG[:40], "is damaged"),
     "a JPEG cut in half": (JPEG[: len(JPEG) // 2], "is damaged"),
     "a PNG with a wrong checksum": (PNG[:-20] + bytes([PNG[-20] ^ 1]) + PNG[-19:], "is damaged"),
-    "a header of 30,000 x 30,000": (png(30_000, 30_000), r"900000000 pixels|too many.*replace it or drop its row"),
+    "a header of 30,000 x 30,000": (png(30_000, 30_000), r"900000000 pixels|too many.*replace it or remove its row"),
     "a header of 9,000 x 9,000": (png(9_000, 9_000), r"9000 x 9000 pixels are too many \(at most 64,000,000\)"),
     "a header of 2 billion x 2 billion": (png(2**31 - 1, 2**31 - 1), "pixels|damaged"),
     "a header of nothing": (png(0, 0), "is damaged"),
@@ -64,17 +64,17 @@ BAD: dict[str, tuple[bytes, str]] = {
         "is damaged",
     ),
     "an animated PNG": (encoded(FRAMES[0], save_all=True, append_images=FRAMES[1:]), "is animated, with 3 frames"),
-    "a GIF": (encoded(Image.fromarray(RAMP), "GIF"), "is damaged, or no PNG or JPEG"),
-    "an animated GIF": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "or no PNG or JPEG"),
-    "a TIFF": (encoded(Image.fromarray(RAMP), "TIFF"), "or no PNG or JPEG"),
-    "a BMP": (encoded(Image.fromarray(RAMP), "BMP"), "or no PNG or JPEG"),
-    "an EPS, which would run a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "or no PNG or JPEG"),
-    "an SVG that reads a file": (b'<svg xmlns="x"><image href="file:///etc/passwd"/></svg>', "or no PNG or JPEG"),
-    "text": (b"This is no image.\n", "or no PNG or JPEG"),
-    "a web page": (b"<!DOCTYPE html><html></html>", "or no PNG or JPEG"),
-    "a DICOM": (bytes(128) + b"DICM" + bytes(200), "or no PNG or JPEG"),
-    "a numpy array": (b"\x93NUMPY\x01\x00" + bytes(100), "or no PNG or JPEG"),
-    "a pickle": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "or no PNG or JPEG"),
+    "a GIF": (encoded(Image.fromarray(RAMP), "GIF"), "is damaged, or not a PNG or JPEG"),
+    "an animated GIF": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "or not a PNG or JPEG"),
+    "a TIFF": (encoded(Image.fromarray(RAMP), "TIFF"), "or not a PNG or JPEG"),
+    "a BMP": (encoded(Image.fromarray(RAMP), "BMP"), "or not a PNG or JPEG"),
+    "an EPS, which would run a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "or not a PNG or JPEG"),
+    "an SVG that reads a file": (b'<svg xmlns="x"><image href="file:///etc/passwd"/></svg>', "or not a PNG or JPEG"),
+    "text": (b"This is no image.\n", "or not a PNG or JPEG"),
+    "a web page": (b"<!DOCTYPE html><html></html>", "or not a PNG or JPEG"),
+    "a DICOM": (bytes(128) + b"DICM" + bytes(200), "or not a PNG or JPEG"),
+    "a numpy array": (b"\x93NUMPY\x01\x00" + bytes(100), "or not a PNG or JPEG"),
+    "a pickle": (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "or not a PNG or JPEG"),
 }
 
 
@@ -101,7 +101,7 @@ def test_larger_than_a_file_may_be(folder: Commands) -> None:
     options = use(folder, b"")
     with (folder.data / "all" / "images" / "7.png").open("r+b") as file:
         file.truncate(IMAGE_BYTES + 1)  # sparse: it takes no room on the disk
-    check(folder.run(*options), r"7.png has 268,435,457 bytes, and at most 268,435,456 are read")
+    check(folder.run(*options), r"7.png has 268,435,457 bytes, but the limit is 268,435,456")
 
 
 def seen(tmp_path: Path, content: bytes) -> np.ndarray:

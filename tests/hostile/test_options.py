@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.grid.plan import _seeds, numbers
+from bench.grid.options import seeds
 from bench.specs.grid_spec import read_change
+from bench.specs.options import numbers
 from methods.names import parse_methods
 from tests.hostile.harness import Commands, check, error_line
 
@@ -26,7 +27,10 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
     "image size below all": (("--image-size", "8"), r"encoder.image_size: .*16 .*given: 8"),
     "image size above all": (("--image-size", "1000000"), r"encoder.image_size: .*4096"),
     "image size negative": (("--image-size", "-32"), r"encoder.image_size: .*16"),
-    "image size that patches do not tile": (("--image-size", "36"), "36 is no multiple of the 8-pixel patches"),
+    "image size that patches do not tile": (
+        ("--image-size", "36"),
+        "36 is not a multiple of the patch size of .*, 8 pixels: use e.g. 32",
+    ),
     "encoder misspelt": (("--encoder", "vit_tiny_patch16_242"), "did you mean vit_tiny_patch16_224"),
     "encoder blank": (("--encoder", ""), "unknown encoder ''"),
     "encoder with a path": (("--encoder", "../../etc/passwd"), "unknown encoder '../../etc/passwd': use a plain ViT"),
@@ -39,16 +43,19 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
     "phantom without end": (("--set", "data.options.patients=1000000000000"), "patients .*give at most 1,000,000"),
     "phantom larger than the disk": (
         ("--image-size", "4096", "--set", "data.options.patients=1000000"),
-        r"GB free, and this one takes .* GB; ask for fewer patients",
+        r"GB free, but the images take .* GB; use fewer patients",
     ),
-    "data root that is not there": (("--data", "folder", "--data-root", "{folder}/no"), "no was looked for and is not"),
-    "data root that is a file": (("--data", "folder", "--data-root", "{folder}/home/thesis.txt"), "is not there; give"),
-    "data root in a circle": (("--data", "folder", "--data-root", "{folder}/circle"), "circle was looked for"),
+    "data root that is not there": (("--data", "folder", "--data-root", "{folder}/no"), "folder .*no does not exist"),
+    "data root that is a file": (
+        ("--data", "folder", "--data-root", "{folder}/home/thesis.txt"),
+        "does not exist; give",
+    ),
+    "data root in a circle": (("--data", "folder", "--data-root", "{folder}/circle"), "circle does not exist"),
     "labels none": (("--labels", " , "), "is no comma list of numbers: write e.g. --labels 1,10,100"),
     "labels nan": (("--labels", "nan"), "is no comma list of numbers"),
     "labels infinite": (("--labels", "1e999"), "is no comma list of numbers"),
     "labels negative": (("--labels", "-10"), "above 0 and up to 100, and -10 is not"),
-    "labels below one patient": (("--labels", "0.01"), ("0.01 % of 36 labelled", "one patient is 2.8 %")),
+    "labels below one patient": (("--labels", "0.01"), ("0.01 % of 36 labelled", "a single patient is 2.8 %")),
     "labels with too many digits": (("--labels", "10.00000001"), "at most six digits, .*write 10"),
     "keep none": (("--keep", "nan"), "is no comma list of numbers: write e.g. --keep 0.5,0.7"),
     "keep negative": (("--methods", "fixed", "--keep", "-0.5"), "keep.0: .*greater than or equal to 0"),
@@ -83,12 +90,15 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
     "workers below none": (("--workers", "-2"), "--workers"),
     "methods misspelt": (("--methods", "sparsecontrst"), "did you mean .*sparsecontrast"),
     "methods of an unknown objective": (("--methods", "byol/dense"), "unknown method 'byol/dense'"),
-    "methods without end": (("--methods", "dense," * 5000), "30,000 characters, and at most 10,000"),
+    "methods without end": (("--methods", "dense," * 5000), "30,000 characters, but the limit is 10,000"),
     "methods with brackets left open": (("--methods", "fixed[keep=0.5"), "can't be read"),
-    "method option infinite": (("--methods", "dynamicvit[ratio_weight=inf]"), "is inf: it lies between 0.0 and any"),
+    "method option infinite": (
+        ("--methods", "dynamicvit[ratio_weight=inf]"),
+        "is inf: it must be finite and at least 0.0",
+    ),
     "method option misspelt": (("--methods", "sparsecontrast[noize=0]"), r"did you mean noise\?"),
-    "method option of 400 digits": (("--methods", "tome[r=" + "9" * 400 + "]"), "lies between 0 and 4096"),
-    "method option of 5000 digits": (("--methods", "tome[r=" + "9" * 5000 + "]"), "it is a whole number"),
+    "method option of 400 digits": (("--methods", "tome[r=" + "9" * 400 + "]"), "must be at least 0 and at most 4096"),
+    "method option of 5000 digits": (("--methods", "tome[r=" + "9" * 5000 + "]"), "it must be a whole number"),
     "method with control characters": (("--methods", "\x1b[31mdense"), r"can't be read|\\x1b"),
     "method of several lines": (("--methods", "den\nse"), "unknown method"),
     "set misspelt": (("--set", "trian.epochs=1"), r"unknown key 'trian': did you mean train\?"),
@@ -140,9 +150,12 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
     "results with a name too long": (("--results", "x" * 5000), "can't be made|File name too long"),
     "reports that hold a page of someone else's": (
         ("--reports", "{folder}/paper"),
-        "report.md is none that bench.report",
+        "report.md was not written by bench.report",
     ),
-    "reports that hold a table of someone else's": (("--reports", "{folder}/tables"), "results.csv is none that bench"),
+    "reports that hold a table of someone else's": (
+        ("--reports", "{folder}/tables"),
+        "results.csv was not written by bench",
+    ),
     "weights that are not there": (("--set", "encoder.weights=nowhere"), "no encoder weights at nowhere"),
 }
 
@@ -190,16 +203,16 @@ def test_what_needs_no_data_is_found_before_they_are_loaded(bench: Commands, mon
 COST: dict[str, tuple[tuple[str, ...], str]] = {
     "methods misspelt": (("--methods", "dens"), "did you mean .*dense"),
     "threads none": (("--threads", "0"), "--threads is 0: it is at least 1"),
-    "keep in words": (("--keep", "half"), "--keep has 'half': it takes numbers"),
+    "keep in words": (("--keep", "half"), "--keep 'half' is no comma list of numbers: write e.g. --keep 0.5,0.7"),
     "keep of nobody": (("--methods", "dense", "--keep", "0.5"), "--keep 0.5 goes to no method"),
-    "image size in words": (("--image-size", "224,big"), "--image-size has 'big'"),
+    "image size in words": (("--image-size", "224,big"), "--image-size '224,big' is no comma list of whole numbers"),
     "image size too large": (("--image-size", "100000"), "image_size: .*4096"),
     "channels of two": (("--channels", "2"), "channels: .*1 or 3"),
     "rounds none": (("--rounds", "0"), "measure.rounds: .*greater than or equal to 1"),
     "batch of one": (("--batch", "1"), "measure.batch: .*greater than or equal to 2"),
     "encoder misspelt": (("--encoder", "vit_smll_patch16_224"), "did you mean vit_small_patch16_224"),
     "preset misspelt": (("--preset", "qiuck"), r"did you mean quick\?"),
-    "reports of someone else": (("--reports", "{folder}/tables"), "cost.csv is none that bench.report made"),
+    "reports of someone else": (("--reports", "{folder}/tables"), "cost.csv was not written by bench.report"),
 }
 
 
@@ -280,7 +293,7 @@ def test_any_text_is_a_list_of_methods_or_a_mistake(text: str) -> None:
 @FUZZ
 @given(text=TEXT | st.text(alphabet="0123456789,.-e ", max_size=20))
 def test_any_text_is_numbers_or_seeds_or_a_mistake(text: str) -> None:
-    for read in (lambda: numbers("--labels", text, "1,10"), lambda: _seeds(text)):
+    for read in (lambda: numbers("--labels", text, "1,10"), lambda: seeds("--seeds", text)):
         try:
             found = read()
         except ValueError:

@@ -56,7 +56,7 @@ def test_in_weights(bench: Commands, bomb: Bomb, how: str, name: str) -> None:
         torch.save({"blocks": bomb}, path, _use_new_zipfile_serialization="old" not in how)
     check(
         bench.run("--set", f"encoder.weights={path}"),
-        (f"weights in .*{name} can't be read", "give a .safetensors file; others, .* are never loaded"),
+        (f"weights in .*{name} can't be read", "give a .safetensors file. Other formats are not loaded"),
     )
 
 
@@ -65,7 +65,7 @@ WEIGHTS: dict[str, tuple[Any, str]] = {
     "cut in half": (b'\x40\0\0\0\0\0\0\0{"a":', "can't be read"),
     "a header without end": (b"\xff" * 8, "can't be read"),
     "text": (b"weights", "can't be read"),
-    "of another network": ({"x": torch.zeros(3)}, "do not fit the encoder: .* missing or unexpected; give those"),
+    "of another network": ({"x": torch.zeros(3)}, "do not fit the encoder: .* missing or unexpected; give weights"),
     "of another shape": ({"patch_embed.layers.0.weight": torch.zeros(1)}, "do not fit the encoder"),
     "none at all": ({}, "do not fit the encoder: .* missing"),
 }

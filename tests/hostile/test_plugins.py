@@ -30,7 +30,7 @@ def defines(what: str) -> str:
 
 
 BAD: dict[str, tuple[str | bytes, str]] = {
-    "nothing in it": ("", "mine.py defines no STRATEGIES and no OBJECTIVES: see 'Your own method' in README.md"),
+    "nothing in it": ("", "mine.py defines neither STRATEGIES nor OBJECTIVES: see 'Your own method' in README.md"),
     "a syntax error": (
         "def f(:\n",
         r"mine.py can't be run: SyntaxError: invalid syntax \(mine.py, line 1\)|SyntaxError",
@@ -40,9 +40,9 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "no Python": (b"\x89PNG\r\n\x1a\n\xff\xfe", "can't be run: SyntaxError|can't be run: ValueError"),
     "NUL bytes": (b"x = 1\0", "can't be run: (ValueError|SyntaxError): source code.*null bytes"),
     "latin-1": ("# é\nx = 'é'\n".encode("latin-1"), "can't be run: SyntaxError"),
-    "larger than a plug-in can be": (b"#" * (2**20 + 1), "mine.py has 1,048,577 bytes, and at most 1,048,576 are read"),
+    "larger than a plug-in can be": (b"#" * (2**20 + 1), "mine.py has 1,048,577 bytes, but the limit is 1,048,576"),
     "imports what is not there": ("import nothing_like_this\n", "can't be run: ModuleNotFoundError: No module named"),
-    "raises": ("raise RuntimeError('by design')\n", "can't be run: RuntimeError: by design; mend it"),
+    "raises": ("raise RuntimeError('by design')\n", "can't be run: RuntimeError: by design; correct it"),
     "raises several lines": (
         "raise RuntimeError('one\\ntwo\\x1b[2J')\n",
         r"can't be run: RuntimeError: one two\\x1b\[2J",
@@ -50,11 +50,11 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "divides by zero": ("1 / 0\n", "can't be run: ZeroDivisionError"),
     "ends Python": ("import sys\nsys.exit(0)\n", "can't be run: SystemExit: 0"),
     "recurses": ("def f(): f()\nf()\n", "can't be run: RecursionError"),
-    "strategies in a list": (defines("STRATEGIES = [Entry(':Mine', 'a', 'b')]"), "STRATEGIES is no dict; write"),
-    "strategies that are a number": ("STRATEGIES = 5\n", "STRATEGIES is no dict; write STRATEGIES = {'name': Entry"),
-    "no Entry": (defines("STRATEGIES = {'mine': Mine}"), "'mine' is no Entry; write Entry"),
-    "a text for an Entry": ("STRATEGIES = {'mine': ':Mine'}\n", "'mine' is no Entry; write Entry"),
-    "no class": (defines("STRATEGIES = {'mine': Entry(':Yours', 'a', 'b')}"), "there is no such class in the file"),
+    "strategies in a list": (defines("STRATEGIES = [Entry(':Mine', 'a', 'b')]"), "STRATEGIES is not a dict; write"),
+    "strategies that are a number": ("STRATEGIES = 5\n", "STRATEGIES is not a dict; write STRATEGIES = {'name': Entry"),
+    "no Entry": (defines("STRATEGIES = {'mine': Mine}"), "'mine' is not an Entry; write Entry"),
+    "a text for an Entry": ("STRATEGIES = {'mine': ':Mine'}\n", "'mine' is not an Entry; write Entry"),
+    "no class": (defines("STRATEGIES = {'mine': Entry(':Yours', 'a', 'b')}"), "the file has no such class"),
     "a function for a class": (defines("def f(): pass\nSTRATEGIES = {'mine': Entry(':f', 'a', 'b')}"), "no such class"),
     "a class of another file": (
         defines("STRATEGIES = {'mine': Entry('os:Mine', 'a', 'b')}"),
@@ -62,36 +62,50 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     ),
     "options in a list": (
         defines("STRATEGIES = {'mine': Entry(':Mine', 'a', 'b', ['keep'])}"),
-        "the options of 'mine' are no dict of Option",
+        "the options of 'mine' are not a dict of Option",
     ),
     "options that are none": (
         defines("STRATEGIES = {'mine': Entry(':Mine', 'a', 'b', {'keep': 0.5})}"),
-        "the options of 'mine' are no dict of Option",
+        "the options of 'mine' are not a dict of Option",
+    ),
+    "a colour of its own": (
+        defines("STRATEGIES = {'mine': Entry(':Mine', 'a', 'b', colour='red', diagnostics={'x': 'y'})}"),
+        "'mine' sets colour and diagnostics: leave them out; reports choose how plug-ins look",
+    ),
+    "a marker that is none": (
+        defines("OBJECTIVES = {'mine': Entry(':Mine', 'a', 'b', marker=5)}"),
+        "'mine' sets marker: leave it out",
     ),
     "shadows a strategy": (
         defines("STRATEGIES = {'dense': Entry(':Mine', 'a', 'b')}"),
-        "'dense', which is taken: give",
+        "'dense', a name that is taken",
     ),
-    "shadows an objective": (defines("OBJECTIVES = {'simclr': Entry(':Mine', 'a', 'b')}"), "'simclr', which is taken"),
+    "shadows an objective": (
+        defines("OBJECTIVES = {'simclr': Entry(':Mine', 'a', 'b')}"),
+        "'simclr', a name that is taken",
+    ),
     "shadows a baseline": (
         defines("STRATEGIES = {'untrained': Entry(':Mine', 'a', 'b')}"),
-        "'untrained', which is taken",
+        "'untrained', a name that is taken",
     ),
-    "shadows all": (defines("STRATEGIES = {'all': Entry(':Mine', 'a', 'b')}"), "'all', which is taken"),
+    "shadows all": (defines("STRATEGIES = {'all': Entry(':Mine', 'a', 'b')}"), "'all', a name that is taken"),
     "a name with a slash": (
         defines("STRATEGIES = {'a/b': Entry(':Mine', 'a', 'b')}"),
-        "'a/b': a name has letters, dig",
+        "'a/b': use 1 to 60 letters, dig",
     ),
-    "a name with a bracket": (defines("STRATEGIES = {'a[b': Entry(':Mine', 'a', 'b')}"), "a name has letters"),
-    "a name with a comma": (defines("STRATEGIES = {'a,b': Entry(':Mine', 'a', 'b')}"), "a name has letters"),
-    "a name with a star": (defines("STRATEGIES = {'*': Entry(':Mine', 'a', 'b')}"), "a name has letters"),
+    "a name with a bracket": (defines("STRATEGIES = {'a[b': Entry(':Mine', 'a', 'b')}"), "use 1 to 60 letters"),
+    "a name with a comma": (defines("STRATEGIES = {'a,b': Entry(':Mine', 'a', 'b')}"), "use 1 to 60 letters"),
+    "a name with a star": (defines("STRATEGIES = {'*': Entry(':Mine', 'a', 'b')}"), "use 1 to 60 letters"),
     "a name of two lines": (
         defines("STRATEGIES = {'a\\nb': Entry(':Mine', 'a', 'b')}"),
-        r"'a\\nb': a name has letters",
+        r"'a\\nb': use 1 to 60 letters",
     ),
-    "a name of nothing": (defines("STRATEGIES = {'': Entry(':Mine', 'a', 'b')}"), "a name has letters"),
-    "a name that is a number": (defines("STRATEGIES = {5: Entry(':Mine', 'a', 'b')}"), "defines 5: a name has letters"),
-    "a name without end": (defines("STRATEGIES = {'x' * 999: Entry(':Mine', 'a', 'b')}"), "at most 60"),
+    "a name of nothing": (defines("STRATEGIES = {'': Entry(':Mine', 'a', 'b')}"), "use 1 to 60 letters"),
+    "a name that is a number": (
+        defines("STRATEGIES = {5: Entry(':Mine', 'a', 'b')}"),
+        "defines 5: use 1 to 60 letters",
+    ),
+    "a name without end": (defines("STRATEGIES = {'x' * 999: Entry(':Mine', 'a', 'b')}"), "use 1 to 60"),
 }
 BUILT: dict[str, tuple[str, str]] = {
     "a class that takes nothing": (

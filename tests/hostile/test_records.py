@@ -122,7 +122,7 @@ def bomb(path: Path) -> None:
 
 RECORD, HISTORY = "record.json", "history.jsonl"
 EVALUATION, PREDICTIONS = "evaluations/linear-10-pruned.json", "predictions/linear-10-pruned.npz"
-NO_RECORD, AGAIN = "record.json can't be read as a Record .*move it away", "run it again, or move its folder away"
+NO_RECORD, AGAIN = "record.json can't be read as a record .*move it away", "run it again, or move its folder away"
 # id: (file, what is done to it, what the message says)
 BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "record: nothing in it": (RECORD, put(b""), NO_RECORD),
@@ -134,10 +134,10 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "record: half a character": (RECORD, put(b'{"run_id": "\\ud800"}'), NO_RECORD),
     "record: nested without end": (RECORD, put(b"[" * 10_000), NO_RECORD),
     "record: a pickle": (RECORD, put(pickle.dumps({"run_id": "x"})), NO_RECORD),
-    "record: larger than one can be": (RECORD, huge, "at most 67,108,864 are read.*move it away"),
-    "record: a folder": (RECORD, folder, "record.json can't be read as a Record"),
-    "record: a pipe": (RECORD, pipe, "record.json can't be read as a Record"),
-    "record: a link to a device": (RECORD, zero, "record.json can't be read as a Record"),
+    "record: larger than one can be": (RECORD, huge, "the limit is 67,108,864.*move it away"),
+    "record: a folder": (RECORD, folder, "record.json can't be read as a record"),
+    "record: a pipe": (RECORD, pipe, "record.json can't be read as a record"),
+    "record: a link to a device": (RECORD, zero, "record.json can't be read as a record"),
     "record: of another schema": (RECORD, change(schema_version=99), "has schema 99, and this code reads 1: move it"),
     "record: a field too many": (RECORD, change(colour="red"), "colour: Extra inputs"),
     "record: a field too few": (RECORD, change(method=None), "method: Field required"),
@@ -161,14 +161,14 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
         change(data__fingerprint="e" * 64),
         "the data.s fingerprint: e+ in",
     ),
-    "evaluation: nothing in it": (EVALUATION, put(b""), "can't be read as a Evaluation"),
-    "evaluation: cut in half": (EVALUATION, cut, "can't be read as a Evaluation"),
+    "evaluation: nothing in it": (EVALUATION, put(b""), "can't be read as an evaluation"),
+    "evaluation: cut in half": (EVALUATION, cut, "can't be read as an evaluation"),
     "evaluation: nan": (EVALUATION, change(macro_auroc=float("nan")), "macro_auroc: .*finite number"),
     "evaluation: text for a number": (EVALUATION, change(macro_auroc="high"), "macro_auroc: .*valid number"),
     "evaluation: a probe of its own": (EVALUATION, change(probe="oracle"), "probe: .*'linear', 'knn' or 'finetune'"),
     "evaluation: no draws": (EVALUATION, change(draws=[]), "linear-10-pruned.json has no draw: run it again, or move"),
     "predictions: no draws": (PREDICTIONS, resave(scores=np.zeros((0, 80, 5), "f4")), f"does not hold.*{AGAIN}"),
-    "predictions: nothing in them": (PREDICTIONS, put(b""), f"is damaged or no .npz archive.*{AGAIN}"),
+    "predictions: nothing in them": (PREDICTIONS, put(b""), f"is damaged or not an .npz archive.*{AGAIN}"),
     "predictions: cut in half": (PREDICTIONS, cut, f"is damaged.*{AGAIN}"),
     "predictions: no scores": (PREDICTIONS, resave(scores=None), f"has no array 'scores'.*{AGAIN}"),
     "predictions: of another shape": (PREDICTIONS, resave(scores=np.zeros((1, 3, 5), "f4")), f"does not hold.*{AGAIN}"),
@@ -189,21 +189,21 @@ BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
         pickled,
         "pickled Python objects in 'scores', which are never loaded",
     ),
-    "predictions: a bomb": (PREDICTIONS, bomb, f"(does not hold as much|is damaged).*{AGAIN}"),
+    "predictions: a bomb": (PREDICTIONS, bomb, f"(holds another number of bytes|is damaged).*{AGAIN}"),
     "history: no JSON": (
         HISTORY,
         put(b"epoch 1\n"),
-        "history.jsonl is no history of epochs: delete it, or run it again",
+        "history.jsonl is not a history of epochs .line 1 .*: delete it, or run it again",
     ),
-    "history: a list": (HISTORY, put(b"[1, 2]\n"), "is no history of epochs"),
-    "history: a loss in words": (HISTORY, put(b'{"epoch": 1, "loss": "low"}\n'), "is no history of epochs"),
-    "history: no UTF-8": (HISTORY, put(b"\xff\n"), "is no history of epochs"),
-    "selection: nothing in it": ("selection.npz", put(b""), "selection.npz is damaged.*delete it, or run it again"),
-    "selection: no rule": ("selection.npz", resave(rule=None), "has no array 'rule'.*delete it, or run it again"),
-    "selection: of another shape": ("selection.npz", resave(images=np.zeros(9, np.uint8)), "does not hold images with"),
-    "selection: of no patches": ("selection.npz", resave(kept=np.zeros((2, 0, 0), bool)), "does not hold images with"),
-    "cost: nothing in it": ("../cost/a.json", put(b""), "a.json can't be read as a CostTable"),
-    "cost: a list": ("../cost/a.json", put(b"[]"), "a.json can't be read as a CostTable"),
+    "history: a list": (HISTORY, put(b"[1, 2]\n"), "is not a history of epochs"),
+    "history: a loss in words": (HISTORY, put(b'{"epoch": 1, "loss": "low"}\n'), "is not a history of epochs"),
+    "history: no UTF-8": (HISTORY, put(b"\xff\n"), "is not a history of epochs"),
+    "selection: nothing in it": ("selection.npz", put(b""), "selection.npz is damaged.*delete it, or rerun the run"),
+    "selection: no rule": ("selection.npz", resave(rule=None), "has no array 'rule'.*delete it, or rerun the run"),
+    "selection: of another shape": ("selection.npz", resave(images=np.zeros(9, np.uint8)), "does not hold images and"),
+    "selection: of no patches": ("selection.npz", resave(kept=np.zeros((2, 0, 0), bool)), "does not hold images and"),
+    "cost: nothing in it": ("../cost/a.json", put(b""), "a.json can't be read as a cost table"),
+    "cost: a list": ("../cost/a.json", put(b"[]"), "a.json can't be read as a cost table"),
 }
 
 
@@ -328,12 +328,12 @@ def pickled_weights(path: Path) -> None:
 
 WEIGHTS = "checkpoint.safetensors"
 AFTER: dict[str, tuple[str, Callable[[Path], None], str, int]] = {
-    "record: nothing in it": (RECORD, put(b""), "record.json is no record of this version.*[Mm]ove it away", 2),
-    "record: cut in half": (RECORD, cut, "record.json is no record of this version.*[Mm]ove it away", 2),
+    "record: nothing in it": (RECORD, put(b""), "record.json can't be read as a record .*move it away", 2),
+    "record: cut in half": (RECORD, cut, "record.json can't be read as a record .*move it away", 2),
     "record: of another schema": (RECORD, change(schema_version=99), "has schema 99, and this code reads 1", 2),
-    "record: nan": (RECORD, change(macs__inference=float("nan")), "is no record of this version", 2),
-    "record: a folder": (RECORD, folder, "record.json is no file, and a run's record would be: move it away", 2),
-    "record: larger than one can be": (RECORD, huge, "record.json has .* bytes, and at most", 2),
+    "record: edited by hand": (RECORD, change(keep=0.9), "was changed after it was written .*put the original back", 2),
+    "record: a folder": (RECORD, folder, "record.json can't be read as a record .it is not a regular file.: ", 2),
+    "record: larger than one can be": (RECORD, huge, "record.json has .* bytes, but the limit is", 2),
     "weights: cut in half": (WEIGHTS, without_evaluations(cut), "trained, but not evaluated", 1),
     "weights: nothing in them": (WEIGHTS, without_evaluations(put(b"")), "trained, but not evaluated", 1),
     "weights: of another network": (WEIGHTS, without_evaluations(other_weights), "trained, but not evaluated", 1),

@@ -25,7 +25,7 @@ SPECS: dict[str, tuple[str | bytes, str]] = {
     "a table twice": (b"[train]\nepochs = 1\n[train]\nbatch = 8", "is not TOML: Cannot declare"),
     "nested without end": (b"seeds = " + b"[" * 20_000, "is nested too deeply"),
     "an integer of 5000 digits": (b"seeds = [" + b"9" * 5000 + b"]", "is not TOML: Exceeds the limit"),
-    "larger than a spec can be": (b"# " + b"x" * SPEC_BYTES, "has 1,048,578 bytes, and at most 1,048,576 are read"),
+    "larger than a spec can be": (b"# " + b"x" * SPEC_BYTES, "has 1,048,578 bytes, but the limit is 1,048,576"),
     "an unknown table": (b"[trian]\nepochs = 1", r"unknown key 'trian': did you mean train\?"),
     "an unknown key": (b"[train]\nepochen = 1", r"unknown key 'train.epochen': did you mean epochs\?"),
     "a key with a line break": (b'"a\\nb" = 1', "unknown key 'a b'"),
@@ -45,10 +45,10 @@ SPECS: dict[str, tuple[str | bytes, str]] = {
     "an option of a data set that is a table": (b"data.options.patients = {}", "true, false, a number or a text"),
     "a keep of nobody": (b"methods = 'dense'\nkeep = [0.5]", "--keep 0.5 goes to no method"),
     "a preset": (b"preset = 'quick'", "a preset can't be set in a spec: choose it with --preset"),
-    "no method": (b"methods = ''", "--methods names no method"),
+    "no method": (b"methods = ''", "--methods is empty"),
     "no seed": (b"seeds = []", "the grid is empty"),
     "no fraction": (b"evaluation.labels = []", "nothing is evaluated"),
-    "a data set's root": (b"data = { name = 'folder', root = '/nowhere/at/all' }", "/nowhere/at/all was looked for"),
+    "a data set's root": (b"data = { name = 'folder', root = '/nowhere/at/all' }", "/nowhere/at/all does not exist"),
 }
 
 

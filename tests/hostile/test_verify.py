@@ -75,19 +75,35 @@ def huge(path: Path) -> None:
         file.truncate(RECORD_BYTES + 1)
 
 
+NO_EPOCH = "line 1 is not an epoch of a history"
 # id: (file, what is done to it, what is said of it, exit code)
 BAD: dict[str, tuple[str, Damage, str, int]] = {
     "record: nothing in it": (RECORD, put(b""), "can't be read", 1),
     "record: nested without end": (RECORD, put(b"[" * 100_000), "can't be read", 1),
-    "record: a list": (RECORD, put(b"[1]"), "no Record", 1),
-    "record: a pipe": (RECORD, pipe, "is no file", 1),
-    "record: a link to a device": (RECORD, zero, "is no file", 1),
-    "record: larger than one can be": (RECORD, huge, "at most 67,108,864 are read", 1),
-    "record: conditions that are none": (RECORD, said(environment__also_trained_under=None), "is a list of cond", 1),
-    "record: conditions of another kind": (RECORD, said(environment__also_trained_under=[5]), "is a list of cond", 1),
-    "record: threads without end": (RECORD, said(environment__threads=2**40), "a whole number from 1 to 1024", 1),
-    "record: no thread": (RECORD, said(environment__threads=0), "a whole number from 1 to 1024", 1),
-    "record: threads in words": (RECORD, said(environment__threads="two"), "a whole number from 1 to 1024", 1),
+    "record: a list": (RECORD, put(b"[1]"), "can't be read as a record (Input should be an object)", 1),
+    "record: a pipe": (RECORD, pipe, "it is not a regular file", 1),
+    "record: a link to a device": (RECORD, zero, "it is not a regular file", 1),
+    "record: larger than one can be": (RECORD, huge, "the limit is 67,108,864", 1),
+    "record: conditions that are none": (
+        RECORD,
+        said(environment__also_trained_under=None),
+        "must be a list of cond",
+        1,
+    ),
+    "record: conditions of another kind": (
+        RECORD,
+        said(environment__also_trained_under=[5]),
+        "must be a list of cond",
+        1,
+    ),
+    "record: threads without end": (
+        RECORD,
+        said(environment__threads=2**40),
+        "must be a whole number from 1 to 1024",
+        1,
+    ),
+    "record: no thread": (RECORD, said(environment__threads=0), "must be a whole number from 1 to 1024", 1),
+    "record: threads in words": (RECORD, said(environment__threads="two"), "must be a whole number from 1 to 1024", 1),
     "record: versions that are none": (RECORD, said(environment__versions=5, environment__commit=[]), "no digest", 0),
     "record: a file elsewhere": (RECORD, elsewhere, "files: ", 1),
     "record: no data, no MACs, no learning": (RECORD, said(data=None, macs=None, learning=None), "does not hold", 1),
@@ -101,16 +117,21 @@ BAD: dict[str, tuple[str, Damage, str, int]] = {
     "evaluation: how, in words": (EVALUATION, said(spec={"draws": "many"}), "does not hold", 1),
     "evaluation: of another way": (EVALUATION, said(inference="dense"), "is linear-100-dense by its content", 1),
     "predictions: cut in half": (PREDICTIONS, cut, "does not hold", 1),
-    "history: a number": (HISTORY, put(b"5\n"), "a line is no epoch's", 1),
-    "history: pairs": (HISTORY, put(b"[[1, 2]]\n"), "a line is no epoch's", 1),
-    "history: nested without end": (HISTORY, put(b"[" * 100_000 + b"\n"), "a line is no epoch's", 1),
-    "history: nested deep": (HISTORY, put(b'{"loss": ' + b"[" * 900 + b"]" * 900 + b"}\n"), "a line is no epoch's", 1),
-    "history: a loss of text": (HISTORY, put(b'{"loss": "low"}\n'), "a line is no epoch's", 1),
+    "history: a number": (HISTORY, put(b"5\n"), NO_EPOCH, 1),
+    "history: pairs": (HISTORY, put(b"[[1, 2]]\n"), NO_EPOCH, 1),
+    "history: nested without end": (HISTORY, put(b"[" * 100_000 + b"\n"), NO_EPOCH, 1),
+    "history: nested deep": (HISTORY, put(b'{"loss": ' + b"[" * 900 + b"]" * 900 + b"}\n"), NO_EPOCH, 1),
+    "history: a loss of text": (HISTORY, put(b'{"loss": "low"}\n'), NO_EPOCH, 1),
     "history: no UTF-8": (HISTORY, put(b"\xff\n"), "can't be read", 1),
     "history: a folder": (HISTORY, folder, "is not there", 1),
-    "weights: cut in half": (WEIGHTS, cut, "SHA-256 of checkpoint.safetensors", 1),
-    "weights: of another network": (WEIGHTS, other_weights, "SHA-256 of checkpoint.safetensors", 1),
-    "weights: a pickle": (WEIGHTS, pickled_weights, "SHA-256 of checkpoint.safetensors", 1),
+    "weights: cut in half": (WEIGHTS, cut, "checkpoint.safetensors is not the file that was recorded", 1),
+    "weights: of another network": (
+        WEIGHTS,
+        other_weights,
+        "checkpoint.safetensors is not the file that was recorded",
+        1,
+    ),
+    "weights: a pickle": (WEIGHTS, pickled_weights, "checkpoint.safetensors is not the file that was recorded", 1),
 }
 
 
@@ -136,27 +157,27 @@ def test_what_the_user_has_to_mend_of_one_record_hides_no_other(bench: Commands,
     looked = verify(bench, bench.folder / "results", "--quick")
     assert looked.exit_code == 2
     (line,) = looked.stderr.strip().splitlines()
-    assert line.startswith(f"Error: {run.name}: the record {spec.run_id} was made with a plug-in of the hash")
+    assert line.startswith(f"Error: {run.name}: the record {spec.run_id} was made with a plug-in with hash")
     assert GOOD in looked.output and "holds" in looked.output
 
 
-def test_whatever_looking_ends_in_the_next_record_is_looked_at(bench: Commands, run: Path, monkeypatch) -> None:
+def test_whatever_a_check_fails_with_the_next_record_is_checked(bench: Commands, run: Path, monkeypatch) -> None:
     from bench.verification import stages as module
 
-    look = module.look
+    check_files = module.check_files
 
     def odd(place: Path, *rest: Any) -> Any:
         if place.name != GOOD:
             raise TypeError("an odd \x1b[2J one")
-        return look(place, *rest)
+        return check_files(place, *rest)
 
-    monkeypatch.setattr(module, "look", odd)
+    monkeypatch.setattr(module, "check_files", odd)
     looked = verify(bench, bench.folder / "results", "--quick")
     assert looked.exit_code == 1
-    assert r"looking at it ended in TypeError: an odd \x1b[2J one" in looked.output
+    assert r"checking it failed with TypeError: an odd \x1b[2J one" in looked.output
     assert GOOD in looked.output
 
 
 def test_a_plug_in_larger_than_one_can_be(bench: Commands, run: Path) -> None:
     plugin = bench.write("mine.py", b"#" * (PLUGIN_BYTES + 1))
-    check(verify(bench, run, "--plugin", plugin), "mine.py has 1,048,577 bytes, and at most 1,048,576 are read")
+    check(verify(bench, run, "--plugin", plugin), "mine.py has 1,048,577 bytes, but the limit is 1,048,576")

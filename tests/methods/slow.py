@@ -1,6 +1,6 @@
-"""A vision transformer written out from the equations: one image at a time, a softmax row by row.
+"""Slow reference of a vision transformer, written from the equations: one image at a time, one softmax row at a time.
 
-It shares nothing with the package but the weights (timm's parameters by name), so gradients can be compared too.
+It shares only the weights (timm's parameters by name) with the package, so that gradients can be compared too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ Reduce = Callable[[Tensor, Tensor, list[int], int], tuple[Tensor, list[int]]]
 def tiny_vit(
     depth: int = 4, dim: int = 16, prefix: str = "", image_size: int = 32, channels: int = 1, seed: int = 0
 ) -> VisionTransformer:
-    """timm's ViT with a 4x4 grid at 32 px; `prefix` "", "cls" or "cls+reg". All parameters are moved off their
-    initial values, so that no weight of one or bias of zero hides a mistake."""
+    """Build timm's ViT with a 4x4 grid at 32 px; `prefix` is "", "cls" or "cls+reg".
+
+    All parameters are moved off their initial values, so that weights of one and biases of zero hide no mistake.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vit = VisionTransformer(
@@ -70,7 +72,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def embed(vit: VisionTransformer, image: Tensor) -> Tensor:
-    """Tokens (prefix + patches, C) of one image (channels, H, W), patch by patch."""
+    """Compute the tokens (prefix + patches, C) of one image (channels, H, W), patch by patch."""
     assert isinstance(vit.patch_embed, PatchEmbed)
     size, conv = vit.patch_embed.patch_size[0], vit.patch_embed.proj
     tokens = []
@@ -88,8 +90,11 @@ def embed(vit: VisionTransformer, image: Tensor) -> Tensor:
 def attention(
     attn: nn.Module, x: Tensor, bias: Tensor | None = None, policy: Tensor | None = None, keys: list[int] | None = None
 ) -> Tensor:
-    """Self-attention of tokens (N, C): `bias` (N) on the keys' logits, `policy` (N) times the softmax's exponentials
-    except a token's own, `keys` the only ones that are seen."""
+    """Apply self-attention to tokens (N, C).
+
+    bias: (N) added to the logits of the keys. policy: (N) factors on the exponentials of the softmax, except on that of
+    the token itself. keys: the only keys that are visible.
+    """
     n, heads, d = x.shape[0], attn.num_heads, attn.head_dim
     q, k, v = linear(attn.qkv, x).split(heads * d, dim=1)
     seen = list(range(n)) if keys is None else keys
@@ -111,7 +116,7 @@ def attention(
 
 
 def received(attn: nn.Module, x: Tensor, queries: list[int]) -> Tensor:
-    """The attention that each of the tokens (N, C) gets from `queries`, mean over them and the heads: (N)."""
+    """Compute the attention (N) that each token (N, C) receives, averaged over `queries` and heads."""
     n, heads, d = x.shape[0], attn.num_heads, attn.head_dim
     q, k, _ = linear(attn.qkv, x).split(heads * d, dim=1)
     total: Tensor = torch.zeros(n)
@@ -124,7 +129,7 @@ def received(attn: nn.Module, x: Tensor, queries: list[int]) -> Tensor:
 
 
 def mlp(b: nn.Module, x: Tensor) -> Tensor:
-    """The second half of a block."""
+    """Apply the second half of a block."""
     return x + linear(b.mlp.fc2, gelu(linear(b.mlp.fc1, layer_norm(b.norm2, x))))
 
 
@@ -133,14 +138,14 @@ def block(b: nn.Module, x: Tensor, **how: Tensor | list[int] | None) -> Tensor:
 
 
 def blocks(vit: VisionTransformer, x: Tensor, **how: Tensor | list[int] | None) -> Tensor:
-    """All blocks and the final norm."""
+    """Apply all blocks and the final norm."""
     for b in vit.blocks:
         x = block(b, x, **how)
     return layer_norm(vit.norm, x)
 
 
 def gradients(output: Tensor, modules: Iterable[nn.Module]) -> dict[str, Tensor]:
-    """Gradient of a fixed random projection of `output` for every parameter that it reaches."""
+    """Compute the gradients of a fixed random projection of `output`, for every parameter that it depends on."""
     seed = torch.Generator().manual_seed(7)
     named = {f"{i}.{n}": p for i, m in enumerate(modules) for n, p in m.named_parameters() if p.requires_grad}
     target = (output * torch.randn(output.shape, generator=seed)).sum()
@@ -151,7 +156,7 @@ def gradients(output: Tensor, modules: Iterable[nn.Module]) -> dict[str, Tensor]
 def assert_same(
     fast: Tensor, slow: Tensor, modules: Iterable[nn.Module], tolerance: float = 1e-4, gradient: bool = True
 ) -> None:
-    """The same values, and the same gradients for every parameter of `modules`."""
+    """Check that values, and gradients of every parameter of `modules`, are the same."""
     torch.testing.assert_close(fast, slow, rtol=tolerance, atol=tolerance)
     if gradient:
         modules = list(modules)
@@ -165,10 +170,10 @@ def assert_same(
 
 
 def pruned(vit: VisionTransformer, image: Tensor, reduce: Reduce) -> tuple[Tensor, list[list[int]]]:
-    """Features of one image of a 4x4 grid, and the patches left after each stage, where tokens are dropped between
-    attention and MLP of three blocks.
+    """Compute the features of one image on a 4x4 grid, with tokens dropped between attention and MLP of three blocks.
 
-    `reduce(patch tokens, the attention that each gets, their patches, stage)` -> what is left of tokens and patches.
+    `reduce(patch tokens, the attention that each receives, their patches, stage)` returns the remaining tokens and
+    patches. Returns the features and the patches that remain after each stage.
     """
     prefix, depth = vit.num_prefix_tokens, len(vit.blocks)
     x, left, history = embed(vit, image), list(range(16)), []

@@ -1,6 +1,6 @@
-"""A ConvNeXt with dropped patches written out from the equations: one image, one position at a time.
+"""Slow reference of a ConvNeXt with dropped patches, written from the equations: one position of an image at a time.
 
-It shares nothing with the package but the weights (timm's parameters by name), so gradients can be compared too.
+It shares only the weights (timm's parameters by name) with the package, so that gradients can be compared too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tests.methods.slow import gelu, layer_norm, linear, shake
 
 
 def small(channels: int = 1, conv_mlp: bool = False, layer_scale: float | None = 0.5, seed: int = 0) -> ConvNeXt:
-    """Two stages at strides 4 and 8, all parameters moved off their initial values."""
+    """Build a network of two stages with strides 4 and 8, all parameters moved off their initial values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = ConvNeXt(
@@ -31,7 +31,8 @@ def small(channels: int = 1, conv_mlp: bool = False, layer_scale: float | None =
 
 
 def features(net: ConvNeXt, image: Tensor, gates: list[Tensor | float], grid: int) -> Tensor:
-    """Features (C,) of one image (channels, H, W); `gates` by patch in reading order, 0 where it is dropped."""
+    """Compute the features (C,) of one image (channels, H, W); `gates` are those of the patches in reading order, 0 for
+    dropped ones."""
     x = _channel_norm(net.stem[1], _patchify(net.stem[0], image))
     for stage in net.stages:
         if not isinstance(stage.downsample, nn.Identity):
@@ -44,7 +45,7 @@ def features(net: ConvNeXt, image: Tensor, gates: list[Tensor | float], grid: in
 
 
 def _patchify(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution as wide as its stride."""
+    """Apply a convolution whose kernel is as wide as its stride."""
     step = conv.stride[0]
     rows = []
     for top in range(0, x.shape[1], step):
@@ -61,7 +62,7 @@ def _channel_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def _block(block: nn.Module, x: Tensor, gates: list[Tensor | float], grid: int) -> Tensor:
-    """The residual alone where the patch is dropped; else the branch too, times the gate."""
+    """Add the branch, times the gate, to the residual, unless the patch is dropped."""
     conv, side = block.conv_dw, x.shape[1]
     reach = conv.kernel_size[0] // 2
     padded = nn.functional.pad(x, (reach,) * 4)

@@ -69,7 +69,7 @@ def test_a_hidden_key_has_exactly_no_weight(dtype: torch.dtype) -> None:
     q, k, v = torch.randn(3, B, H, N, 16).to(dtype)
     bias = torch.zeros(B, N)
     bias[:, 4] = HIDDEN
-    v[:, :, 4] = 1e4  # would show
+    v[:, :, 4] = 1e4  # would be visible in the result
     changed = v.clone()
     changed[:, :, 4] = -1e4
     core = key_bias_core(bias)
@@ -127,7 +127,7 @@ def test_a_block_with_layer_scale_and_normed_queries_equals_timms() -> None:
 
 
 def test_key_bias_rides_on_any_core(qkv: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Also on one that only sees the first four tokens."""
+    """Tested with a core that sees only the first four tokens."""
     bias = torch.randn(B, N, requires_grad=True)
     seen = (torch.arange(N) < 4).float()[None, None].expand(B, N, -1)
 
@@ -148,7 +148,7 @@ def test_the_block_diagonal_mask_lets_an_image_see_itself_alone() -> None:
 def test_backends_by_name() -> None:
     cpu = torch.device("cpu")
     assert backend_core("sdpa", cpu) is None
-    with pytest.raises(ValueError, match=r"needs a CUDA GPU, and this run is on 'cpu'.*sdpa"):
+    with pytest.raises(ValueError, match=r"needs a CUDA GPU, but this run uses 'cpu'.*sdpa"):
         backend_core("xformers", cpu)
     with pytest.raises(ValueError, match="unknown attention backend 'flash': use one of sdpa, xformers"):
         backend_core("flash", cpu)

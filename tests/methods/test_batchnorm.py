@@ -1,4 +1,4 @@
-"""Which batch norms are made global; that those are right, tests/methods/test_ranks.py sees on two ranks."""
+"""Which batch norms become global. That they compute the right values is tested on two ranks, in test_ranks.py."""
 
 from __future__ import annotations
 
@@ -17,5 +17,7 @@ def test_one_that_would_stay_each_ranks_own_is_refused_in_an_encoder(norm: nn.Mo
     assert any(isinstance(module, GlobalBatchNorm2d) for module in encoder.modules())
     assert type(heads[0]) is nn.BatchNorm1d
     encoder.strategy.own = norm
-    with pytest.raises(ValueError, match=f"strategy.own, a {type(norm).__name__}, would normalise each rank's images"):
+    with pytest.raises(
+        ValueError, match=f"strategy.own, a {type(norm).__name__}, would normalise the images of each rank"
+    ):
         globalise(nn.ModuleDict({"encoder": encoder, "heads": heads}))

@@ -1,4 +1,4 @@
-"""Choices of patches on a ConvNeXt, given by hand, against one written out position by position."""
+"""Given choices of patches on a ConvNeXt, against a reference that computes one position at a time."""
 
 import pytest
 import timm
@@ -31,7 +31,7 @@ def patches(ragged: bool, gated: bool) -> Patches:
 
 
 def slowly(net: torch.nn.Module, batch: Tensor, kept: Patches) -> Tensor:
-    """Image by image, a gate for every patch: 0 where it is dropped."""
+    """Return the gate of every patch of every image, 0 for dropped ones."""
     rows = []
     for i, image in enumerate(batch):
         gates: list[Tensor | float] = [0.0] * GRID**2
@@ -84,11 +84,11 @@ def test_the_mlps_see_the_kept_positions_alone() -> None:
         for block in stage.blocks:
             block.mlp.fc1.register_forward_hook(lambda layer, inputs, output: rows.append(output.shape[0]))
     kept_features(net, images(), patches(True, False))
-    assert rows == [6 * 4, 6, 6]  # six kept patches, of two by two positions in the first stage
+    assert rows == [6 * 4, 6, 6]  # six kept patches, with two by two positions each in the first stage
 
 
 def test_dense_is_timm_bit_for_bit() -> None:
-    """In the same memory format; the norm that timm applies after pooling comes before it."""
+    """The memory format is the same; only the norm that timm applies after pooling comes before it."""
     torch.manual_seed(0)
     theirs = timm.create_model("convnext_atto", in_chans=3, num_classes=0).to(memory_format=torch.channels_last).eval()
     encoder = build_encoder("convnext_atto", "dense", {}, image_size=64, channels=3, seed=0).eval()
@@ -111,7 +111,7 @@ def test_the_norm_of_some_comes_before_their_head() -> None:
 
 @pytest.mark.parametrize("strategy", CHOSEN)
 def test_every_choice_is_run_as_its_mask_says(strategy: str) -> None:
-    """Gathered and masked agree, in training and at inference, and keep what they say that they keep."""
+    """Gathered and masked execution agree, in training and at inference, and keep the patches that they report."""
     batch, share = torch.randn(4, 1, 32, 32), torch.rand(4, 16)
     runs = {}
     for execution in ("gathered", "masked"):

@@ -46,22 +46,22 @@ def test_a_canonical_name_reads_back_as_itself(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no method"),
-        (" , ", "names no method"),
+        ("", "--methods is empty"),
+        (" , ", "--methods is empty"),
         ("simclr/sparsecontrats", "did you mean simclr/sparsecontrast"),
         ("byol/dense", "unknown method 'byol/dense': did you mean"),
-        ("zzz", "unknown method 'zzz': known are simclr/dense"),
+        ("zzz", "unknown method 'zzz': choose from simclr/dense"),
         ("dense[keep=0.5]", "has no option 'keep'"),
         ("sparsecontrast[kepe=0.5]", "has no option 'kepe': did you mean keep?"),
         ("sparsecontrast[keep]", "has no value: write"),
-        ("sparsecontrast[keep=half]", "'keep' of simclr/sparsecontrast is 'half': it is a number"),
-        ("sparsecontrast[keep=1.5]", "is 1.5: it lies between 0.02 and 1.0"),
-        ("sparsecontrast[keep=nan]", "it lies between"),
-        ("dynamicvit[ratio_weight=-1]", "it lies between 0.0 and any"),
+        ("sparsecontrast[keep=half]", "'keep' of simclr/sparsecontrast is 'half': it must be a number"),
+        ("sparsecontrast[keep=1.5]", "is 1.5: it must be at least 0.02 and at most 1.0"),
+        ("sparsecontrast[keep=nan]", "it must be finite and at least 0.02"),
+        ("dynamicvit[ratio_weight=-1]", "it must be at least 0.0."),
         ("sparsecontrast[keep=0.5,keep=0.6]", "'keep' of simclr/sparsecontrast is given twice"),
         ("sparsecontrast[gate=tokens]", "did you mean token?"),
-        ("tokenlearner[tokens=2.5]", "it is a whole number"),
-        ("fixed[equal_macs=maybe]", "it is true or false"),
+        ("tokenlearner[tokens=2.5]", "it must be a whole number"),
+        ("fixed[equal_macs=maybe]", "it must be true or false"),
         ("all[keep=0.5]", "'all' takes no options"),
         ("untrained[keep=0.5]", "'untrained' takes no options"),
         ("dense[", "can't be read"),
@@ -81,7 +81,7 @@ def test_options_go_to_the_strategy_or_the_objective() -> None:
 
 
 def test_no_objective_and_strategy_share_an_option() -> None:
-    """Or a name could not say which is meant."""
+    """Otherwise a method's name would be ambiguous."""
     for objective in OBJECTIVES.values():
         for strategy in STRATEGIES.values():
             assert not objective.options.keys() & strategy.options.keys()

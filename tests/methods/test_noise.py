@@ -41,7 +41,7 @@ def test_the_name_and_the_view_change_the_stream() -> None:
 
 
 def test_a_key_has_the_same_stream_on_every_machine() -> None:
-    """Bytes of the key are hashed, not Python's salted hash: the value is fixed for ever."""
+    """The key is hashed by its bytes, not with Python's salted hash, so that the value never changes."""
     assert keyed_generator("fixed mask", 0).initial_seed() == 3833439977602953096
     assert keyed_generator(0, 1).initial_seed() != keyed_generator(1, 0).initial_seed()
 

@@ -1,6 +1,6 @@
 """Two ranks equal one process on the same global batch: every objective with every strategy, on every family.
 
-Both ranks are started once (`two_ranks.py`), for starting them takes longest.
+Both ranks are started only once (`two_ranks.py`), because starting them takes longest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOLERANCE = 1e-9  # relative, in float64
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the two ranks found."""
+    """Results of the two ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "tests.methods.two_ranks"]
     run_together([([*command, str(rank), str(folder)], None) for rank in range(WORLD)])
@@ -43,7 +43,7 @@ def test_views_are_gathered_in_the_order_of_the_global_batch(ranks: list[dict[st
 
 
 def test_gradients_are_summed_over_the_ranks(ranks: list[dict[str, Any]]) -> None:
-    """Rank r weighs row i of the gathered by (1 + r) (i + 1), and the square of the mean by 1 + r."""
+    """Rank r weights row i of the gathered tensor by (1 + r) (i + 1), and the square of the mean by 1 + r."""
     for rank, found in enumerate(ranks):
         rows = [2 * rank, 2 * rank + 1, 4 + 2 * rank, 5 + 2 * rank]
         assert found["exchanged"]["gradient"] == [[3.0 * (row + 1)] for row in rows]

@@ -1,13 +1,29 @@
-"""The registry, and every objective with every strategy trained for two steps."""
+"""The registry, and two training steps of every objective with every strategy."""
 
 import inspect
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from methods import BASELINES, HEADLINE, OBJECTIVES, STRATEGIES, Entry, build_encoder, build_objective, inference_modes
-from methods.names import parse_methods
+from methods import (
+    BASELINES,
+    CONTROL,
+    DEFAULT_OBJECTIVE,
+    HEADLINE,
+    OBJECTIVES,
+    REFERENCE,
+    STRATEGIES,
+    SUPERVISED,
+    UNTRAINED,
+    BaselineName,
+    Entry,
+    build_encoder,
+    build_objective,
+    inference_modes,
+)
+from methods.names import REFERENCE_METHOD, parse_methods
 from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.strategies.strategy import Call, Strategy
@@ -17,7 +33,7 @@ ON = [(STEM, strategy) for strategy in STRATEGIES]
 ON += [(CONVNEXT, strategy) for strategy, entry in STRATEGIES.items() if "convnext" in entry.encoders]
 
 HARNESS = {"geometry", "encoder", "seed"}  # given by the harness, not by the user
-INHERITED = {"frozen": {"gate", "lambda_sparsity"}}  # say how the predictor learns, which this one never does
+INHERITED = {"frozen": {"gate", "lambda_sparsity"}}  # about learning the predictor, which is not trained here
 
 
 @pytest.mark.parametrize(("name", "entry"), [*OBJECTIVES.items(), *STRATEGIES.items()])
@@ -60,12 +76,20 @@ def test_the_headline_set_is_known() -> None:
     assert all(inference_modes(baseline) == ("dense",) for baseline in BASELINES)
 
 
+def test_what_the_science_speaks_of_is_in_the_registry() -> None:
+    assert {REFERENCE, CONTROL} <= STRATEGIES.keys()
+    assert DEFAULT_OBJECTIVE in OBJECTIVES
+    assert REFERENCE_METHOD.name == "simclr/dense" == next(iter(HEADLINE))
+    assert list(BASELINES) == [UNTRAINED, SUPERVISED] == list(get_args(BaselineName))
+    assert {entry.tuned_as for entry in STRATEGIES.values()} <= STRATEGIES.keys()
+
+
 def call(step: int) -> Call:
     share = torch.rand(8, 16, generator=torch.Generator().manual_seed(step))
     return Call(0.5, 0.1, Noise(0, step, 4), lesions=share)
 
 
-# Parameters that no loss can move, and why.
+# Parameters that no loss can change, and why.
 UNMOVED = {
     "learners.0.mlp.2.bias": "a softmax over the positions does not see a constant",
     "convnext.head.norm.bias": "likewise",
@@ -91,7 +115,7 @@ def test_every_method_trains(objective: str, name: str, strategy: str) -> None:
         assert math.isfinite(float(loss.total.detach()))
         moved |= {name for name, p in trained.items() if p.grad is not None and p.grad.abs().max() > 1e-9}
         optimizer.step()
-        model.after_step(step / 2)
+        model.after_step((step + 1) / 2)
     still = trained.keys() - moved
     assert all(any(name.endswith(known) for known in UNMOVED) for name in still), still
     first = "vit.blocks" if name == STEM else "convnext.stages.0.blocks"

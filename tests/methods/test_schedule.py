@@ -9,7 +9,7 @@ from methods.schedule import keep_at, kept_tokens
     ("progress", "expected"), [(0.0, 1.0), (0.1, 0.875), (0.15, 0.75), (0.2, 0.625), (0.3, 0.5), (1.0, 0.5)]
 )
 def test_half_a_cosine_from_one_to_the_target(progress: float, expected: float) -> None:
-    """cos(pi/3) = 1/2 and cos(2 pi/3) = -1/2 give these by hand."""
+    """The expected values follow from cos(pi/3) = 1/2 and cos(2 pi/3) = -1/2."""
     assert keep_at(progress, target=0.5, ramp=0.3) == pytest.approx(expected)
 
 

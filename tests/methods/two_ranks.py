@@ -1,7 +1,9 @@
-"""What one of two gloo ranks does for test_ranks.py: every case alone and together with the other, and how far apart
-the results are. Run as `python -m tests.methods.two_ranks RANK FOLDER`; writes FOLDER/<rank>.json.
+"""Program of one of two gloo ranks for test_ranks.py.
 
-All of it in float64, with `Tensor.float` and the noise made to stay there, so that no rounding hides a mistake.
+Runs every case alone and together with the other rank, and measures how far apart the results are. Run as
+`python -m tests.methods.two_ranks RANK FOLDER`; writes FOLDER/<rank>.json.
+
+The cases are computed in float64 throughout, so that rounding hides no mistake.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from methods.noise import Noise
 from methods.objectives.objective import Objective
 from methods.ranks import gather_views, mean_over_ranks, own_rows, rows_of_rank, sum_over_ranks, together, world
 from methods.strategies.strategy import Call
+from tests.float64 import float64_throughout
 from tests.methods.slow import shake
 
 WORLD, BATCH, SIZE = 2, 8, 32
@@ -57,14 +60,14 @@ def build(encoder: str, method: str) -> Objective:
     options: dict[str, Any] = {"image_size": SIZE, "channels": 1, "seed": 0}
     built = build_encoder(encoder, named.strategy, named.strategy_options, **options)
     objective = build_objective(named.objective, built, named.objective_options, seed=0)
-    if family_of(encoder) != "resnet":  # there a random shift kills whole maps
+    if family_of(encoder) != "resnet":  # in a ResNet a random shift switches whole maps off
         torch.manual_seed(0)
         shake(objective, 0.05)
     return objective.train()
 
 
 def train(encoder: str, method: str) -> Results:
-    """Loss, gradients and state of two steps: one while all is kept, one with half of it."""
+    """Return loss, gradients and state of two steps: one that keeps all patches, one that keeps half of them."""
     objective = build(encoder, method)
     model: nn.Module = objective
     if world() > 1:
@@ -87,14 +90,17 @@ def train(encoder: str, method: str) -> Results:
             gradient = parameter.grad
             found[f"{step} gradient {name}"] = None if gradient is None else gradient.clone()
         optimizer.step()
-        objective.after_step(0.5 * step)
+        objective.after_step(0.5 * step + 0.25)
         found |= {f"{step} state {name}": tensor.clone() for name, tensor in objective.state_dict().items()}
     return found
 
 
 def apart(mine: Results, theirs: Results) -> tuple[float, str]:
-    """The largest difference, and of what: relative to its tensor's largest value, but at least to 0.001, of gradients
-    to 0.001 of the largest (some are zero but for rounding: so are means after a batch norm)."""
+    """Return the largest relative difference and the name of its tensor.
+
+    Differences are relative to the largest value of the tensor, but at least to 0.001, and for gradients to 0.001 of
+    the largest gradient: some tensors are zero except for rounding, such as means after a batch norm.
+    """
     if mine.keys() != theirs.keys():
         return float("inf"), f"only one has {sorted(mine.keys() ^ theirs.keys())}"
     gradients = [float(t.abs().max()) for name, t in mine.items() if " gradient " in name and t is not None]
@@ -112,7 +118,7 @@ def apart(mine: Results, theirs: Results) -> tuple[float, str]:
 
 
 def exchanged(rank: int) -> dict[str, Any]:
-    """The exchanges by themselves, as nested lists."""
+    """Return results of the collective functions alone, as nested lists."""
     x = torch.tensor([[10.0 * rank], [10.0 * rank + 1], [10.0 * rank + 100], [10.0 * rank + 101]], requires_grad=True)
     values = torch.arange(1.0, 3.0 + rank, requires_grad=True)  # 1, 2 and 1, 2, 3
     with together():
@@ -138,7 +144,7 @@ def exchanged(rank: int) -> dict[str, Any]:
 
 
 def normed(rank: int) -> dict[str, float]:
-    """Batch norm of both ranks' images against nn.BatchNorm2d on all of them: largest differences."""
+    """Compare batch norm over the images of both ranks with nn.BatchNorm2d on all images: largest differences."""
     found = {}
     for kind, options in {"plain": {}, "no affine": {"affine": False}, "cumulative": {"momentum": None}}.items():
         torch.manual_seed(0)
@@ -160,7 +166,7 @@ def normed(rank: int) -> dict[str, float]:
         pairs = [(own, out[rows(rank)]), (part.grad, whole.grad[rows(rank)])]
         pairs += list(zip(shares, [p.grad for p in slow.parameters()], strict=True))
         pairs += [(mine.state_dict()[name], tensor) for name, tensor in slow.state_dict().items()]
-        pairs += [(mine.eval()(x), slow.eval()(x)), (mine.train()(x), slow.train()(x))]  # with no other rank
+        pairs += [(mine.eval()(x), slow.eval()(x)), (mine.train()(x), slow.train()(x))]  # outside `together()`
         found[kind] = max(float((a - b).detach().abs().max()) for a, b in pairs)
     return found
 
@@ -173,15 +179,12 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     found: dict[str, Any] = {"exchanged": exchanged(rank), "normed": normed(rank), "cases": {}}
-    torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    uniform = Noise.uniform
-    Noise.uniform = lambda *a, **k: uniform(*a, **k).double()  # type: ignore[method-assign]
-    for encoder, method in CASES:
-        alone = train(encoder, method)
-        with together():
-            shared = train(encoder, method)
-        found["cases"][f"{encoder} {method}"] = apart(alone, shared)
+    with float64_throughout():
+        for encoder, method in CASES:
+            alone = train(encoder, method)
+            with together():
+                shared = train(encoder, method)
+            found["cases"][f"{encoder} {method}"] = apart(alone, shared)
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 

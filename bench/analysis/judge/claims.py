@@ -4,7 +4,8 @@ Source of the claims: arXiv 2605.00887, abstract ("as much as 40 %" faster in tr
 comparable or better). "40 % faster" has two readings, a rate of 1.40x and 40 % less time (1.67x); both are
 judged. The margin of 0.03 macro AUROC, and the two rivals that a learnt selection has to beat, are ours. A
 claim is supported if the whole interval lies on its side of the threshold, refuted if the whole interval lies
-on the other, else undecided; a speed-up has to stand out of the noise floor too (bench.statistics.ratios).
+on the other, else undecided; a speed-up has to stand out of the noise floor too (bench.statistics.ratios). A claim
+about accuracy gets no verdict from fewer than SEEDS seeds.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from bench.analysis.judge.speedups import Elsewhere, Speed, speed_up
 from bench.analysis.read.groups import Arm, Group
 from bench.statistics.accuracy import Estimate
 
-Verdict = Literal["supported", "refuted", "undecided", "not measured"]
+Verdict = Literal["supported", "refuted", "undecided", "no verdict", "not measured"]
 
 NAN = float("nan")
 MARGIN = 0.03
+SEEDS = 5
+"""The fewest seeds, paired with those of the rival, that a verdict on accuracy is given from."""
 READINGS = {"rate": 1.40, "time": 1 / 0.6}
 MEASURES = {"train": "a training step", "run": "the whole pre-training", "infer": "inference"}
 
@@ -44,7 +47,8 @@ class Claim:
     reading: str = ""  # of a speed: "rate", "time"
     fraction: float | None = None
     scale: str = ""  # of a speed: encoder and size it was measured with
-    why: str = ""  # of a speed that nothing can decide
+    why: str = ""  # nothing can decide it, or there is no verdict
+    estimate: Estimate | None = None  # of an accuracy that was measured
 
 
 def judge(low: float, high: float, threshold: float) -> Verdict:
@@ -55,17 +59,20 @@ def judge(low: float, high: float, threshold: float) -> Verdict:
 
 
 def judge_speed(speed: Speed, threshold: float) -> Verdict:
-    """`judge` for a speed-up of `threshold` > 1, as far as the noise floor lets it be told: support wants a difference
-    that was seen, and where dense against itself comes out as far from 1 as the threshold, only a slowdown that was
-    seen refutes it. Fewer rounds than a 95 % interval needs decide nothing, nor do rounds that other work disturbed."""
+    """Judge a speed-up of `threshold` > 1 against the noise floor.
+
+    Support needs a difference that stands out of the noise floor. Where the noise floor reaches the threshold, only a
+    slowdown that stands out refutes the claim. Fewer rounds than a 95 % interval needs decide nothing, and neither do
+    rounds that other processes disturbed.
+    """
     if undecidable(speed):
         return "undecided"
     verdict = judge(speed.low, speed.high, threshold)
     if verdict == "supported":
-        told = not speed.no_difference
+        distinguishable = not speed.no_difference
     else:
-        told = speed.floor < threshold or speed.high < 1 / speed.floor
-    return verdict if told else "undecided"
+        distinguishable = speed.floor < threshold or speed.high < 1 / speed.floor
+    return verdict if distinguishable else "undecided"
 
 
 def undecidable(speed: Speed) -> str:
@@ -75,26 +82,43 @@ def undecidable(speed: Speed) -> str:
     return "" if speed.enough else "there were too few rounds"
 
 
+def no_verdict(found: Estimate) -> str:
+    """Why an estimate of accuracy carries no verdict, wherever its interval lies; an empty string if it may."""
+    if found.seeds < SEEDS:
+        return f"{found.seeds} of the {SEEDS} seeds that it needs"
+    return found.reason
+
+
+def better(found: Estimate) -> Verdict:
+    """Is an accuracy above its rival's?"""
+    return "no verdict" if no_verdict(found) else judge(found.low, found.high, 0.0)
+
+
 def comparable(found: Estimate, sensitive: bool) -> Verdict:
     """Is an accuracy no more than MARGIN below dense's? A comparison that can't tell dense from an untrained encoder
     can't support that two methods are alike: there only being better than dense counts as support."""
+    if no_verdict(found):
+        return "no verdict"
     verdict = judge(found.low, found.high, -MARGIN)
     return "undecided" if verdict == "supported" and not sensitive and found.low <= 0 else verdict
+
+
+def alike(found: Estimate, sensitive: bool) -> bool:
+    """Whether one method does as well as another: the whole interval lies within MARGIN of 0, in a comparison that
+    tells dense from an untrained encoder."""
+    return not no_verdict(found) and sensitive and found.low > -MARGIN and found.high < MARGIN
 
 
 def sensitivity(scores: Scores, fraction: float) -> Estimate | None:
     """Dense minus the untrained encoder: what pre-training gave; None where there is no such pair. By the paired
     interval of it a comparison is sensitive or not (assay sensitivity of a non-inferiority trial, ICH E10)."""
-    arms = scores.group.arms
-    dense = next((one for one in arms if (one.objective, one.strategy) == ("simclr", "dense")), None)
-    dense = dense or next((one for one in arms if one.strategy == "dense"), None)
-    untrained = next((one for one in arms if one.strategy == "untrained"), None)
-    return scores.difference(dense, untrained, fraction) if dense and untrained else None
+    arms = scores.dense_and_untrained
+    return scores.difference(*arms, fraction) if arms else None
 
 
 def is_sensitive(scores: Scores, fraction: float) -> bool:
     found = sensitivity(scores, fraction)
-    return found is None or found.low > 0
+    return found is None or (not no_verdict(found) and found.low > 0)
 
 
 def signed(value: float) -> str:
@@ -102,8 +126,17 @@ def signed(value: float) -> str:
 
 
 def span(estimate: Estimate) -> str:
-    """A difference with its interval."""
-    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
+    """A difference with its interval, and what has to be known of that."""
+    bounds = f"[{signed(estimate.low)}, {signed(estimate.high)}]" if estimate.bounded else "(no interval)"
+    return f"{signed(estimate.value)} {bounds}{' (rough)' if estimate.rough else ''}"
+
+
+def in_words(estimate: Estimate) -> str:
+    """A difference with its interval in a sentence, which has no note to say what the interval covers."""
+    text = f"{span(estimate)} macro AUROC"
+    if estimate.reason:
+        return f"{text}: {estimate.reason}"
+    return f"{text}, interval over test patients alone" if estimate.basis == ("patients",) else text
 
 
 def judged(arm: Arm) -> bool:
@@ -163,22 +196,14 @@ def accuracy_claims(arm: Arm, scores: Scores, fraction: float) -> list[Claim]:
         found = scores.difference(arm, rival, fraction) if rival else None
         if found is None:
             out.append(Claim(kind, arm.label, text, threshold, NAN, NAN, NAN, "not measured", fraction=fraction))
-        else:
-            alike = kind == "accuracy"
-            verdict = (
-                comparable(found, is_sensitive(scores, fraction)) if alike else judge(found.low, found.high, threshold)
+            continue
+        verdict = comparable(found, is_sensitive(scores, fraction)) if kind == "accuracy" else better(found)
+        out.append(
+            Claim(
+                *(kind, arm.label, text, threshold, found.value, found.low, found.high, verdict),
+                fraction=fraction,
+                why=no_verdict(found),
+                estimate=found,
             )
-            out.append(
-                Claim(
-                    kind,
-                    arm.label,
-                    text,
-                    threshold,
-                    found.value,
-                    found.low,
-                    found.high,
-                    verdict,
-                    fraction=fraction,
-                )
-            )
+        )
     return out

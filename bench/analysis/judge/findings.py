@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from bench.analysis.judge.claims import MARGIN, MEASURES, Claim, sensitivity, signed, span
+from collections.abc import Sequence
+
+from bench.analysis.judge.claims import (
+    MARGIN,
+    MEASURES,
+    SEEDS,
+    Claim,
+    alike,
+    in_words,
+    is_sensitive,
+    no_verdict,
+    sensitivity,
+    signed,
+)
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import Arm, Group
+from bench.statistics.accuracy import LEVELS
+
+NO_VERDICT = "No verdict on accuracy"
 
 
 def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: int = 0) -> list[str]:
@@ -19,13 +35,20 @@ def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: i
         out.append(f"Provisional: {missing}.")
     if scores is None or not scores.fractions:
         return [*out, "No evaluation on the test split is at hand, so nothing can be said about accuracy."]
+    if len(group.seeds) < SEEDS:
+        out.append(
+            f"{NO_VERDICT}: it needs {SEEDS} seeds, and there {_seeds(group, '')}. What follows on accuracy are"
+            " estimates; the same seeds on another processor can give others, because training that selects tokens"
+            " amplifies rounding."
+        )
     fraction = scores.primary
-    out += _discriminates(scores, fraction) + _weak_floor(scores, fraction)
+    out += _discriminates(scores, fraction) + _not_learned(scores) + _weak_baseline(scores, fraction)
     for name in dict.fromkeys(claim.arm for claim in claims):
         mine = [claim for claim in claims if claim.arm == name and claim.fraction in (None, fraction)]
         out += [_accuracy(c, scores, fraction) for c in mine if c.kind == "accuracy" and c.verdict != "not measured"]
+        out += _where_dense_learns(name, scores)
         out += [
-            _rival(c, group, fraction)
+            _rival(c, group, scores, fraction)
             for c in mine
             if c.kind in ("fixed", "patchdropout") and c.verdict != "not measured"
         ]
@@ -50,9 +73,13 @@ def provisional(group: Group, scores: Scores | None, planned: int = 0) -> str:
     short = [arm.label for arm in group.arms if scores and any(incomplete(arm, scores, f) for f in scores.fractions)]
     if short:
         parts.append(f"seeds are missing for {', '.join(short)}")
-    if len(group.seeds) == 1:
-        parts.append("there is one seed, so intervals do not cover seeds")
+    if len(group.seeds) < LEVELS:
+        parts.append(f"there {_seeds(group)}, so intervals are over test patients alone")
     return "; ".join(parts)
+
+
+def _seeds(group: Group, noun: str = " seeds") -> str:
+    return f"is one{noun[:-1]}" if len(group.seeds) == 1 else f"are {len(group.seeds)}{noun}"
 
 
 def incomplete(arm: Arm, scores: Scores, fraction: float) -> bool:
@@ -73,35 +100,67 @@ def unlearned(group: Group) -> list[str]:
 
 
 def _discriminates(scores: Scores, fraction: float) -> list[str]:
-    dense = next((a for a in scores.group.arms if a.strategy == "dense" and a.objective == "simclr"), None)
-    dense = dense or next((a for a in scores.group.arms if a.strategy == "dense"), None)
-    found = sensitivity(scores, fraction)
-    if dense is None or found is None:
+    arms, found = scores.dense_and_untrained, sensitivity(scores, fraction)
+    if arms is None or found is None:
         return []
-    text = f"{dense.label} against the untrained encoder at {fraction:g} % of the labels: {span(found)} macro AUROC"
+    text = f"{arms[0].label} against the untrained encoder at {fraction:g} % of the labels: {in_words(found)}"
+    share = f"{100 * MARGIN / found.value:.0f} %" if found.value > 0 else ""
+    margin = f"the margin of {MARGIN} for comparable accuracy is {share} of that gain"
+    if no_verdict(found):
+        return [f"{text}; {margin}." if share else f"{text}."]
     if found.low > 0:
-        share = f"the margin of {MARGIN} for comparable accuracy is {MARGIN / found.value:.0%} of that gain"
-        return [f"{text}; pre-training teaches something here, so methods can differ; {share.replace('%', ' %')}."]
+        return [f"{text}; pre-training teaches something here, so methods can differ; {margin}."]
     return [f"{text}; the interval does not exclude 0, so this set-up can't tell good methods from bad ones."]
 
 
-def _weak_floor(scores: Scores, fraction: float) -> list[str]:
+def _not_learned(scores: Scores) -> list[str]:
+    """A sentence on the findings of the macro mean that tell no methods apart."""
+    arms, names = scores.dense_and_untrained, scores.learned
+    others = [name for name in scores.findings(scores.primary) if name not in (names or ())]
+    if arms is None or names is None or not others:
+        return []
+    text = f"Among the validation patients {arms[0].label} is not seen to beat the untrained encoder on"
+    where = f"at {scores.primary:g} % of the labels"
+    if not names:
+        return [f"{text} any finding {where}."]
+    return [f"{text} {listed(others)} {where}: in a macro mean over all findings these hide differences."]
+
+
+def _where_dense_learns(label: str, scores: Scores) -> list[str]:
+    """A sentence on one method over the findings that dense learns, where these are not all."""
+    arm = next(one for one in scores.group.arms if one.label == label)
+    rival, names, fraction = scores.reference(arm, "dense"), scores.learned, scores.primary
+    if not names or rival is None or names == scores.findings(fraction):
+        return []
+    found = scores.difference(arm, rival, fraction, names)
+    text = f"Over {listed(names)}, which dense learns, {label} against dense at {fraction:g} % of the labels"
+    return [f"{text}: {in_words(found)}."] if found else []
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _weak_baseline(scores: Scores, fraction: float) -> list[str]:
     """A sentence where training on the labels alone is not seen to be worth anything."""
     arms = {arm.strategy: arm for arm in scores.group.arms if arm.baseline}
     if not {"supervised", "untrained"} <= arms.keys():
         return []
     found = scores.difference(arms["supervised"], arms["untrained"], fraction)
-    if found is None or found.low > 0:
+    if found is None or no_verdict(found) or found.low > 0:
         return []
     return [
         f"supervised, trained from scratch on {fraction:g} % of the labels, is not seen to beat a linear probe of the "
-        f"untrained encoder ({span(found)} macro AUROC): in as short a training as this it is a weak baseline."
+        f"untrained encoder ({in_words(found)}): in as short a training as this it is a weak baseline."
     ]
 
 
 def _accuracy(claim: Claim, scores: Scores, fraction: float) -> str:
-    cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}]"
-    text = f"{claim.arm} against dense at {fraction:g} % of the labels: {cell} macro AUROC"
+    assert claim.estimate is not None
+    text = f"{claim.arm} against dense at {fraction:g} % of the labels: {in_words(claim.estimate)}"
+    if claim.verdict == "no verdict":
+        return f"{text}. {_withheld(claim)}"
     if claim.verdict == "supported":
         better = "better than dense" if claim.low > 0 else f"not worse than dense by {MARGIN}"
         return f"{text}: {better}; the claim of comparable accuracy is supported."
@@ -115,31 +174,43 @@ def _accuracy(claim: Claim, scores: Scores, fraction: float) -> str:
     return f"{text}: the interval holds the margin of −{MARGIN}; the claim of comparable accuracy is undecided."
 
 
-def _rival(claim: Claim, group: Group, fraction: float) -> str:
-    cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}] macro AUROC at {fraction:g} %"
-    if claim.kind == "fixed":
-        if claim.verdict == "supported":
-            return f"{claim.arm} beats one fixed random mask for all images ({cell}): {_where(group, claim.arm)}."
-        if claim.verdict == "refuted":
-            return (
-                f"One fixed random mask for all images does better than {claim.arm} ({cell}): the selection is not "
-                "what carries the accuracy."
-            )
-        lead = (
-            f"One fixed random mask for all images does as well as {claim.arm}, as far as can be seen ({cell})"
-            if claim.value <= 0 or claim.high <= MARGIN
-            else f"Between {claim.arm} and one fixed random mask for all images nothing is decided ({cell})"
-        )
-        return (
-            f"{lead}: nothing here shows that the selection is about the image. A gain above {signed(claim.high)} is "
-            "excluded."
-        )
-    rival = "PatchDropout, which drops patches at random in training only"
+def _withheld(claim: Claim) -> str:
+    """Why there is no verdict, as a sentence after an estimate whose own reason may have been told."""
+    assert claim.estimate is not None
+    return "No verdict." if claim.why == claim.estimate.reason else f"No verdict: {claim.why}."
+
+
+def _rival(claim: Claim, group: Group, scores: Scores, fraction: float) -> str:
+    assert claim.estimate is not None
+    cell = f"{in_words(claim.estimate)}, at {fraction:g} %"
+    fixed = claim.kind == "fixed"
+    rival = (
+        "one fixed random mask for all images"
+        if fixed
+        else "PatchDropout, which drops patches at random in training only"
+    )
+    if claim.verdict == "no verdict":
+        return f"{claim.arm} against {rival} ({cell}). {_withheld(claim)}"
     if claim.verdict == "supported":
-        return f"{claim.arm} beats {rival} ({cell})."
+        return f"{claim.arm} beats {rival} ({cell}){f': {_where(group, claim.arm)}' if fixed else ''}."
+    if not fixed:
+        if claim.verdict == "refuted":
+            return f"{rival}, beats {claim.arm} ({cell})."
+        return f"Between {claim.arm} and {rival}, nothing is decided ({cell})."
     if claim.verdict == "refuted":
-        return f"{rival[0].upper()}{rival[1:]}, beats {claim.arm} ({cell})."
-    return f"Between {claim.arm} and {rival}, nothing is decided ({cell})."
+        return (
+            f"One fixed random mask for all images does better than {claim.arm} ({cell}): the selection is not "
+            "what carries the accuracy."
+        )
+    lead = (
+        f"One fixed random mask for all images does as well as {claim.arm}, within {MARGIN} ({cell})"
+        if alike(claim.estimate, is_sensitive(scores, fraction))
+        else f"Between {claim.arm} and one fixed random mask for all images no difference is seen ({cell})"
+    )
+    return (
+        f"{lead}: nothing here shows that the selection is about the image. A gain above {signed(claim.high)} is"
+        " excluded."
+    )
 
 
 def _where(group: Group, label: str) -> str:

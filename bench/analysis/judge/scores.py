@@ -6,10 +6,10 @@ draws and label fractions at hand. Where that set is empty, each fraction gets i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from bench.statistics import accuracy
 from bench.statistics.accuracy import Array, Estimate
 from datasets.archives import read_npz
 
+Part = Literal["test", "validation"]
 PRIMARY = 10.0  # per cent of the labels at which verdicts are given
 
 
@@ -28,8 +29,10 @@ class Scores:
 
     group: Group
     probe: str
-    _values: dict[tuple[Any, ...], Array | None] = field(default_factory=dict, repr=False)
-    _patients: Array | None = field(default=None, repr=False)
+    _values: dict[tuple[Any, ...], dict[str, Array] | None] = field(default_factory=dict, repr=False)
+    _patients: dict[Part, tuple[Array, Array]] = field(
+        default_factory=dict, repr=False
+    )  # names; (findings, 2) by class
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,27 +88,49 @@ class Scores:
                 "No finding is defined at every label fraction, so each fraction has its own set of findings"
                 " and fractions can't be compared with each other."
             )
+        if self.fractions and self.dense_and_untrained is not None and self.learned is None:
+            out.append(
+                f"The {self.probe} probe was not scored on the validation patients, so nothing says on which findings"
+                " dense learns."
+            )
         return out
 
-    def _run_values(self, run: Run, one: Evaluation, names: tuple[str, ...], draws: int | None) -> Array | None:
-        """Pseudo-values (draws, test patients) of one run, of its first `draws` or all; None where the record keeps no
-        predictions."""
-        key = (run.record.run_id, one.probe, one.labels, one.inference, names, draws)
+    def _run_values(
+        self, run: Run, one: Evaluation, names: tuple[str, ...], draws: int | None, part: Part = "test"
+    ) -> Array | None:
+        """Pseudo-values (draws, patients of the part) of one run, of its first `draws` or all; None where the record
+        keeps no predictions on them."""
+        key = (run.record.run_id, one.probe, one.labels, one.inference, draws, part)
         if key not in self._values:
-            path, values = run.predictions(one), None
-            if path.is_file():
-                mask = np.array([name in names for name in self.names])
-                scores, labels, patients = _predictions(path, len(self.names))
-                values, who = accuracy.pseudo_values(scores[:draws], labels, patients, mask)
-                if self._patients is None:
-                    self._patients = who
-                if not np.array_equal(self._patients, who):
-                    raise ReportRefused(
-                        f"{path} holds other test patients than the other runs of its group; run "
-                        f"{run.record.run_id} again or move it to another results folder."
-                    )
-            self._values[key] = values
-        return self._values[key]
+            self._values[key] = self._read(run, one, draws, part)
+        values = self._values[key]
+        if values is None:
+            return None
+        if strangers := set(names) - values.keys():
+            raise ReportRefused(
+                f"{run.predictions(one)} lacks scores of {min(strangers)}, and its evaluation has them: run "
+                f"{run.record.run_id} again or move it to another results folder."
+            )
+        return np.asarray(np.mean([values[name] for name in names], axis=0))
+
+    def _read(self, run: Run, one: Evaluation, draws: int | None, part: Part) -> dict[str, Array] | None:
+        """Pseudo-values of each finding that is defined."""
+        path = run.predictions(one)
+        found = _predictions(path, len(self.names), part) if path.is_file() else None
+        if found is None:
+            return None
+        scores, labels, patients = found[0][:draws], *found[1:]
+        values: dict[str, Array] = {}
+        for i in np.flatnonzero(accuracy.defined_labels(scores, labels)):
+            mask = np.arange(len(self.names)) == i
+            values[self.names[i]], _ = accuracy.pseudo_values(scores, labels, patients, mask)
+        who, counts = np.unique(patients), accuracy.patients_by_class(labels, patients)
+        if not np.array_equal(self._patients.setdefault(part, (who, counts))[0], who):
+            raise ReportRefused(
+                f"{path} holds other {part} patients than the other runs of its group; run "
+                f"{run.record.run_id} again or move it to another results folder."
+            )
+        return values
 
     def _of(
         self, arm: Arm, fraction: float, names: tuple[str, ...], draws: int | None = None
@@ -118,21 +143,24 @@ class Scores:
         return out
 
     def estimate(self, arm: Arm, fraction: float, finding: str | None = None) -> Estimate | None:
-        """Macro AUROC of an arm, or the AUROC of one finding; its interval ends where an AUROC does, at 0 and 1."""
+        """Macro AUROC of an arm, or the AUROC of one finding, with its interval on the logit scale."""
         names = (finding,) if finding else self.findings(fraction)
         if not names or (finding and finding in self._undefined.get(fraction, {})):
             return None
         found = _interval(list(self._of(arm, fraction, names).values()))
-        if found is None or not np.isfinite(found.low):
-            return found
-        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+        return self._among_patients(accuracy.of_auroc(found), names) if found else None
 
-    def difference(self, arm: Arm, reference: Arm, fraction: float) -> Estimate | None:
-        """Macro AUROC of `arm` minus that of `reference`, paired by seed, patient and draw; None without a common seed.
+    def difference(
+        self, arm: Arm, reference: Arm, fraction: float, names: tuple[str, ...] | None = None
+    ) -> Estimate | None:
+        """Macro AUROC of `arm` minus that of `reference`, over the findings `names` or all of the macro mean, paired by
+        seed, patient and draw; None without a common seed, or where one of `names` is undefined.
 
         Of an arm with more draws of the labelled patients than the other the first ones count.
         """
-        names = self.findings(fraction)
+        names = self.findings(fraction) if names is None else names
+        if not names or set(names) & self._undefined.get(fraction, {}).keys():
+            return None
         counts = {self.draws(one, fraction) for one in (arm, reference)} - {0}
         draws = min(counts) if len(counts) > 1 else None
         mine, theirs = self._of(arm, fraction, names, draws), self._of(reference, fraction, names, draws)
@@ -140,7 +168,53 @@ class Scores:
         for seed in sorted(set(mine) & set(theirs)):
             (a, mean_a), (b, mean_b) = mine[seed], theirs[seed]
             pairs.append((None if a is None or b is None else a - b, mean_a - mean_b))
-        return _interval(pairs)
+        found = _interval(pairs)
+        return self._among_patients(accuracy.of_difference(found), names) if found else None
+
+    def _among_patients(self, found: Estimate, names: tuple[str, ...], part: Part = "test") -> Estimate:
+        """What the rarest class of these findings among the patients allows: an interval, a rough one, or none."""
+        if not found.patients:
+            return found  # over seeds alone
+        by_class = dict(zip(self.names, self._patients[part][1].tolist(), strict=True))
+        fewest, name, side = min((n, name, side) for name in names for side, n in enumerate(by_class[name]))
+        noun = f"{part} patient" if fewest == 1 else f"{part} patients"
+        return accuracy.among_patients(found, fewest, f"{noun} {('without', 'with')[side]} {name}")
+
+    @property
+    def dense_and_untrained(self) -> tuple[Arm, Arm] | None:
+        """The arms whose difference is what pre-training gave: dense, SimCLR's if there is one, and `untrained`."""
+        dense = sorted((a for a in self.group.arms if a.strategy == "dense"), key=lambda a: a.objective != "simclr")
+        untrained = [arm for arm in self.group.arms if arm.strategy == "untrained"]
+        return (dense[0], untrained[0]) if dense and untrained else None
+
+    @cached_property
+    def learned(self) -> tuple[str, ...] | None:
+        """The findings of the macro mean at the primary fraction on which dense is seen to beat the untrained encoder
+        among the validation patients: by the paired interval. Test patients have no part in the choice, which would
+        favour dense otherwise. None where validation patients were not scored."""
+        if self.dense_and_untrained is None:
+            return None
+        found = {name: self._on_validation(name) for name in self.findings(self.primary)}
+        if not any(found.values()):
+            return None
+        return tuple(name for name, one in found.items() if one is not None and one.low > 0)
+
+    def _on_validation(self, name: str) -> Estimate | None:
+        """Dense minus untrained on one finding among the validation patients; None where some run lacks it."""
+        assert self.dense_and_untrained is not None
+        dense, untrained = (arm.evaluations(self.probe, self.primary) for arm in self.dense_and_untrained)
+        seeds = sorted(set(dense) & set(untrained))
+        pairs = [(dense[seed], untrained[seed]) for seed in seeds]
+        if not pairs or not all(name in one.validation for pair in pairs for _, one in pair):
+            return None
+        draws = min(len(one.draws) for pair in pairs for _, one in pair)
+        values = []
+        for pair in pairs:
+            a, b = (self._run_values(run, one, (name,), draws, "validation") for run, one in pair)
+            means = [one.validation[name] for _, one in pair]
+            values.append((None if a is None or b is None else a - b, means[0] - means[1]))
+        found = _interval(values)
+        return self._among_patients(found, (name,), "validation") if found else None
 
     def draws(self, arm: Arm, fraction: float) -> int:
         """Draws of the fraction that all seeds of the arm were scored on; 0 where it was not scored."""
@@ -166,13 +240,17 @@ class Scores:
         return plain[0] if plain else None
 
 
-def _predictions(path: Path, findings: int) -> tuple[Array, Array, Array]:
-    """scores (draws, images, findings), labels (images, findings) and patients (images,) of a run's predictions."""
+def _predictions(path: Path, findings: int, part: Part) -> tuple[Array, Array, Array] | None:
+    """scores (draws, images, findings), labels (images, findings) and patients (images,) of a run's predictions; None
+    where there are none on validation images."""
+    names = [name if part == "test" else f"validation_{name}" for name in ("scores", "labels", "patients")]
     try:
-        saved = read_npz(path, ("scores", "labels", "patients"))
+        saved = read_npz(path, names if part == "test" else (), optional=names)
     except ValueError as error:
         raise ReportRefused(f"{error} It holds a run's predictions: run it again, or move its folder away.") from error
-    scores, labels, patients = saved["scores"], saved["labels"], saved["patients"]
+    if len(saved) < len(names):
+        return None
+    scores, labels, patients = (saved[name] for name in names)
     images = patients.shape[:1]
     numbers = scores.dtype.kind == "f" and labels.dtype.kind == "f" and patients.dtype.kind == "U"
     if (

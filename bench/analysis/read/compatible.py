@@ -1,6 +1,6 @@
-"""What records must have in common to stand in one report; those that don't are refused, never averaged.
+"""Checks that records may stand in one report: records that must not be compared are refused, never averaged.
 
-A refusal says which records differ in what, all of it at once, and what to do.
+A refusal lists all differences at once, with the records that differ, and says what to do.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bench.analysis.read.groups import BASELINES, ReportRefused, Run
+from bench.analysis.read.groups import ReportRefused, Run
+from methods import BASELINES
 
-Values = Iterable[tuple[str, Any]]  # (where it stands, value)
+Values = Iterable[tuple[str, Any]]  # (run, value)
 SHOWN = 6  # differences that are listed
 
 IDENTITIES: dict[str, Callable[[Any], Any]] = {
@@ -26,8 +27,8 @@ IDENTITIES: dict[str, Callable[[Any], Any]] = {
 
 
 def refuse_changed_data(runs: Sequence[Run]) -> None:
-    """Raises ReportRefused where one and the same description of data stands for different data or splits: a folder
-    whose files changed between two runs, or another version of the code that makes or splits them."""
+    """Raises ReportRefused where runs describe their data in the same way and had different data or splits: the files
+    changed between two runs, or the code that makes or splits the data did."""
     by_source: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_source[_source(run)].append(run)
@@ -35,12 +36,11 @@ def refuse_changed_data(runs: Sequence[Run]) -> None:
     for members in by_source.values():
         for what, of in (("the data's fingerprint", _fingerprint), ("the split", _split)):
             found += _difference(what, [(run.folder.name, of(run)) for run in members])
-    _refuse("Records that name the same data and the same way to split them differ in", found)
+    _refuse("Records with the same data set and the same way to split it differ in", found)
 
 
 def refuse_strangers(runs: Sequence[Run]) -> None:
-    """Raises ReportRefused where runs of one group saw different images or labels, were made by different code, or
-    were evaluated differently."""
+    """Raises ReportRefused where runs of one group differ in images, labels, code, or how they were evaluated."""
     found = []
     for what, of in IDENTITIES.items():
         found += _difference(what, [(run.folder.name, of(run.record)) for run in runs])
@@ -64,7 +64,7 @@ def refuse_strangers(runs: Sequence[Run]) -> None:
 
 
 def refuse_twins(method: str, inference: str, runs: Sequence[Run]) -> None:
-    """Raises ReportRefused where two runs of an arm claim to be the same seed."""
+    """Raises ReportRefused where two runs of an arm have the same seed."""
     seen: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         for one in run.evaluations:
@@ -73,14 +73,14 @@ def refuse_twins(method: str, inference: str, runs: Sequence[Run]) -> None:
             other = seen.setdefault((run.seed, one.probe, one.labels), run)
             if other is not run:
                 raise ReportRefused(
-                    f"Two runs claim to be {method}, seed {run.seed}, {one.probe} at {one.labels:g} %:"
-                    f" {other.folder.name} and {run.folder.name}. Move one of them to another results"
-                    " folder."
+                    f"Two runs have the same method, seed and evaluation ({method}, seed {run.seed}, {one.probe} at"
+                    f" {one.labels:g} %): {other.folder.name} and {run.folder.name}. Move one of them to another"
+                    " results folder."
                 )
 
 
 def _source(run: Run) -> str:
-    """What the record says of where its data and its splits come from."""
+    """How the record describes its data and how they are split."""
     spec = run.record.spec
     data = {key: value for key, value in (spec.get("data") or {}).items() if key != "publish"}
     return json.dumps([data, (spec.get("encoder") or {}).get("image_size")], sort_keys=True, default=str)
@@ -95,7 +95,7 @@ def _split(run: Run) -> str:
 
 
 def _difference(what: str, values: Values) -> list[str]:
-    """One line on who has which value, the most common one first; none where all have the same."""
+    """A line with each value and the runs that have it, the most common one first; none where all have the same."""
     by_value: dict[str, list[str]] = defaultdict(list)
     for where, value in values:
         by_value[str(value)].append(where)
@@ -119,5 +119,5 @@ def _refuse(head: str, found: list[str]) -> None:
     more = f"\n- and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     raise ReportRefused(
         f"{head}{lines}{more}\nThey can't be compared: move the ones that don't belong to another results folder "
-        "(--results), or run them again."
+        "(--results), or rerun them."
     )

@@ -1,8 +1,7 @@
-"""The tidy pandas frames behind every table and plot: results.csv, cost.csv and the training curves."""
+"""The pandas frames behind every table and plot: results.csv, cost.csv and the training curves."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import pandas as pd
 
 from bench.analysis.read.groups import Group, ReportRefused, Run
-from bench.analysis.read.results import encoder_of, parse
+from bench.analysis.read.results import cost_tables, encoder_of
 from bench.records.record import AA_SUFFIX, CostRow, CostTable
-from datasets.limits import RECORD_BYTES, read_within
+from bench.records.run_folder import read_history
+from methods.names import REFERENCE_METHOD
 
 
 def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row a run x probe x label fraction x inference, and one for each failed run."""
+    """One row for each run, probe, label fraction and way of inference, and one for each failed run."""
     rows = []
     for run in runs:
         record, (encoder, size) = run.record, encoder_of(run.record)
@@ -55,8 +55,8 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
                     "probe": one.probe,
                     "labels": one.labels,
                     "macro_auroc": one.macro_auroc,
-                    "macro_auroc_low": one.interval[0],
-                    "macro_auroc_high": one.interval[1],
+                    "macro_auroc_patients_low": one.interval[0],
+                    "macro_auroc_patients_high": one.interval[1],
                     "macro_auprc": one.macro_auprc,
                     "draws": len(one.draws),
                     "draw_std": one.draw_std,
@@ -68,7 +68,8 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]  # rows that differ share no ratio
+SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]
+"""Columns in which rows must agree to be compared."""
 COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", *SETTING]
 RATIOS = [f"{kind}_{what}" for kind in ("infer", "train") for what in ("macs_ratio", "time_over_macs")]
 AA = [f"aa_{kind}_{end}" for kind in ("infer", "train", "run") for end in ("low", "high")]
@@ -76,13 +77,13 @@ COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "disturbed_rounds", "measured"]
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
-    """The newest row a method, encoder, size, channels, keep, ramp, machine and setting. Empty, with no columns, where
+    """The newest row for each method, encoder, size, channels, keep, ramp, machine and setting. Without columns where
     nothing was measured."""
-    return newest([parse(CostTable, path) for path in sorted(results.glob("cost/*.json"))])
+    return newest(cost_tables(results))
 
 
 def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
-    """All rows of the tables, of those that are about the same the newest."""
+    """The rows of the tables; the newest of those that are about the same."""
     ordered = [table_frame(table) for table in sorted(tables, key=lambda one: one.finished)]
     if not ordered:
         return pd.DataFrame()
@@ -91,18 +92,18 @@ def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
 
 
 def table_frame(table: CostTable) -> pd.DataFrame:
-    """A row a method, with the noise baseline of its table (`aa_...`, the interval of dense against itself; none where
-    that was not measured), dense's MACs / its own (`..._macs_ratio`), and the share of that ratio that its speed-up
-    reaches (`..._time_over_macs`)."""
-    again = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
-    dense = next((row for row in table.rows if row.method == "simclr/dense"), None)
+    """One row for each method, with the noise floor of the table (`aa_...`, the interval of dense against itself; None
+    where that was not measured), dense MACs / method MACs (`..._macs_ratio`), and the speed-up as a share of that ratio
+    (`..._time_over_macs`)."""
+    aa = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
+    dense = next((row for row in table.rows if row.method == REFERENCE_METHOD.name), None)
     rows = []
     for row in table.rows:
-        disturbed = table.environment.get("disturbed_rounds", 0)  # kept though the process did not get its cores
+        disturbed = table.environment.get("disturbed_rounds", 0)  # kept although other processes were running
         one = row.model_dump() | {"disturbed_rounds": disturbed, "measured": table.finished}
         for kind in ("infer", "train", "run"):
             for end in ("low", "high"):
-                one[f"aa_{kind}_{end}"] = getattr(again, f"{kind}_speedup_{end}") if again else None
+                one[f"aa_{kind}_{end}"] = getattr(aa, f"{kind}_speedup_{end}") if aa else None
         for kind in ("infer", "train") if dense else ():
             ratio = getattr(dense, f"{kind}_gmacs") / getattr(row, f"{kind}_gmacs")
             speedup = getattr(row, f"{kind}_speedup")
@@ -115,28 +116,28 @@ def table_frame(table: CostTable) -> pd.DataFrame:
 
 
 def cost_csv(frame: pd.DataFrame) -> str:
-    """The text of cost.csv."""
+    """Content of cost.csv."""
     return frame[COST_COLUMNS].to_csv(index=False) if not frame.empty else ",".join(COST_COLUMNS) + "\n"
 
 
 def _epochs(path: Path) -> list[dict[str, float | None]]:
-    """The lines of a history.jsonl: epoch, loss, keep and lr of each."""
+    """Epoch, loss, keep and learning rate of each line of a history.jsonl. Raises ReportRefused."""
     keys = ("epoch", "loss", "keep", "lr")
     try:
-        lines = [json.loads(line) for line in read_within(path, RECORD_BYTES).decode().splitlines()]
+        lines = read_history(path)
         return [{key: None if line.get(key) is None else float(line[key]) for key in keys} for line in lines]
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ReportRefused(f"{path} is no history of epochs: delete it, or run it again.") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ReportRefused(f"{path} is not a history of epochs ({error}): delete it, or run it again.") from error
 
 
 def history_frame(group: Group) -> pd.DataFrame:
-    """A row a run x epoch: arm, objective, seed, epoch, loss, keep, lr."""
+    """One row for each run and epoch: arm, objective, seed, epoch, loss, keep, lr."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for arm in sorted((one for one in group.arms if not one.baseline), key=lambda one: len(one.label)):
         for run in arm.runs:
             path = run.folder / "history.jsonl"
-            if not path.is_file() or run.record.run_id in seen:  # one training, two ways of inference
+            if not path.is_file() or run.record.run_id in seen:  # two arms show one training at two ways of inference
                 continue
             seen.add(run.record.run_id)
             rows += [

@@ -1,4 +1,4 @@
-"""What is compared: a run with its evaluations, an arm (a row of the tables), a group (runs that may be compared)."""
+"""Runs with their evaluations, arms (the rows of the tables) and groups (runs that may be compared)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.record import Evaluation, Record
-
-BASELINES = ("untrained", "supervised")
+from bench.records.run_folder import predictions_path
+from methods import BASELINES, SUPERVISED
 
 
 class ReportRefused(ValueError):
-    """Records that must not share a report; the message says which, why, and what to do."""
+    """Raised for records that must not stand in one report; the message says which, why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One record with its test evaluations, in the folder they lie in."""
+    """A record with its test evaluations, and the folder that holds them."""
 
     record: Record
     folder: Path
@@ -25,21 +25,22 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """The seed of the run's spec."""
         return int(self.record.spec.get("seed", 0))
 
     def own(self, labels: float) -> bool:
-        """Whether the weights may be scored at this fraction: supervised ones have seen the labels of one alone."""
+        """Whether the weights may be scored at this fraction: a supervised baseline is trained on one fraction only."""
         trained = self.record.spec.get("labels")
         return trained is None or float(trained) == labels
 
     def predictions(self, evaluation: Evaluation) -> Path:
-        name = f"{evaluation.probe}-{evaluation.labels:g}-{evaluation.inference}.npz"
-        return self.folder / "predictions" / name
+        """The file with the predictions of an evaluation."""
+        return predictions_path(self.folder, evaluation.key.name)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One method at one keep ratio and one way of inference: a row of the tables. `label` is unique in its group."""
+    """Runs of one method at one keep ratio in one inference mode: a row of the tables. `label` is unique in a group."""
 
     label: str
     method: str
@@ -53,60 +54,64 @@ class Arm:
 
     @property
     def baseline(self) -> bool:
+        """Whether the arm is the untrained or the supervised baseline."""
         return self.strategy in BASELINES
 
     def evaluations(self, probe: str, labels: float) -> dict[int, tuple[Run, Evaluation]]:
-        """By seed. A baseline that trains its own head has no probe, so there any probe serves."""
+        """Runs and evaluations by seed. The supervised baseline trains its own head and counts as linear."""
         found: dict[int, tuple[Run, Evaluation]] = {}
         for run in self.runs:
             for one in run.evaluations:
                 if one.inference != self.inference or one.labels != labels or not run.own(labels):
                     continue
-                if one.probe == probe or (
-                    self.strategy == "supervised" and probe == "linear" and run.seed not in found
-                ):
+                if one.probe == probe or (self.strategy == SUPERVISED and probe == "linear" and run.seed not in found):
                     found[run.seed] = (run, one)
         return found
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that may be compared."""
+    """Arms that are compared: runs on the same data and split, with the same preset, encoder and settings."""
 
     data: str
     split: str
     preset: str
     encoder: str
     image_size: int
-    settings: dict[str, Any]  # what differs from sibling groups of the same data, split, preset and encoder
+    settings: dict[str, Any]  # those that differ from other groups of the same data, split, preset and encoder
     arms: tuple[Arm, ...]
     failed: tuple[Record, ...]
 
     @property
     def runs(self) -> tuple[Run, ...]:
+        """The runs of all arms, each once."""
         return tuple({run.record.run_id: run for arm in self.arms for run in arm.runs}.values())
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """The seeds of finished and failed runs."""
         done = {run.seed for arm in self.arms for run in arm.runs}
         return tuple(sorted(done | {int(record.spec.get("seed", 0)) for record in self.failed}))
 
     @property
     def evidence(self) -> bool:
-        """False for a preset that only tests the machinery."""
+        """False for a preset that only tests the code."""
         return self.preset != "smoke" and all(run.record.evidence for run in self.runs)
 
     @property
     def probes(self) -> tuple[str, ...]:
+        """The probes of the trained runs; those of the baselines where there is nothing else."""
         known = {one.probe for run in self.runs if run.record.objective != "none" for one in run.evaluations}
         known = known or {one.probe for run in self.runs for one in run.evaluations}
         return tuple(probe for probe in ("linear", "knn", "finetune") if probe in known)
 
     def fractions(self, probe: str) -> tuple[float, ...]:
+        """The label fractions at which a probe was evaluated, in per cent, ascending."""
         return tuple(sorted({one.labels for run in self.runs for one in run.evaluations if one.probe == probe}))
 
     @property
     def title(self) -> str:
+        """The heading of the group: data, encoder, preset, split and differing settings."""
         text = f"{self.data}, {self.encoder} at {self.image_size} px, preset {self.preset}, split {self.split[:8]}"
         extra = ", ".join(f"{key} = {value}" for key, value in sorted(self.settings.items()))
         return f"{text} ({extra})" if extra else text

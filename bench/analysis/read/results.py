@@ -1,7 +1,7 @@
-"""A results folder -> groups of runs that may be compared.
+"""Reads a results folder into groups of runs that may be compared.
 
-A group is one data set, one split, one preset, one encoder and one set of training settings; across groups nothing is
-averaged. Records that claim the same group but saw different images, labels, subsets or science are refused.
+A group is one data set, split, preset, encoder and set of training settings; nothing is averaged across groups. Records
+that belong to one group and differ in images, labels, subsets or science version are refused.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.analysis.read.compatible import refuse_changed_data, refuse_strangers, refuse_twins
-from bench.analysis.read.groups import BASELINES, Arm, Group, ReportRefused, Run
-from bench.records.record import SCHEMA_VERSION, Evaluation, Record
-from bench.records.seal import state_of
-from bench.records.store import evaluation_name
-from bench.specs.frozen import file_sha256
+from bench.analysis.read.groups import Arm, Group, ReportRefused, Run
+from bench.records.record import CostTable, Evaluation, Record
+from bench.records.run_folder import evaluation_paths, misplaced, side_files
+from bench.records.seal import Sealed, read_sealed
+from bench.specs.frozen import mistakes
 from bench.specs.run_spec import RunSpec
-from datasets.limits import RECORD_BYTES, read_within
+from methods import ALL_TOKENS, BASELINES, OBJECTIVES, STRATEGIES, place_in
 
 SHOWN = 6  # runs that a refusal lists
-MEND = "put the original back, or move it away and give the command that made it again"
+MEND = "put the original back, or move it away and rerun the command that made it"
 
 
 def read_runs(results: Path) -> list[Run]:
-    """All records of `results/*/record.json` with their test evaluations. Raises ReportRefused on a file that can't be
-    read as what it should be, that was changed since it was written, or that is another run's; FileNotFoundError where
-    there is no record at all."""
+    """All records of `results/*/record.json` with their test evaluations.
+
+    Raises ReportRefused for files that can't be read, were changed after they were written, or belong to another run;
+    FileNotFoundError where there is no record at all.
+    """
     runs, refused = [], []
     for path in sorted(results.glob("*/record.json")):
         try:
@@ -48,13 +50,10 @@ def _run(path: Path) -> Run:
     """A record with its test evaluations. Raises ReportRefused."""
     record, found = parse(Record, path), []
     _check_spec(record, path)
-    for file in sorted(path.parent.glob("evaluations/*.json")):
+    for file in evaluation_paths(path.parent):
         one = parse(Evaluation, file)
-        if one.run_id != record.run_id:
-            raise ReportRefused(f"{file} is an evaluation of {one.run_id}, and lies in another run's folder: {MEND}.")
-        name = evaluation_name(one.probe, one.labels, one.inference)
-        if file.stem != name:
-            raise ReportRefused(f"{file} is {name} by its content, and would be counted as another one: move it away.")
+        if why := misplaced(file, one, record.run_id):
+            raise ReportRefused(f"{file} {why}: move it to where it belongs, or away.")
         if not one.draws:
             raise ReportRefused(f"{file} has no draw: run it again, or move its folder away.")
         if one.split == "test":
@@ -65,7 +64,7 @@ def _run(path: Path) -> Run:
 
 
 def _all_of(refused: list[str]) -> str:
-    """What is wrong with each run, the first of them at least."""
+    """One message on the runs that are refused, with at most SHOWN of them."""
     if len(refused) == 1:
         return refused[0]
     lines = "".join(f"\n- {line}" for line in refused[:SHOWN])
@@ -74,62 +73,44 @@ def _all_of(refused: list[str]) -> str:
 
 
 def _check_spec(record: Record, path: Path) -> None:
-    """What analysis takes from `spec` is a RunSpec's, so that none of it is of another kind."""
+    """Check that the record holds a valid RunSpec, so that what the analysis takes from it has the right types."""
     try:
         RunSpec.model_validate(record.spec)
     except ValidationError as error:
-        raise ReportRefused(f"{path} can't be read as a Record (spec.{_places(error)}); move it away.") from error
+        raise ReportRefused(f"{path} can't be read as a record ({mistakes(error, 'spec')}): {MEND}.") from error
 
 
-def _places(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:3])
+def parse(kind: type[Sealed], path: Path) -> Sealed:
+    """Read a record, an evaluation or a cost table. Raises ReportRefused for one that can't be read, that has another
+    schema, or that was changed after it was written."""
+    reading = read_sealed(kind, path)
+    if reading.intact is None:
+        elsewhere = "move it to another results folder, or run it again"
+        raise ReportRefused(f"{path} {reading.why}: {elsewhere if reading.state == 'other schema' else MEND}.")
+    return reading.intact
 
 
-def parse(model: Any, path: Path) -> Any:
-    """A record, an evaluation or a cost table. Raises ReportRefused for one of another schema, one whose digest does
-    not fit (where it has one), and what is none at all."""
-    try:
-        content = read_within(path, RECORD_BYTES)
-        plain = json.loads(content)
-        if isinstance(plain, dict):
-            schema = plain.get("schema_version", SCHEMA_VERSION)
-            if schema != SCHEMA_VERSION:
-                raise ReportRefused(
-                    f"{path} has schema {schema}, and this code reads {SCHEMA_VERSION}: move it to another results "
-                    "folder, or run it again."
-                )
-            if state_of(plain) == "broken":
-                raise ReportRefused(f"{path} was changed after it was written (its digest does not fit): {MEND}.")
-        return model.model_validate_json(content)
-    except ReportRefused:
-        raise
-    except (ValueError, OSError, RecursionError) as error:
-        where = _places(error) if isinstance(error, ValidationError) else str(error)
-        raise ReportRefused(
-            f"{path} can't be read as a {model.__name__} ({where}); move it away or make it anew."
-        ) from error
+def cost_tables(folder: Path) -> list[CostTable]:
+    """All cost tables of a results folder, in the order of their names. Raises ReportRefused."""
+    return [parse(CostTable, path) for path in sorted(folder.glob("cost/*.json"))]
 
 
 def _refuse_changed_files(run: Run) -> None:
-    """Raises ReportRefused for a file beside a record that is not the one that the record or an evaluation names, or is
-    not there: without predictions there would be no interval, and nobody would be told."""
-    named = {run.folder / name: said for name, said in run.record.files.items()}
-    named |= {run.predictions(one): one.predictions_sha256 for one in run.evaluations if one.predictions_sha256}
-    for path, said in named.items():
-        if not path.is_file():
-            raise ReportRefused(f"{path} is not there, and its record names it: {MEND}.")
-        if file_sha256(path) != said:
-            raise ReportRefused(f"{path} is not the file that its record names (its SHA-256 does not fit): {MEND}.")
+    """Raises ReportRefused where a file that the record or an evaluation names is missing or was changed: without
+    predictions, intervals would be left out silently."""
+    for file in side_files(run.folder, run.record, run.evaluations):
+        if file.recorded and (why := file.problem()):
+            raise ReportRefused(f"{file.path} {why}: {MEND}.")
 
 
 def encoder_of(record: Record) -> tuple[str, int]:
+    """Name and image size of the encoder."""
     encoder = record.spec.get("encoder") or {}
     return str(encoder.get("name", "?")), int(encoder.get("image_size", 0))
 
 
 def _shared(record: Record) -> dict[str, Any]:
-    """The settings that every method of a comparison must have in common, flat; the tuned learning rate is not
-    one."""
+    """The settings that all methods of a comparison must share, by dotted name; the tuned learning rate is not one."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -148,11 +129,12 @@ def _shared(record: Record) -> dict[str, Any]:
 
 
 def _variant(record: Record) -> str:
+    """A text that is the same for runs with the same shared settings."""
     return record.settings or json.dumps(_shared(record), sort_keys=True, default=str)
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Sorts runs into groups; raises ReportRefused where records of one group don't belong together."""
+    """Sort runs into groups. Raises ReportRefused where records of one group must not be compared."""
     done: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     failed: list[Record] = []
     runs = list(runs)
@@ -190,12 +172,14 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def _same_place(record: Record, key: tuple[Any, ...]) -> bool:
+    """Whether a failed run would belong to the group of this data, split, preset and encoder."""
     name = record.data.name if record.data else str((record.spec.get("data") or {}).get("name", ""))
     split = record.splits.hash if record.splits else key[1]
     return (name, split, str(record.spec.get("preset", "")), *encoder_of(record)) == key
 
 
 def _arms(runs: list[Run]) -> tuple[Arm, ...]:
+    """The arms of a group, each with a label that tells it from the others."""
     found: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
         record = run.record
@@ -211,7 +195,7 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
             label += f" keep {keep:g}" if keep is not None else ""
         if len({key[2] for key in rivals if key[1] == keep}) > 1:
             label += f" lr {rate:g}"
-        if len({key[3] for key in rivals}) > 1 and inference == "dense":
+        if len({key[3] for key in rivals}) > 1 and inference == ALL_TOKENS:
             label += " (all tokens at inference)"
         first = members[0].record
         arms.append(
@@ -230,30 +214,16 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
     return tuple(sorted(arms, key=_order))
 
 
-_STRATEGIES = (
-    "untrained",
-    "supervised",
-    "dense",
-    "sparsecontrast",
-    "dynamicvit",
-    "tokenlearner",
-    "topk",
-    "evit",
-    "tome",
-    "fixed",
-    "patchdropout",
-)
-
-
 def _order(arm: Arm) -> tuple[Any, ...]:
-    rank = _STRATEGIES.index(arm.strategy) if arm.strategy in _STRATEGIES else len(_STRATEGIES)
-    objective = {"none": 0, "simclr": 1, "moco": 2}.get(arm.objective, 3)
-    return (0 if arm.baseline else 1, objective, rank, arm.label)
+    """Sort key of an arm: baselines first, then methods by objective and strategy, in the order of the registry."""
+    if arm.baseline:
+        return (0, list(BASELINES).index(arm.strategy))
+    return (1, place_in(OBJECTIVES, arm.objective), place_in(STRATEGIES, arm.strategy), arm.label)
 
 
 def _without_copies(runs: list[Run]) -> list[Run]:
-    """Of a baseline's runs with the same weights (another learning rate means another run, but nothing to a baseline) the one
-    that was evaluated most."""
+    """The runs of a baseline without copies: of runs with the same weights, the one with most evaluations. A baseline
+    has a run for each learning rate of the other methods, and the same weights in all of them."""
     best: dict[tuple[Any, ...], Run] = {}
     for run in runs:
         key = (run.seed, str(run.record.spec.get("labels")), run.record.weights_sha256)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.analysis.judge.claims import MARGIN, comparable, is_sensitive, judge, span
+from bench.analysis.judge.claims import MARGIN, SEEDS, better, comparable, is_sensitive, span
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import Arm
 from bench.analysis.show.document import Table
-from bench.statistics.accuracy import Estimate
+from bench.statistics.accuracy import LEVELS, SOUND_PATIENTS, Estimate
 
 NONE = "–"
+ALONE = "(patients alone)"
+PAIRED = "Paired: the same seeds, initial weights, views, draws of labelled patients and test patients."
+UNCORRECTED = "Intervals stand alone: none is corrected for the number of comparisons."
 PROBES = {"linear": "linear probe", "knn": "kNN", "finetune": "fine-tuning"}
 
 
@@ -23,13 +26,20 @@ def keep_cell(arm: Arm) -> str:
 
 
 def interval_cell(estimate: Estimate | None, spread: bool = True) -> str:
-    """`0.781 ± 0.012 [0.750, 0.810]`: mean ± std over seeds [95 % interval]."""
+    """`0.781 ± 0.012 [0.750, 0.810]`: mean ± std over seeds [95 % interval], or why that needs care."""
     if estimate is None:
         return NONE
     text = f"{estimate.value:.3f}"
     if spread and np.isfinite(estimate.std):
         text += f" ± {estimate.std:.3f}"
-    return text + (f" [{estimate.low:.3f}, {estimate.high:.3f}]" if np.isfinite(estimate.low) else "")
+    bounds = f"[{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.bounded else "(no interval)"
+    return f"{text} {bounds}{' (rough)' if estimate.rough else ''}"
+
+
+def _alone(estimate: Estimate | None, seen: list[Estimate | None]) -> str:
+    """A mark on an interval over patients alone, in a table in which others cover more."""
+    bases = {one.basis for one in seen if one and one.bounded}
+    return f" {ALONE}" if estimate and estimate.basis == ("patients",) and len(bases) > 1 else ""
 
 
 def caption(scores: Scores, what: str) -> str:
@@ -38,27 +48,43 @@ def caption(scores: Scores, what: str) -> str:
 
 
 def _note(scores: Scores, estimates: list[Estimate | None]) -> str:
-    known = [estimate for estimate in estimates if estimate]
-    patients = max((estimate.patients for estimate in known), default=0)
+    patients = max((estimate.patients for estimate in estimates if estimate), default=0)
     text = f"{len(scores.group.seeds)} seed{'s' if len(scores.group.seeds) > 1 else ''}"
     text += f", {patients:,} test patients. " if patients else ". "
-    return text + f"95 % intervals: {_covered({estimate.basis for estimate in known})}."
+    return text + intervals_note(estimates)
+
+
+def intervals_note(estimates: list[Estimate | None]) -> str:
+    """What the intervals of some estimates cover, which are rough, and why some have none."""
+    known = [estimate for estimate in estimates if estimate]
+    bounded = [one for one in known if one.bounded]
+    text = f"95 % intervals: {_covered({one.basis for one in bounded})}." if bounded else "There are no intervals."
+    if any(one.rough for one in known):
+        text += (
+            f" Rough: some finding has fewer than {SOUND_PATIENTS} positive, or negative, test patients, so the"
+            " interval may be too narrow."
+        )
+    reasons = dict.fromkeys(one.reason for one in known if one.reason)
+    return text + (f" No interval: {'; '.join(reasons)}." if reasons else "")
 
 
 def _covered(bases: set[tuple[str, ...]]) -> str:
     """What intervals cover, and what they take as it is; fractions can differ in their number of draws."""
     if bases == {("seeds",)}:
         return "seeds alone (t), for the records keep no predictions"
-    some = set.union(*map(set, bases)) if bases else set()
-    draws = "draws of the labelled patients" + (
-        "" if all("draws" in one for one in bases) else " where there are several"
+    draws = "the draw of the labelled patients is taken as it is"
+    if bases == {("patients",)}:
+        return f"test patients alone (t); seeds, fewer than {LEVELS}, are taken as they are, and {draws}"
+    wide = bases - {("patients",)}
+    some = set.union(*map(set, wide))
+    several = "draws of the labelled patients" + (
+        "" if all("draws" in one for one in wide) else " where there are several"
     )
-    names = {"seeds": "seeds", "draws": draws, "patients": "test patients"}
+    names = {"seeds": "seeds", "draws": several, "patients": "test patients"}
     listed = [name for effect, name in names.items() if effect in some]
-    text = " and ".join(filter(None, (", ".join(listed[:-1]), *listed[-1:])))
-    text += " as crossed random effects (t, Satterthwaite)" if len(listed) > 1 else " alone"
-    text += "" if "draws" in some else "; the draw of the labelled patients is taken as it is"
-    return text if "seeds" in some else f"{text}; there is one seed"
+    text = f"{', '.join(listed[:-1])} and {listed[-1]} as crossed random effects (t, Satterthwaite)"
+    text += "" if "draws" in some else f"; {draws}"
+    return text + (f"; {ALONE}: fewer than {LEVELS} seeds, test patients alone" if wide != bases else "")
 
 
 def _fewer_draws(scores: Scores, arm: Arm) -> bool:
@@ -71,13 +97,14 @@ def _fewer_draws(scores: Scores, arm: Arm) -> bool:
 
 def accuracy(scores: Scores) -> Table:
     """Method x label fraction; a star marks a cell that lacks seeds."""
-    rows, seen, starred = [], [], False
+    rows, starred = [], False
+    found = {(a.label, f): scores.estimate(a, f) for a in scores.group.arms for f in scores.fractions}
+    seen = [*found.values()]
     for arm in scores.group.arms:
         cells = []
         for fraction in scores.fractions:
-            estimate = scores.estimate(arm, fraction)
-            seen.append(estimate)
-            cell = interval_cell(estimate)
+            estimate = found[arm.label, fraction]
+            cell = interval_cell(estimate) + _alone(estimate, seen)
             if estimate and estimate.seeds < len(scores.group.seeds):
                 cell, starred = f"{cell} * ({estimate.seeds})", True
             cells.append(cell)
@@ -103,10 +130,30 @@ def per_finding(scores: Scores) -> Table:
     arms = [arm for arm in scores.group.arms if arm.evaluations(scores.probe, fraction)]
     names = [name for name in scores.names if any(scores.estimate(arm, fraction, name) for arm in arms)]
     found = {(name, arm.label): scores.estimate(arm, fraction, name) for name in names for arm in arms}
-    cells = {key: f"{e.value:.3f} ± {(e.high - e.low) / 2:.3f}" if e else NONE for key, e in found.items()}
+    seen = [*found.values()]
+    cells = {key: interval_cell(e, spread=False) + _alone(e, seen) for key, e in found.items()}
     title = caption(scores, f"AUROC by finding at {fraction:g} % of the labels")
-    note = f"Mean ± half the 95 % interval. {_note(scores, list(found.values()))}"
+    note = f"Mean over seeds [95 % interval]. {_note(scores, seen)}"
     return _crossed(title, "finding", names, [arm.label for arm in arms], cells, note)
+
+
+def differences_per_finding(scores: Scores, strategy: str) -> Table | None:
+    """Every arm minus the arm of `strategy`, finding by finding at the primary fraction, findings as columns."""
+    fraction = scores.primary
+    found = {
+        (name, arm.label): scores.difference(arm, rival, fraction, (name,))
+        for arm in scores.group.arms
+        if (rival := scores.reference(arm, strategy))
+        for name in scores.names
+    }
+    seen = [*found.values()]
+    names = [name for name in scores.names if any(one for (of, _), one in found.items() if of == name)]
+    arms = [label for label in dict.fromkeys(label for _, label in found) if any(found[name, label] for name in names)]
+    if not arms:
+        return None
+    cells = {key: span(one) + _alone(one, seen) if one else NONE for key, one in found.items()}
+    title = caption(scores, f"AUROC by finding, difference to {strategy}, at {fraction:g} % of the labels")
+    return _crossed(title, "finding", names, arms, cells, f"{PAIRED} {_note(scores, seen)} {UNCORRECTED}")
 
 
 def _crossed(
@@ -140,6 +187,35 @@ def precision(scores: Scores) -> Table:
     )
 
 
+def regularisation(scores: Scores) -> Table | None:
+    """What cross-validation chose for the linear probe, and how often that lies at an end of the search."""
+    rows = []
+    for arm in scores.group.arms:
+        cells = []
+        for fraction in scores.fractions:
+            runs = arm.evaluations(scores.probe, fraction).values()
+            chosen = [draw.chosen for _, one in runs for draw in one.draws if "at_edge" in draw.chosen]
+            strengths = [one["C"] for one in chosen]
+            edge = np.mean([one["at_edge"] for one in chosen]) if chosen else 0.0
+            cells.append(
+                f"{np.median(strengths):g} ({min(strengths):g}–{max(strengths):g}), {edge:.0%} at an end"
+                if chosen
+                else NONE
+            )
+        if any(cell != NONE for cell in cells):
+            rows.append((arm.label, *cells))
+    if not rows:
+        return None
+    return Table(
+        caption(scores, "Inverse regularisation C"),
+        ("method", *(f"{fraction:g} % labels" for fraction in scores.fractions)),
+        tuple(rows),
+        "Chosen by cross-validation over patients inside each draw of the label fraction: median over draws and seeds"
+        " (range), and the share of draws in which the choice lies at an end of all that was tried, where the grid no"
+        " longer brackets it.",
+    )
+
+
 def _prevalence(scores: Scores, fraction: float) -> float:
     for arm in scores.group.arms:
         for _, one in arm.evaluations(scores.probe, fraction).values():
@@ -150,26 +226,26 @@ def _prevalence(scores: Scores, fraction: float) -> float:
 
 def differences(scores: Scores, strategy: str) -> Table | None:
     """Every arm minus the arm of `strategy` ("dense", "fixed", ...), paired by seed and patient."""
-    rows, seen = [], []
+    rows = []
     sensitive = is_sensitive(scores, scores.primary)
-    for arm in scores.group.arms:
-        rival = scores.reference(arm, strategy)
-        if rival is None or (strategy != "dense" and (arm.baseline or arm.strategy == strategy)):
+    pairs = [(arm, rival) for arm in scores.group.arms if (rival := scores.reference(arm, strategy))]
+    if strategy != "dense":
+        pairs = [(arm, rival) for arm, rival in pairs if not arm.baseline and arm.strategy != strategy]
+    found = {arm.label: [scores.difference(arm, rival, f) for f in scores.fractions] for arm, rival in pairs}
+    seen = [one for row in found.values() for one in row]
+    for arm, rival in pairs:
+        if not any(found[arm.label]):
             continue
-        found = [scores.difference(arm, rival, fraction) for fraction in scores.fractions]
-        seen += found
-        if not any(found):
-            continue
-        cells = [span(one) if one else NONE for one in found]
-        primary = found[scores.fractions.index(scores.primary)]
+        cells = [span(one) + _alone(one, seen) if one else NONE for one in found[arm.label]]
+        primary = found[arm.label][scores.fractions.index(scores.primary)]
         verdict = NONE
         if primary and not arm.baseline:
-            alike = strategy == "dense"
-            verdict = comparable(primary, sensitive) if alike else judge(primary.low, primary.high, 0.0)
+            verdict = comparable(primary, sensitive) if strategy == "dense" else better(primary)
         rows.append((arm.label, rival.label, *cells, verdict))
     if not rows:
         return None
     claim = f"not {MARGIN} below" if strategy == "dense" else "better"
+    rule = f" A verdict needs {SEEDS} seeds and an interval." if any(row[-1] == "no verdict" for row in rows) else ""
     return Table(
         caption(scores, f"Macro AUROC, difference to {strategy}"),
         (
@@ -179,10 +255,31 @@ def differences(scores: Scores, strategy: str) -> Table | None:
             f"{claim}, at {scores.primary:g} %",
         ),
         tuple(rows),
-        "Paired: the same seeds, initial weights, views, draws of labelled patients and test patients. "
-        f"{_note(scores, seen)} "
-        "Intervals stand alone: none is corrected for the number of comparisons.",
+        f"{PAIRED} {_note(scores, seen)} {UNCORRECTED}{rule}",
     )
+
+
+def differences_where_dense_learns(scores: Scores) -> Table | None:
+    """Every arm minus dense, over the findings that dense learns; None where these are all, none, or not known."""
+    names, arms = scores.learned, scores.dense_and_untrained
+    others = [name for name in scores.findings(scores.primary) if name not in (names or ())]
+    if not names or not others or arms is None:
+        return None
+    pairs = [(arm, rival) for arm in scores.group.arms if (rival := scores.reference(arm, "dense"))]
+    found = {arm.label: [scores.difference(arm, rival, f, names) for f in scores.fractions] for arm, rival in pairs}
+    seen = [one for row in found.values() for one in row]
+    rows = [
+        (arm.label, rival.label, *(span(one) + _alone(one, seen) if one else NONE for one in found[arm.label]))
+        for arm, rival in pairs
+        if any(found[arm.label])
+    ]
+    note = (
+        f"Over {', '.join(names)}: the findings on which {arms[0].label} is seen to beat the untrained encoder among"
+        f" the validation patients at {scores.primary:g} % of the labels. Left out: {', '.join(others)}. {PAIRED}"
+        f" {_note(scores, seen)} {UNCORRECTED}"
+    )
+    heads = ("method", "minus", *(f"{f:g} % labels" for f in scores.fractions))
+    return Table(caption(scores, "Macro AUROC over what dense learns, difference to dense"), heads, tuple(rows), note)
 
 
 def subgroups(scores: Scores) -> Table | None:

@@ -1,4 +1,4 @@
-"""The figures on cost: where a step's time goes, and how cost grows with the number of tokens."""
+"""Figures on cost: the time of a training step by part, and cost against the number of tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from bench.analysis.show.plots import COLOURS, SPARE, save, theme
+from bench.analysis.show import styles
+from bench.analysis.show.plots import save, theme
 from bench.records.record import AA_SUFFIX, PARTS, CostRow
 
-PREFIX = "cost-"  # names of the figures that `bench.cost` writes
+PREFIX = "cost-"  # of the figures that `bench.cost` writes
 SHADES = {
     "views": "#D9D9D9",
     "embedding": "#56B4E9",
@@ -28,9 +29,9 @@ SHADES = {
     "optimizer": "#8C6D31",
 }
 PARTS_CAPTION = (
-    "Where a train step's time goes, by part, forward and backward together. The white mark is where the step would"
-    " end if time went as multiply-accumulates do. Making the views is shown in front; it is in no speed-up, for it"
-    " costs all methods alike."
+    "Time of a training step by part, forward and backward together. The white mark shows where the step would end if"
+    " time were proportional to multiply-accumulates. Making the views comes first; no speed-up includes it, because it"
+    " takes the same time for every method."
 )
 EDGE = [withStroke(linewidth=3.2, foreground="black")]
 PLAIN = FuncFormatter(lambda value, _: f"{value:,g}")
@@ -38,7 +39,7 @@ Line = list[tuple[int, float]]
 
 
 def parts(rows: Sequence[CostRow], folder: Path, name: str) -> bool:
-    """A stacked bar a method: ms per image of a step by part; False where that was not measured."""
+    """Draw a stacked bar per method, the ms per image of a step by part. False if that was not measured."""
     known = [row for row in rows if row.blocks_ms is not None and row.train_ms is not None]
     if not known:
         return False
@@ -66,8 +67,11 @@ def parts(rows: Sequence[CostRow], folder: Path, name: str) -> bool:
 
 
 def scaling(frame: pd.DataFrame, tokens: dict[int, int], folder: Path, name: str) -> bool:
-    """Inference and step against the number of tokens on log axes, and what part of inference is attention; `frame`
-    holds one encoder at several image sizes, `tokens` the patches of each size. False where there is one size alone."""
+    """Draw the times of inference and step against the number of tokens, and the share of attention in inference.
+
+    `frame` has one encoder at several image sizes, `tokens` the number of patches at each size. False if there is only
+    one size.
+    """
     sizes = sorted(set(frame["image_size"]))
     if len(sizes) < 2:
         return False
@@ -108,7 +112,7 @@ def scaling(frame: pd.DataFrame, tokens: dict[int, int], folder: Path, name: str
 
 
 def _guides(axes: Axes, dense: Line) -> None:
-    """What grows as the tokens, and as their square, from the first point on."""
+    """Draw lines that grow with N and with N², from the first point of dense."""
     (first, start), (last, _), lines = dense[0], dense[-1], []
     for power, label, style in ((2, "grows as N²", "-."), (1, "grows as N", ":")):
         ends = [start, start * (last / first) ** power]
@@ -117,9 +121,13 @@ def _guides(axes: Axes, dense: Line) -> None:
 
 
 def _style(method: str, methods: list[str]) -> dict[str, Any]:
-    strategy = method.split("/")[-1].split("[")[0]
-    spare = SPARE[methods.index(method) % len(SPARE)]
-    return {"color": COLOURS.get(strategy, spare), "marker": "s" if method.startswith("moco/") else "o"}
+    """Colour and marker of one of the `methods` that a figure shows."""
+    parts = {name: name.split("[")[0].split("/") for name in methods}
+    objective, strategy = parts[method]
+    return {
+        "color": styles.colour_of(strategy, (shown for _, shown in parts.values())),
+        "marker": styles.marker_of(objective, (shown for shown, _ in parts.values())),
+    }
 
 
 def _points(rows: pd.DataFrame, column: str, tokens: dict[int, int], scale: float = 1.0) -> Line:

@@ -1,7 +1,7 @@
-"""A page as a list of blocks of plain text, rendered as Markdown, LaTeX or terminal text.
+"""A document as a list of blocks of plain text, with renderers to Markdown, LaTeX and terminal text.
 
-Blocks hold plain text only; every renderer escapes all of it, so a finding called `A_b|c` or `50 % & more` cannot
-break a page. The LaTeX needs booktabs and nothing else; it uses graphicx for figures and wide tables if it is loaded.
+Renderers escape all text of the blocks, so that a finding named `A_b|c` or `50 % & more` cannot break a document. The
+LaTeX requires booktabs; it uses graphicx, if loaded, for figures and wide tables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """`wide` names columns of prose, which wrap."""
+    """A table with a note below it. `wide` names the columns of prose, which wrap."""
 
     title: str
     columns: tuple[str, ...]
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """`name` is the file's name without ending, under figures/."""
+    """A figure with its caption. `name` is the file name under figures/, without its extension."""
 
     name: str
     caption: str
@@ -91,7 +91,7 @@ _LATEX = {
     "ł": r"\l{}",
     "[": "{[}",
     "]": "{]}",
-    "*": "{*}",  # after a row's end it would be a command's
+    "*": "{*}",  # at the start of a row it would belong to the \tabularnewline before it
     "`": r"\`{}",
 }
 _ACCENTS = {
@@ -107,7 +107,7 @@ _ACCENTS["\u0327"] = "c"
 
 
 def escape_latex(text: str) -> str:
-    """Any text as LaTeX that pdflatex sets without further packages; a character it lacks becomes its code point."""
+    """Escape text for pdflatex without further packages. Characters that it lacks become their code points."""
     return "".join(_latex_character(character) for character in _line(text))
 
 
@@ -124,18 +124,18 @@ def _latex_character(character: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Any text as one line of Markdown that shows exactly it, in a table cell or inside a line."""
+    """Escape text as one line of Markdown, for a table cell or the inside of a line."""
     safe = _line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", safe)
 
 
 def _block_markdown(text: str) -> str:
-    """The same at the beginning of a line, where no list, rule or underline shall begin with it."""
+    """Escape text for the beginning of a line, where it could start a list, a rule or an underline."""
     return re.sub(r"^(\d*)([-+=.)])(?=[\s=-]|$)", r"\1\\\2", escape_markdown(text))
 
 
 def _line(text: str) -> str:
-    """One line, control characters spelt out."""
+    """Text as one line, with control characters spelled out."""
     return plain(text, most=max(1, len(text) * 10))
 
 
@@ -190,7 +190,7 @@ def _latex(block: Block) -> str:
 
 
 def _fixed(inner: list[str]) -> list[str]:
-    """Set in place: floats would drift past the sentences that are about them."""
+    """Wrap lines in a minipage. Floats could move away from the text about them."""
     start = [
         r"\par\medskip\noindent\begin{minipage}{\linewidth}",
         r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
@@ -226,7 +226,7 @@ def _latex_table(table: Table) -> str:
 
 
 def to_text(table: Table) -> str:
-    """The table for a terminal."""
+    """Render a table for a terminal."""
     from tabulate import tabulate
 
     rows = [[_line(cell) for cell in row] for row in table.rows]

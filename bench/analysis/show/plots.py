@@ -1,13 +1,12 @@
-"""The figures: label efficiency, accuracy against training cost with its front, training curves.
+"""Figures on accuracy: label efficiency, accuracy against training cost with its front, training curves.
 
-A strategy has one colour everywhere (Okabe and Ito's palette, told apart by colour-blind readers too), an
-objective one marker and line. Time on an axis is the paired step time x steps, never the wall-clock of runs
-that shared a machine.
+Training time is the measured step time times the number of steps, not the wall-clock time of runs, which may have
+shared the machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,54 +16,39 @@ import matplotlib
 matplotlib.use("Agg")  # before pyplot: no display is needed
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns  # type: ignore[import-untyped,unused-ignore]
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from bench.analysis.judge.claims import SEEDS
 from bench.analysis.judge.scores import Scores
 from bench.analysis.judge.speedups import cost_of
 from bench.analysis.read.groups import Arm, Group
+from bench.analysis.show import styles
 from bench.analysis.show.accuracy_tables import PROBES
+from methods import UNTRAINED
 
-COLOURS = {
-    "dense": "#000000",
-    "sparsecontrast": "#D55E00",
-    "dynamicvit": "#0072B2",
-    "tokenlearner": "#009E73",
-    "topk": "#1B7F8C",
-    "evit": "#A3195B",
-    "tome": "#6B8E23",
-    "fixed": "#CC79A7",
-    "patchdropout": "#E69F00",
-    "random": "#56B4E9",
-    "centre": "#8C6D31",
-    "frozen": "#7B4F9E",
-    "oracle": "#B5A800",
-    "untrained": "#9A9A9A",
-    "supervised": "#5F5F5F",
-}
-SPARE = ("#3D5A80", "#A44A3F", "#4F772D", "#6D597A")
-MARKERS = {"simclr": "o", "moco": "s", "none": "D"}
-LINES = {"simclr": "-", "moco": "--", "none": ":"}
+TWINS = "^vP*Xd"  # markers of further arms with the same strategy and objective
 
 
 def style_of(arm: Arm, group: Group) -> dict[str, Any]:
-    """Colour by strategy, marker and line by objective; further arms of one strategy and objective get other
-    markers."""
-    strategies = sorted({one.strategy for one in group.arms} - set(COLOURS))
-    colour = COLOURS.get(arm.strategy) or SPARE[strategies.index(arm.strategy) % len(SPARE)]
+    """Colour of an arm by its strategy, marker and line by its objective. Further arms with the same strategy and
+    objective get other markers."""
     twins = [one.label for one in group.arms if (one.strategy, one.objective) == (arm.strategy, arm.objective)]
     place = twins.index(arm.label)
-    marker = MARKERS.get(arm.objective, "^") if place == 0 else "^vP*Xd"[(place - 1) % 6]
-    return {"color": colour, "marker": marker, "linestyle": LINES.get(arm.objective, "-.")}
+    marker = styles.marker_of(arm.objective, (one.objective for one in group.arms))
+    return {
+        "color": styles.colour_of(arm.strategy, (one.strategy for one in group.arms)),
+        "marker": marker if place == 0 else TWINS[(place - 1) % len(TWINS)],
+        "linestyle": styles.line_of(arm.objective),
+    }
 
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Publication defaults for the length of a figure; the caller's settings come back afterwards."""
+    """Apply the settings for publication inside the context, and restore the previous settings after it."""
     with matplotlib.rc_context():
         sns.set_theme(context="paper", style="ticks", font_scale=1.15)
         matplotlib.rcParams |= {
@@ -74,7 +58,7 @@ def theme() -> Iterator[None]:
             "axes.axisbelow": True,
             "legend.frameon": False,
             "svg.hashsalt": "bench",
-            "text.parse_math": False,  # names are shown as they are, dollars and all
+            "text.parse_math": False,  # show names as they are, dollar signs included
             "axes.spines.top": False,
             "axes.spines.right": False,
         }
@@ -89,7 +73,7 @@ def save(canvas: Canvas, folder: Path, name: str) -> None:
 
 
 def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
-    """Macro AUROC against the share of labels (log), with 95 % intervals; arms are set side by side within a
+    """Draw macro AUROC against the share of labels (log axis), with 95 % intervals; arms are side by side within a
     fraction."""
     group, fractions = scores.group, scores.fractions
     arms = [arm for arm in group.arms if any(scores.estimate(arm, f) for f in fractions)]
@@ -100,8 +84,8 @@ def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
             found = [(f * shift, e) for f in fractions if (e := scores.estimate(arm, f))]
             x, y = [at for at, _ in found], [e.value for _, e in found]
             reach = [
-                [e.value - e.low if np.isfinite(e.low) else 0 for _, e in found],
-                [e.high - e.value if np.isfinite(e.high) else 0 for _, e in found],
+                [e.value - e.low if e.bounded else 0 for _, e in found],
+                [e.high - e.value if e.bounded else 0 for _, e in found],
             ]
             axes.errorbar(
                 x,
@@ -126,17 +110,17 @@ def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
 
 
 def run_hours(arm: Arm, group: Group, cost: pd.DataFrame) -> float | None:
-    """Hours of the whole pre-training at the paired speed: dense step time x images seen / run speed-up."""
+    """Hours of the whole pre-training, from paired times: step time of dense x images seen / run speed-up."""
     row, timing = cost_of(arm, group, cost), arm.runs[0].record.time
     batch = (arm.runs[0].record.spec.get("train") or {}).get("batch")
     if row is None or timing is None or not batch or pd.isna(row["run_speedup"]):
         return None
-    dense_ms = row["train_ms"] * row["train_speedup"]  # of the dense rounds it was interleaved with
+    dense_ms = row["train_ms"] * row["train_speedup"]  # of dense in the same rounds
     return float(dense_ms * timing.steps * batch / row["run_speedup"] / 3.6e6)
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other beats in both: less cost (first) and more accuracy (second); by rising cost."""
+    """Points (cost, accuracy) that no other point beats in both, sorted by cost."""
     best, out = float("-inf"), []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if accuracy > best:
@@ -145,8 +129,14 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return out
 
 
+def shows_front(scores: Scores) -> bool:
+    """Whether the seeds are as many as a statement on who is best needs, for every trained method."""
+    found = [scores.estimate(arm, scores.primary) for arm in scores.group.arms if not arm.baseline]
+    return all(estimate.seeds >= SEEDS for estimate in found if estimate)
+
+
 def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bool:
-    """Macro AUROC at the primary fraction against training time and whole-run MACs; False where nothing is known."""
+    """Draw macro AUROC at the primary fraction against training time and against MACs. False if neither is known."""
     group, fraction = scores.group, scores.primary
     trained = [(arm, e) for arm in group.arms if not arm.baseline and (e := scores.estimate(arm, fraction))]
     hours = [(arm, e, h) for arm, e in trained if (h := run_hours(arm, group, cost)) is not None]
@@ -166,17 +156,20 @@ def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bo
             _panel(axes, scores, points, scale)
             axes.set_xlabel(title)
         grid[0][0].set_ylabel(f"macro AUROC, {fraction:g} % labels, {PROBES[scores.probe]}")
-        handles = {
-            text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        grid[0][-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+        _common_legend(grid[0])
         canvas.tight_layout()
         save(canvas, folder, name)
     return True
 
 
+def _common_legend(panels: Sequence[Axes]) -> None:
+    """Draw one legend for all panels, with each label once, to the right of the last panel."""
+    handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    panels[-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+
+
 def beside(values: list[float], gap: float) -> list[float]:
-    """The same values, those nearer than `gap` to a neighbour spread out evenly about their common middle."""
+    """The values, with those closer than `gap` to each other spread evenly around their mean."""
     order, out = sorted(range(len(values)), key=lambda i: values[i]), list(values)
     cluster: list[int] = []
     for place, index in enumerate(order):
@@ -195,8 +188,7 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
     places = beside([at * scale for _, _, at in points], 0.022 * widest)
     for (arm, estimate, at), place in zip(points, places, strict=True):
         style = style_of(arm, scores.group) | {"linestyle": "none"}
-        low, high = max(0, estimate.value - estimate.low), max(0, estimate.high - estimate.value)
-        reach = [[low], [high]] if np.isfinite(low + high) else None
+        reach = [[estimate.value - estimate.low], [estimate.high - estimate.value]] if estimate.bounded else None
         axes.errorbar(
             [place],
             [estimate.value],
@@ -217,19 +209,22 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
             zorder=3,
             **style,
         )
-    best = front([(at * scale, estimate.value) for _, estimate, at in points])
     right = max(*places, widest) * 1.04
-    x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
-    axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
-    baseline = next((arm for arm in scores.group.arms if arm.strategy == "untrained"), None)
+    if shows_front(scores):
+        best = front([(at * scale, estimate.value) for _, estimate, at in points])
+        x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
+        axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
+    baseline = next((arm for arm in scores.group.arms if arm.strategy == UNTRAINED), None)
     base = scores.estimate(baseline, scores.primary) if baseline else None
     if base:
-        axes.axhline(base.value, color=COLOURS["untrained"], linestyle=":", linewidth=1.3, label="untrained", zorder=1)
+        colour, line = styles.colour_of(UNTRAINED, ()), styles.line_of("none")
+        axes.axhline(base.value, color=colour, linestyle=line, linewidth=1.3, label=UNTRAINED, zorder=1)
     axes.set_xlim(left=0, right=right)
 
 
 def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool:
-    """Loss by epoch, a panel an objective: thin lines are seeds, a thick one is their mean. False without history."""
+    """Draw the loss by epoch in a panel per objective, thin lines for seeds and thick ones for means. False if there is
+    no history."""
     history = history.dropna(subset=["epoch", "loss"])
     if history.empty:
         return False
@@ -256,10 +251,7 @@ def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool
             axes.set(title=objective, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0][0].set_ylabel("contrastive loss")
-        handles = {
-            text: handle for axes in grid[0] for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        grid[0][-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+        _common_legend(grid[0])
         canvas.tight_layout()
         save(canvas, folder, name)
     return True

@@ -1,4 +1,4 @@
-"""The tables on multiply-accumulates, claims, learning and settings."""
+"""Tables of multiply-accumulates, claims, learning, data and settings."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from bench.analysis.judge.claims import READINGS, Claim, signed
+from bench.analysis.judge.claims import READINGS, SEEDS, Claim, signed, span
 from bench.analysis.read.groups import Group
-from bench.analysis.show.accuracy_tables import NONE, keep_cell
+from bench.analysis.show.accuracy_tables import ALONE, NONE, keep_cell
 from bench.analysis.show.document import Table
+from methods import REFERENCE, STRATEGIES
 
 UNMEASURED = "not measured"
 
 
 def macs(group: Group) -> Table:
-    """MACs and memory, from the records."""
+    """MACs and memory of the methods, from their records."""
     rows = []
-    dense = {arm.objective: arm for arm in group.arms if arm.strategy == "dense"}
+    dense = {arm.objective: arm for arm in group.arms if arm.strategy == REFERENCE}
     for arm in (one for one in group.arms if not one.baseline):
         record = arm.runs[0].record
         base = dense[arm.objective].runs[0].record.macs if arm.objective in dense else None
@@ -28,11 +29,11 @@ def macs(group: Group) -> Table:
         saved = f"{record.memory.saved_bytes_per_image / 2**20:.2f}" if record.memory else NONE
         rows.append((arm.label, keep_cell(arm), arm.train_execution, *cells, saved))
     note = (
-        "MACs are multiply-accumulates: inference per image; step per image, with both views, forward and"
-        " backward, teacher, predictor and heads, at the target keep ratio; the whole run with its ramp. In"
-        " brackets: dense of the same objective / method, the speed-up that a machine bound by arithmetic"
-        " alone would show. Memory is what is kept for the backward pass of such a step, per image; with a ramp, a run"
-        " begins with dense's."
+        "MACs are multiply-accumulates. Inference: per image. Step: per image, for both views, forward and backward,"
+        " with teacher, predictor and heads, at the target keep ratio. Run: all steps, with the ramp. In brackets: MACs"
+        " of dense with the same objective divided by those of the method, which is the speed-up on a machine limited"
+        " by arithmetic alone. Saved MiB: memory that such a step keeps for its backward pass, per image; a run with a"
+        " ramp starts with that of dense."
     )
     head = ("method", "keep", "training", "inference MMACs", "step MMACs", "run TMACs", "saved MiB")
     return Table(f"Multiply-accumulates and memory, {group.encoder} at {group.image_size} px", head, tuple(rows), note)
@@ -46,11 +47,13 @@ def _ratio(value: float | None, base: float | None, scale: float, digits: int) -
 
 
 def claims_tables(claims: list[Claim]) -> list[Table]:
-    """One table an arm, one row a claim, as judged."""
+    """One table per arm with one row per judged claim."""
     note = (
         "Supported: the whole interval lies above the threshold; refuted: below; undecided: the threshold"
         f" lies in it. “40 % faster” as a rate is {READINGS['rate']:.2f}×, as time saved"
-        f" {READINGS['time']:.2f}×. Each verdict stands alone: none is corrected for their number."
+        f" {READINGS['time']:.2f}×. Accuracy gets no verdict from fewer than {SEEDS} seeds, or without an interval;"
+        f" {ALONE}: the interval is over test patients alone. Each verdict stands alone: none is corrected for"
+        " their number."
     )
     out = []
     for arm in dict.fromkeys(claim.arm for claim in claims):
@@ -69,13 +72,14 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
     elif speed:
         cell = f"{claim.value:.2f} [{claim.low:.2f}, {claim.high:.2f}]"
     else:
-        cell = f"{signed(claim.value)} [{signed(claim.low)}, {signed(claim.high)}]"
+        assert claim.estimate is not None
+        cell = span(claim.estimate) + (f" {ALONE}" if claim.estimate.basis == ("patients",) else "")
     limit = f"{claim.threshold:.2f}×" if speed else signed(claim.threshold) if claim.threshold else "0"
-    return text, limit, cell, claim.verdict
+    return text, limit, cell, f"no verdict: {claim.why}" if claim.verdict == "no verdict" else claim.verdict
 
 
 def learning(group: Group) -> Table | None:
-    """Whether each method learnt: means over seeds, and verdicts counted."""
+    """Whether each method learned: means over seeds, and counts of verdicts."""
     rows = []
     for arm in group.arms:
         found = [run.record.learning for run in arm.runs if run.record.learning]
@@ -90,18 +94,17 @@ def learning(group: Group) -> Table | None:
         rows.append((arm.label, *cells, counts))
     head = ("method", "final loss", "plateau loss", "feature spread", "RankMe, centred", "runs")
     note = (
-        "Mean over seeds (range). Plateau loss is that of features that tell nothing apart; a loss near it,"
-        " or a feature spread near 0, means that the run did not learn."
+        "Mean over seeds (range). Plateau loss: the loss of features that do not distinguish images. A final loss near"
+        " it, or a feature spread near 0, means that the run did not learn."
     )
     return Table("Did it learn?", head, tuple(rows), note) if rows else None
 
 
-NAMES = {
-    "logit_spread": "logit spread",
-    "noise_spread": "noise spread",
+NAMES = {  # diagnostics of all strategies that keep tokens; those of single strategies are in the registry
     "spread_over_noise": "logit spread / noise",
     "overlap": "overlap, last epoch",
     "overlap_run": "overlap, whole run",
+    "kept_share": "kept in training",
     "kept_inference": "kept at inference",
     "static_share": "static share",
     "lesion_kept": "lesion area kept",
@@ -109,7 +112,7 @@ NAMES = {
 
 
 def selection(group: Group) -> Table | None:
-    """What selectors did: their diagnostics, mean over seeds (range)."""
+    """Diagnostics of strategies that keep tokens: mean over seeds (range)."""
     by_arm: dict[str, dict[str, list[float]]] = {}
     for arm in group.arms:
         for run in arm.runs:
@@ -117,19 +120,32 @@ def selection(group: Group) -> Table | None:
             for key, value in found.items():
                 by_arm.setdefault(arm.label, {}).setdefault(key, []).append(value)
     known = list(dict.fromkeys(key for diagnostics in by_arm.values() for key in diagnostics))
-    keys = [key for key in NAMES if key in known]  # others are parts of a loss: they stand in the records
-    if not keys:
+    own = {key: name for entry in STRATEGIES.values() for key, name in entry.diagnostics.items()}
+    # diagnostics without a name are parts of losses; they are in the records alone
+    names = {key: name for key, name in (own | NAMES).items() if any(_is_of(one, key) for one in known)}
+    if not names:
         return None
-    rows = [(label, *(_mean(one.get(key, [])) for key in keys)) for label, one in by_arm.items()]
+    rows = [(label, *(_by_stage(one, key) for key in names)) for label, one in by_arm.items()]
     note = (
         "Mean over seeds (range). Spreads are of the last epoch, when the noise is nearly gone; logit spread / noise "
         "is of the whole run: well under 1, and the noise chose the tokens in training. Overlap: of the tokens kept in "
-        "training and at inference; chance is the share kept then, so the ramp raises it. Static share: positions kept "
-        "or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, not saliency. Lesion "
-        "area kept: to be compared with the share of patches kept."
+        "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
+        "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
+        "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
+        "not saliency. Lesion area kept: to be compared with the share of patches kept."
     )
-    heads = tuple(NAMES[key] for key in keys)
-    return Table("Selection diagnostics", ("method", *heads), tuple(rows), note)
+    return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
+
+
+def _is_of(name: str, key: str) -> bool:
+    """Is `name` the diagnostic `key`, or that of one of its stages (`kept_share_2`)?"""
+    return name == key or name.rpartition("_")[0] == key and name.rpartition("_")[2].isdecimal()
+
+
+def _by_stage(found: dict[str, list[float]], key: str) -> str:
+    """The diagnostic `key` of one method: by stage where it is known so."""
+    stages = sorted(name for name in found if name != key and _is_of(name, key))
+    return " / ".join(f"{np.mean(found[name]):.2f}" for name in stages) or _mean(found.get(key, []))
 
 
 def _mean(values: list[float]) -> str:
@@ -141,7 +157,7 @@ def _mean(values: list[float]) -> str:
 
 
 def counts(group: Group) -> Table:
-    """Patients, images and positives in each split and label fraction (draws: mean)."""
+    """Patients, images and positives of each split and label fraction."""
     record = group.runs[0].record
     assert record.splits is not None
     assert record.data is not None
@@ -172,7 +188,7 @@ def counts(group: Group) -> Table:
 
         rows.append(
             (
-                f"{fraction:g} % labels, {len(subsets)} draw(s)",
+                f"{fraction:g} % labels, {len(subsets)} draw{'s' if len(subsets) > 1 else ''}",
                 mean([s.patients for s in subsets]),
                 mean([s.images for s in subsets]),
                 *(mean([s.positives.get(n, 0) for s in subsets]) for n in names),
@@ -183,13 +199,13 @@ def counts(group: Group) -> Table:
         "Data: patients, images and positives of each finding",
         ("part", "patients", "images", *names, "hash"),
         tuple(rows),
-        "Over draws: smallest to largest. Fractions are of labelled training patients, nested within "
-        "a draw, and the same for all methods and seeds.",
+        "Ranges are over draws. Label fractions are shares of the labelled training patients; within a draw, a smaller "
+        "fraction is part of the larger ones. All methods and seeds have the same draws.",
     )
 
 
 def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
-    """What was run, on what, with which versions."""
+    """Data, settings, learning rates and versions of the runs."""
     record = next((run.record for run in group.runs if run.record.objective != "none"), group.runs[0].record)
     assert record.splits is not None
     assert record.data is not None
@@ -199,12 +215,12 @@ def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
         (
             "split",
             f"{record.splits.hash[:16]}"
-            + ("" if record.data.patient_ids_known else " (by image: patients are not known)"),
+            + ("" if record.data.patient_ids_known else " (by image: patients are not identified)"),
         ),
         ("preset", group.preset),
         ("seeds", ", ".join(map(str, group.seeds))),
     ]
-    for part in ("encoder", "train", "views"):  # the learning rate, tuned by method, has a row of its own
+    for part in ("encoder", "train", "views"):  # the learning rate, which is tuned by method, has its own row
         rows.append((part, _flat({key: value for key, value in (spec.get(part) or {}).items() if key != "lr"})))
     rates: dict[str, set[str]] = {}
     for arm in (one for one in group.arms if not one.baseline):
@@ -235,7 +251,7 @@ def _flat(value: Any) -> str:
 
 def _tuning(tuning: dict[str, Any] | None) -> str:
     if not tuning:
-        return "none: every method ran at its preset's learning rate"
+        return "none: every method has the learning rate of the preset"
     text = str(tuning.get("sentence", "")).strip()
     chosen = tuning.get("chosen") or {}
     if chosen:

@@ -1,8 +1,7 @@
-"""What a strategy keeps: test images with their lesions outlined, beside the patches that each strategy kept.
+"""Figure of the patches that strategies keep: test images with outlined lesions, and below them the kept patches.
 
-Reads `results/<run id>/selection.npz`: `images` (n, H, W) uint8, `kept` (n, gh, gw) bool, `labels` (n, L),
-`rule` (str: how the images were chosen), and `masks` (n, H, W) uint16 where there are some (bit l: inside a
-lesion of finding l).
+Reads `results/<run id>/selection.npz`: `images` (n, H, W) uint8, `kept` (n, gh, gw) bool, `labels` (n, L), `rule` (str:
+how the images were chosen), and for data with masks `masks` (n, H, W) uint16, where bit l marks lesions of finding l.
 """
 
 from __future__ import annotations
@@ -15,8 +14,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
+from bench.analysis.judge.claims import judged
 from bench.analysis.read.groups import Arm, Group, ReportRefused
-from bench.analysis.show.plots import COLOURS, save, theme
+from bench.analysis.show import styles
+from bench.analysis.show.plots import save, theme
 from bench.statistics.accuracy import Array
 from datasets.archives import read_npz
 
@@ -25,7 +26,7 @@ LESION, SHOWN, COLUMNS = "#00E5FF", 6, 4
 
 @dataclass(frozen=True)
 class Kept:
-    """The saved selection of one run."""
+    """Saved selection of one run."""
 
     arm: Arm
     seed: int
@@ -37,10 +38,10 @@ class Kept:
 
 
 def read(group: Group) -> list[Kept]:
-    """The first seed's selection of every arm that saved one over the same images as the first such arm;
-    SparseContrast first."""
+    """Selections of the arms, each of its first seed: arms with judged claims first, and only those that saved the same
+    images as the first."""
     found: list[Kept] = []
-    for arm in sorted(group.arms, key=lambda one: one.strategy != "sparsecontrast"):
+    for arm in sorted(group.arms, key=lambda one: not judged(one)):
         if any(one.arm.runs[0].folder == arm.runs[0].folder for one in found):
             continue
         path = arm.runs[0].folder / "selection.npz"
@@ -56,7 +57,7 @@ def _selection(arm: Arm, path: Path) -> Kept:
     try:
         saved = read_npz(path, ("images", "kept", "labels", "rule"), optional=("masks",))
     except ValueError as error:
-        raise ReportRefused(f"{error} It holds a figure's selection: delete it, or run it again.") from error
+        raise ReportRefused(f"{error} It holds the selection for a figure: delete it, or rerun the run.") from error
     images, kept, labels, masks = saved["images"], saved["kept"], saved["labels"], saved.get("masks")
     alike = {len(images), len(kept), len(labels)} if min(images.ndim, kept.ndim, labels.ndim) > 0 else set()
     if (
@@ -66,12 +67,12 @@ def _selection(arm: Arm, path: Path) -> Kept:
         or 0 in kept.shape
         or (masks is not None and (masks.shape != images.shape or masks.dtype.kind != "u"))
     ):
-        raise ReportRefused(f"{path} does not hold images with the patches kept of them: delete it, or run it again.")
+        raise ReportRefused(f"{path} does not hold images and their kept patches: delete it, or rerun the run.")
     return Kept(arm, arm.runs[0].seed, images, kept.astype(bool), labels, masks, str(saved["rule"]))
 
 
 def outline(mask: Array) -> Array:
-    """(n, 2, 2) segments ((x, y), (x, y)) along the pixel edges of a bool mask (H, W), in imshow's coordinates."""
+    """Segments ((x, y), (x, y)), (n, 2, 2), along the pixel edges of a bool mask (H, W), in imshow's coordinates."""
     padded = np.pad(mask.astype(np.int8), 1)
     y, x = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])  # an edge above row y
     flat = np.stack([np.stack([x - 0.5, y - 0.5], -1), np.stack([x + 0.5, y - 0.5], -1)], 1)
@@ -81,14 +82,14 @@ def outline(mask: Array) -> Array:
 
 
 def upscale(kept: Array, shape: tuple[int, int]) -> Array:
-    """(gh, gw) patches as an (H, W) mask, sizes that don't divide included."""
+    """Mask (H, W) of the patches (gh, gw); sizes need not divide."""
     rows = np.arange(shape[0]) * kept.shape[0] // shape[0]
     columns = np.arange(shape[1]) * kept.shape[1] // shape[1]
     return np.asarray(kept[rows][:, columns])
 
 
 def draw(group: Group, names: tuple[str, ...], folder: Path, name: str) -> str | None:
-    """Writes the figure; returns its caption, or None where no run saved a selection."""
+    """Draw the figure and return its caption; None if no run saved a selection."""
     found = read(group)
     if not found:
         return None
@@ -108,10 +109,10 @@ def draw(group: Group, names: tuple[str, ...], folder: Path, name: str) -> str |
             for row, one in enumerate(found, start=1):
                 keep = upscale(one.kept[column], image.shape)
                 shade = np.repeat(image[..., None] / 255, 3, -1)
-                shade[~keep] = 0.18 * shade[~keep] + 0.82 * 0.93  # dropped patches fade to light grey
+                shade[~keep] = 0.18 * shade[~keep] + 0.82 * 0.93  # fade dropped patches to light grey
                 axes = grid[row][column]
                 _picture(axes, shade, lesion)
-                colour = COLOURS.get(one.arm.strategy, "#000000")
+                colour = styles.colour_of(one.arm.strategy, (arm.strategy for arm in group.arms))
                 axes.add_collection(LineCollection(list(outline(keep)), colors=colour, linewidths=0.8))
         grid[0][0].set_ylabel("image", fontsize=9)
         for row, one in enumerate(found, start=1):
@@ -119,10 +120,10 @@ def draw(group: Group, names: tuple[str, ...], folder: Path, name: str) -> str |
         canvas.tight_layout(pad=0.4)
         save(canvas, folder, name)
     share = ", ".join(f"{one.arm.label} (seed {one.seed}) keeps {one.kept[:count].mean():.0%}" for one in found)
-    lesions = "Lesions are outlined in cyan. " if first.masks is not None else "The data have no lesion masks. "
+    lesions = "Lesions are outlined in cyan. " if first.masks is not None else "The data set has no lesion masks. "
     return (
-        f"What is kept at inference: {share.replace('%', ' %')} of the patches here; dropped ones are faded."
-        f" {lesions}Images were chosen by rule: {first.rule.rstrip('.')}."
+        f"Patches kept at inference; dropped patches are faded. On these images {share.replace('%', ' %')} of the"
+        f" patches. {lesions}Rule for the choice of images: {first.rule.rstrip('.')}."
     )
 
 

@@ -1,8 +1,8 @@
-"""The tables on time: paired speed-ups at the trained scale, and at the scale of the literature.
+"""Tables of paired times: at the scale of the runs, and at the scale of the literature, ViT-S/16 at 224 px.
 
-The second is ViT-S/16 at 224 px: of the tables of it in the results folder that were measured on this machine the one
-with most methods, of several the newest; else so of those committed with the code, named as another machine's. Nothing
-is measured here.
+The second table comes from the results folder if it has tables of that scale measured on this machine: the one with
+most methods or, among several, the newest. Otherwise it comes from the tables committed with the code, and the report
+names the machine. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import pandas as pd
 from bench.analysis.judge.speedups import Elsewhere, cost_of, floor_of, speed_of
 from bench.analysis.read.frames import table_frame
 from bench.analysis.read.groups import Group
-from bench.analysis.read.results import parse
+from bench.analysis.read.results import cost_tables
 from bench.analysis.show.accuracy_tables import NONE, keep_cell
 from bench.analysis.show.document import Table
 from bench.records.environment import machine
 from bench.records.record import AA_SUFFIX, CostTable
 from bench.statistics.ratios import interval_name
+from methods.names import REFERENCE_METHOD
 
 UNMEASURED = "not measured"
 LARGE, SIZE = "vit_small_patch16_224", 224
@@ -28,7 +29,7 @@ COMMITTED = Path(__file__).parents[3] / "results" / "reference"
 
 
 def times(group: Group, frame: pd.DataFrame) -> Table | None:
-    """Paired times at the trained scale; None where nothing was measured."""
+    """Paired times at the scale of the runs; None if nothing was measured."""
     rows, floors, settings, intervals = [], set(), set(), set()
     for arm in (one for one in group.arms if not one.baseline):
         row = cost_of(arm, group, frame)
@@ -49,15 +50,15 @@ def times(group: Group, frame: pd.DataFrame) -> Table | None:
     if not settings:
         return None
     note = (
-        "ms are per image. Speed-up: time of dense SimCLR / method time, interleaved in one process, median over"
-        f" rounds [{' or '.join(sorted(intervals))}]; above 1 is faster; step: at the target keep ratio; run: all"
-        " steps, with the ramp. Making the views costs all methods the same and is in none of them: with it,"
-        " ratios are nearer to 1. "
+        "Times are in ms per image. Speed-up: time of dense SimCLR divided by the time of the method, both interleaved"
+        f" in one process, median over rounds [{' or '.join(sorted(intervals))}]; above 1, the method is faster. Step:"
+        " at the target keep ratio. Run: all steps, with the ramp. Times do not include making the views, which takes"
+        " the same time for every method and would bring all ratios closer to 1. "
     )
     if floors:
         note += f"{'; '.join(sorted(floors))} "
     else:
-        note += "Dense was not measured against itself: the noise floor is unknown. "
+        note += "Dense was not measured against itself, so the noise floor is unknown. "
     note += "Measured on: " + "; ".join(sorted(settings)) + "."
     head = ("method", "keep", "training", "inference ms", "step ms", "inference speed-up", "step speed-up")
     title = f"Paired time, {group.encoder} at {group.image_size} px"
@@ -65,16 +66,16 @@ def times(group: Group, frame: pd.DataFrame) -> Table | None:
 
 
 def floor_text(row: pd.Series) -> str:
-    """The noise floor of the row's table, in sentences."""
+    """Sentences on the noise floor of the row's table."""
     parts = []
     for kind, what in (("infer", "inference"), ("train", "step"), ("run", "run")):
         if not pd.isna(row[f"aa_{kind}_low"]):
             floor = floor_of(row, kind)
             own = f"[{row[f'aa_{kind}_low']:.2f}, {row[f'aa_{kind}_high']:.2f}]"
-            parts.append(f"{what} {own}, so {1 / floor:.2f} to {floor:.2f}")
+            parts.append(f"{what} {1 / floor:.2f} to {floor:.2f} {own}")
     return (
-        f"Noise floor, dense against itself: {'; '.join(parts)}. A ratio whose interval reaches into it is “no"
-        " difference seen”."
+        f"Noise floor, with the interval of dense against itself: {'; '.join(parts)}. A speed-up whose interval"
+        " overlaps the floor is shown as “no difference seen”."
     )
 
 
@@ -82,7 +83,7 @@ def speed_cell(row: pd.Series, kind: str) -> str:
     speed = speed_of(row, kind)
     if speed is None:
         return UNMEASURED
-    if row["method"] == "simclr/dense":
+    if row["method"] == REFERENCE_METHOD.name:
         return "1 (reference)"
     if speed.no_difference and not row["method"].endswith(AA_SUFFIX):
         return f"no difference seen [{speed.low:.2f}, {speed.high:.2f}]"
@@ -90,10 +91,10 @@ def speed_cell(row: pd.Series, kind: str) -> str:
 
 
 def rounds_text(rounds: int, repeated: int, disturbed: int) -> str:
-    """How many rounds there were, and what other work on the machine did to them."""
-    text = f"{rounds} rounds ({repeated} measured again)"
-    kept = "none of these speed-ups decides a claim: measure again on a quieter machine"
-    return f"{text}, {disturbed} of them disturbed by other work, so that {kept}" if disturbed else text
+    """Number of rounds, with those repeated and disturbed because other processes were running."""
+    text = f"{rounds} rounds ({repeated} repeated)"
+    kept = "these speed-ups decide no claim; measure them on an idle machine"
+    return f"{text}, {disturbed} of them disturbed by other processes, so that {kept}" if disturbed else text
 
 
 def number(value: float, form: str) -> str:
@@ -102,7 +103,7 @@ def number(value: float, form: str) -> str:
 
 @dataclass(frozen=True)
 class LargeTable:
-    """A cost table at ViT-S/16, 224 px; `own` if it was measured on this machine and lies in the results folder."""
+    """A cost table of ViT-S/16 at 224 px; `own` if it is from the results folder and measured on this machine."""
 
     table: CostTable
     own: bool
@@ -112,7 +113,7 @@ class LargeTable:
         return self.table.rows[0].machine
 
     def elsewhere(self, group: Group) -> Elsewhere | None:
-        """For claims on a group that was trained at another scale."""
+        """The table as a source for claims on a group that was trained at another scale; None at the same scale."""
         first = self.table.rows[0]
         if (group.encoder, group.image_size) == (first.encoder, first.image_size):
             return None
@@ -126,7 +127,7 @@ def channels_text(channels: int) -> str:
 
 
 def large_table(results: Path, committed: Path = COMMITTED) -> LargeTable | None:
-    """The fullest of this machine, of several the newest; else the fullest that is committed; None if there is none."""
+    """The table with most methods measured on this machine, else of those committed; None if there is none."""
     here = machine()
     mine = [table for table in _large(results) if table.rows[0].machine == here]
     if mine:
@@ -136,11 +137,10 @@ def large_table(results: Path, committed: Path = COMMITTED) -> LargeTable | None
 
 
 def _large(folder: Path) -> list[CostTable]:
-    """Tables of ViT-S/16 at 224 px with training in them, the one with most methods last, of several the newest."""
-    tables = [parse(CostTable, path) for path in sorted(folder.glob("cost/*.json"))]
+    """Tables of ViT-S/16 at 224 px that include training, sorted by number of methods, then by time."""
     wanted = [
         table
-        for table in tables
+        for table in cost_tables(folder)
         if table.rows
         and table.rows[0].encoder.split(".")[0] == LARGE
         and table.rows[0].image_size == SIZE
@@ -150,7 +150,7 @@ def _large(folder: Path) -> list[CostTable]:
 
 
 def at_large_scale(found: LargeTable) -> Table:
-    """The cost table as a table of the report."""
+    """The cost table as a table of a report."""
     frame, first = table_frame(found.table), found.table.rows[0]
     rows = []
     for _, row in frame.iterrows():
@@ -178,11 +178,11 @@ def at_large_scale(found: LargeTable) -> Table:
     whose = "this machine" if found.own else "another machine (committed with the code)"
     repeated = rounds_text(first.rounds, first.repeated_rounds, found.table.environment.get("disturbed_rounds", 0))
     note = (
-        "ms and saved MiB are per image (a step: both views); peak MiB: of training with the whole batch, in a process"
-        " of its own; both at the target keep ratio: with a ramp, a run begins with dense's. Speed-up: time of dense"
-        " SimCLR / method time, median over rounds"
-        f" [{interval_name(first.rounds)}]; time / MACs:"
-        " the speed-up as a share of dense MACs / method MACs. Run: the whole pre-training with its ramp. "
+        "ms and saved MiB are per image, those of a step for both views. Peak MiB: of training with the whole batch, in"
+        " a separate process. Memory is that at the target keep ratio; a run with a ramp starts with that of dense."
+        " Speed-up: time of dense SimCLR divided by the time of the method, median over rounds"
+        f" [{interval_name(first.rounds)}]. Time / MACs: the speed-up divided by the ratio of MACs, dense to method."
+        " Run: the whole pre-training with its ramp. "
         f"{floor_text(frame.iloc[0])} Measured on {whose}: {first.machine}, {first.device}, threads {first.threads},"
         f" {first.precision}, batch {first.batch}, {channels_text(first.channels)}, {repeated},"
         f" {found.table.finished[:10]}."

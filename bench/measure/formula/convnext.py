@@ -1,8 +1,8 @@
-"""MACs of a ConvNeXt (arXiv 2201.03545), by formula.
+"""MACs of a ConvNeXt (arXiv 2201.03545) by formula.
 
-The stem takes 4x4 pixels to one position, each further stage 2x2 positions to one. A block of width C on P positions
-multiplies 49 P C (its depthwise 7x7 convolution, at every position) and 8 P C^2 (its MLP, C to 4C and back): of a
-selection the latter at the kept positions only, s^2 of them for each kept patch where a patch is s positions wide.
+The stem maps 4x4 pixels to a position, and each later stage 2x2 positions to one. A block of width C on P positions has
+49 P C MACs in its depthwise 7x7 convolution, and 8 P C^2 in its MLP (C to 4C and back). With a selection, the MLP runs
+at the kept positions only: s^2 for each kept patch, if a patch is s positions wide.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ KERNEL, EXPANSION = 7, 4
 
 
 def always(run: Pass) -> Products:
-    """Stem, downsampling and depthwise convolutions: at every position, whatever is chosen."""
+    """Products of stem, downsampling and depthwise convolutions, which run at all positions."""
     geometry, stages = run.encoder.geometry, _stages(run)
     side, width = geometry.image_size // 4, stages[0][1]
     narrow = _overlapping_stem(run)
-    if narrow:  # two 3x3 convolutions of stride 2 in the place of the 4x4 one
+    if narrow:  # two 3x3 convolutions of stride 2 instead of the 4x4 convolution
         yield Product(STEM, (2 * side) ** 2 * 9 * geometry.channels * narrow, 1, CONV)
         yield Product(STEM, side**2 * 9 * narrow * width, kind=CONV)
     else:
@@ -52,7 +52,7 @@ def _selection(run: Pass) -> Products:
 
 
 def _mlps(run: Pass, kept: float) -> Products:
-    """Of `kept` patches; in the last stage a patch is one position."""
+    """Products of the MLPs on `kept` patches; in the last stage a patch is one position."""
     stages = _stages(run)
     kind = CONV if _network(run).stages[0].blocks[0].use_conv_mlp else LINEAR
     for i, (depth, width) in enumerate(stages):
@@ -68,7 +68,8 @@ def _stages(run: Pass) -> list[tuple[int, int]]:
 
 
 def _overlapping_stem(run: Pass) -> int:
-    """Width between the two convolutions of an overlapping stem; 0 of the paper's, which is one."""
+    """Width between the two convolutions of an overlapping stem; 0 for the stem of the paper, which is one
+    convolution."""
     first = _network(run).stem[0]
     return int(first.out_channels) if first.kernel_size[0] == 3 else 0
 

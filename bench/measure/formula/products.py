@@ -1,7 +1,7 @@
-"""Products: what the formulas for MACs are made of.
+"""Products, of which the formulas for MACs consist.
 
-A forward pass is a list of products of two operands (a layer and its weight, queries and keys, ...). Its backward pass
-has one more product of the same size for every operand that gets a gradient: none of images, none of frozen weights.
+A forward pass is a list of products of two operands (input and weights of a layer, queries and keys, ...). Its backward
+pass has a product of the same size for every operand that gets a gradient; images and frozen weights get none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from methods.strategies.strategy import Call
 if TYPE_CHECKING:
     from methods.encoders.encoder import Encoder
 
-Kind = Literal["convolutions", "linear layers", "batched products"]  # by the operator that does it
+Kind = Literal["convolutions", "linear layers", "batched products"]  # by operator
 LINEAR: Kind = "linear layers"
 CONV: Kind = "convolutions"
 BATCHED: Kind = "batched products"
@@ -25,7 +25,7 @@ BATCHED: Kind = "batched products"
 
 @dataclass(frozen=True)
 class Product:
-    """A product in the forward pass: which part of the network, MACs per image, operands that get a gradient."""
+    """A product of the forward pass: part of the network, MACs per image, number of operands that get a gradient."""
 
     part: str
     macs: float
@@ -35,7 +35,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass of an encoder: on which images it is told what, and whether gradients are kept."""
+    """A forward pass of an encoder on some images, with its call; `learns` says whether weights get gradients."""
 
     encoder: Encoder
     images: Tensor

@@ -1,9 +1,10 @@
-"""MACs of a ResNet (arXiv 1512.03385), by formula: convolutions alone.
+"""MACs of a ResNet (arXiv 1512.03385) by formula: those of its convolutions.
 
-Its stem ends in a pooling on a quarter of the image's side; the four stages stand on that, and on half of the side of
-the one before. On P positions, from `came` channels, a basic block of width w multiplies P (9 came w + 9 w^2), a
-bottleneck P (came w + 9 w^2 + 4 w^2), the first product of its stage's first block at the positions of the stage
-before (timm's stride is in the 3x3); and the first block a projection of its input, where the shape changes.
+The stem ends in a pooling to a quarter of the image side. The first stage has that side, each later stage half the side
+of the previous one. On P positions with `came` input channels, a basic block of width w has P (9 came w + 9 w^2) MACs,
+a bottleneck P (came w + 9 w^2 + 4 w^2). In the first block of a stage, the first product of a bottleneck runs on the
+positions of the previous stage, because timm has the stride in the 3x3 convolution, and the input is projected if its
+shape changes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ EXPANSION = 4  # of a bottleneck
 
 
 def is_plain(net: Any) -> bool:
-    """Whether the formula is of this one: no attention over channels, no blur, no groups, a pooling stem."""
+    """Whether the formula holds for a network: pooling in the stem, no channel attention, no blur, no groups."""
     blocks = [block for layer in _layers(net) for block in layer]
     return isinstance(net.maxpool, nn.MaxPool2d) and not any(
         block.se is not None or not isinstance(block.aa, nn.Identity) or block.conv2.groups > 1 for block in blocks
@@ -29,7 +30,7 @@ def is_plain(net: Any) -> bool:
 
 
 def always(run: Pass) -> Products:
-    """The stem: one 7x7 convolution of stride 2, or three 3x3 ones."""
+    """Products of the stem: a 7x7 convolution of stride 2, or three 3x3 convolutions."""
     geometry, net = run.encoder.geometry, run.encoder.network
     positions, channels = (geometry.image_size // 2) ** 2, [geometry.channels, *_stem_widths(net)]
     kernel = 7 if len(channels) == 2 else 3
@@ -51,7 +52,8 @@ def _dense(run: Pass) -> Products:
 
 
 def _block(bottleneck: bool, came: int, width: int, before: int, positions: int) -> tuple[int, int]:
-    """MACs of a block on `positions`, whose input has `before`, and its width."""
+    """MACs and output width of a block with `came` input channels on `before` positions, and `positions` in its
+    output."""
     out = EXPANSION * width if bottleneck else width
     shortcut = positions * came * out if came != out or before != positions else 0
     if bottleneck:

@@ -1,4 +1,4 @@
-"""MACs of choosing patches before the network, and how many are left: alike for transformers and ConvNeXt."""
+"""Number of patches that a selection keeps, and MACs of choosing them, for transformers and ConvNeXts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from methods.strategies.sparsecontrast import SparseContrast
 
 @dataclass(frozen=True)
 class Kept:
-    """Patches kept of an image: the mean over the batch, and the most, to which the others are padded; whether the
-    number depends on the image."""
+    """Numbers of kept patches per image: the mean over the batch, and the maximum, to which images are padded.
+    `adaptive` says whether the number depends on the image."""
 
     mean: float
     most: int
@@ -24,8 +24,8 @@ class Kept:
 
 
 def kept(run: Pass) -> Kept | None:
-    """As many as the schedule says, in training, or the target; or what the images need. None where nothing is chosen,
-    for all are kept."""
+    """Numbers of kept patches: those of the schedule in training, those of the target at inference or, for an adaptive
+    strategy, those of the images. None if all patches are kept without choosing."""
     strategy, training = run.strategy, run.call.training
     count = kept_tokens(run.patches, run.call.keep if training else strategy.target)
     looks = isinstance(strategy, SparseContrast)
@@ -40,7 +40,7 @@ def kept(run: Pass) -> Kept | None:
 
 
 def predictor(run: Pass) -> Products:
-    """SparseContrast's: patchify, then 3x3, then 3x3 to one channel, on the grid of patches."""
+    """Products of the predictor of SparseContrast on the grid of patches: patchify, 3x3, and 3x3 to one channel."""
     if not isinstance(run.strategy, SparseContrast):
         return
     geometry, network = run.encoder.geometry, run.strategy.predictor

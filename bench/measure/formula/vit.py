@@ -1,6 +1,7 @@
-"""MACs of a vision transformer, by formula, under every strategy.
+"""MACs of a vision transformer by formula, for each strategy.
 
-With N tokens of width C a block multiplies 4 N C^2 (projections), 2 N^2 C (attention) and 2 mlp N C^2.
+With N tokens of width C, a block has 4 N C^2 MACs in projections, 2 N^2 C in attention and 2 mlp N C^2 in its MLP,
+where mlp is the ratio of the hidden width to C.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ LAYERS, ATTENTION, MIXING, STEM = "projections and MLPs", "attention", "token mi
 
 
 def always(run: Pass) -> Products:
-    """Patchify convolution; or 3x3 convolutions, each on a grid of half the side, and a 1x1 one."""
+    """Products of the patch embedding: a patchify convolution, or 3x3 convolutions of stride 2 and a 1x1
+    convolution."""
     geometry, embedding = run.encoder.geometry, run.encoder.vit.patch_embed
     trained = is_trained(embedding)
     if not isinstance(embedding, ConvStem):
@@ -47,7 +49,7 @@ def _dense(run: Pass) -> Products:
 
 
 def _selection(run: Pass) -> Products:
-    """SparseContrast's predictor, if that is who chooses; then the kept patches alone."""
+    """Products of the predictor, if SparseContrast chooses, and of the blocks on the kept patches."""
     strategy, kept = run.strategy, selection.kept(run)
     if kept is None:
         yield from _dense(run)
@@ -58,7 +60,8 @@ def _selection(run: Pass) -> Products:
 
 
 def _selected(run: Pass, kept: int, padded: bool) -> Products:
-    """Blocks on `kept` patches; where keys alone are trimmed, or dropped patches hidden, on all of them."""
+    """Products of the blocks on `kept` patches, or on all patches if only keys are trimmed or dropped patches
+    hidden."""
     strategy: Selection = run.strategy
     prefix = run.prefix + bool(getattr(strategy, "fuse", False))
     whole = prefix + run.patches
@@ -71,7 +74,8 @@ def _selected(run: Pass, kept: int, padded: bool) -> Products:
 
 
 def _dynamicvit(run: Pass) -> Products:
-    """Predictors C -> C -> C/2 -> C/4 -> 2. Training computes all tokens, and a dense branch where it learns."""
+    """Products with predictors C -> C -> C/2 -> C/4 -> 2. Training computes all tokens, and a dense branch to
+    distil."""
     c, depth, patches = run.dim, run.depth, run.patches
     start = depth // 4
     for i in range(depth):
@@ -88,7 +92,8 @@ def _dynamicvit(run: Pass) -> Products:
 
 
 def _tokenlearner(run: Pass) -> Products:
-    """N positions to S tokens: weights by an MLP C -> 64 -> S or 3x3 convolutions, then weights x positions."""
+    """Products of learning S tokens from N positions: weights by an MLP C -> 64 -> S or by 3x3 convolutions, then
+    weights x positions."""
     strategy, c, n, p = run.strategy, run.dim, run.patches, run.prefix
     if len(strategy.learners) == 0:
         yield from _dense(run)
@@ -109,12 +114,13 @@ def _tokenlearner(run: Pass) -> Products:
     for _ in range(run.depth - strategy.before):
         yield from learn()
         yield from _blocks(run, 1, p + s)
-        yield Product("fusers", c * s * s + mlp)  # across the tokens; shares of the positions
+        yield Product("fusers", c * s * s + mlp)  # mixing of the tokens; weights of the positions
         yield Product("fusers", n * s * c, kind=BATCHED)
 
 
 def _attention_pruned(run: Pass) -> Products:
-    """Top-K and EViT: in three blocks fewer tokens for the MLP, ranked by the class token's row, or by all rows."""
+    """Products of Top-K and EViT: three blocks drop tokens before the MLP, ranked by the attention of the class token
+    or, without one, of all tokens."""
     fuses, rho, c, p = isinstance(run.strategy, EViT), run.strategy.rho, run.dim, run.prefix
     at, n = (run.depth // 4, run.depth // 2, 3 * run.depth // 4), run.patches
     for i in range(run.depth):
@@ -132,7 +138,7 @@ def _attention_pruned(run: Pass) -> Products:
 
 
 def _tome(run: Pass) -> Products:
-    """In every block each token of one half is compared with each of the other, on one head's width."""
+    """Products of ToMe: each block compares the tokens of one half with those of the other, in the width of a head."""
     n, p = run.patches, run.prefix
     for _ in range(run.depth):
         yield from _attend(run, p + n)
@@ -150,7 +156,7 @@ def _heads(run: Pass) -> int:
 
 
 def _attend(run: Pass, tokens: int, keys: int | None = None, padded: bool = False) -> Products:
-    """The first half of a block; `padded`: each head is wider by the dimension that carries a bias."""
+    """Products of the first half of a block. If `padded`, each head is wider by the dimensions that carry a bias."""
     dim, heads = run.dim, _heads(run)
     width = dim // heads
     padding = (-width % 8 or 8) if padded else 0

@@ -22,6 +22,14 @@ ENVIRONMENT = {
     "git": {"commit": "0123abc", "dirty": False},
 }
 
+SELECTION = {
+    "sparsecontrast": {"logit_spread": 0.9, "noise_spread": 0.06, "spread_over_noise": 0.7, "static_share": 0.4},
+    "dynamicvit": {
+        **{"kept_share_1": 0.742, "kept_share_2": 0.511, "kept_share_3": 0.402, "kept_inference": 0.342},
+        **{"kept_inference_1": 0.699, "kept_inference_2": 0.49, "kept_inference_3": 0.342},
+    },
+}
+
 
 def strength(auroc: float) -> float:
     return float(np.sqrt(2) * norm.ppf(auroc))
@@ -79,6 +87,8 @@ class World:
     )
     predictions: bool = True
     probes: tuple[str, ...] = ("linear", "knn")
+    validation: int = 0  # patients; 0 for records from before they were scored
+    flat: tuple[str, ...] = ()  # findings that nobody tells among the validation patients
 
     def __post_init__(self) -> None:
         random = np.random.default_rng(7)
@@ -88,6 +98,8 @@ class World:
         self.truth = (random.random((self.patients, count)) < share).astype(np.float32).repeat(2, axis=0)
         own = random.normal(0, np.sqrt(0.5), (self.patients, count)).repeat(2, axis=0)
         self.noise = own + random.normal(0, np.sqrt(0.4), (2 * self.patients, count))  # variance 0.9 of 1
+        self.validation_truth = (random.random((self.validation, count)) < share).astype(np.float32)
+        self.validation_noise = random.normal(0, np.sqrt(0.9), (self.validation, count))
 
 
 def _subset(tag: str, patients: int, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -160,9 +172,7 @@ def write_run(results: Path, world: World, method: Method, seed: int, **changes:
             "feature_std": 0.002 if method.verdict == "plateaued" else 0.09,
             "rankme": 21.0 + seed,
             "verdict": method.verdict,
-            "selection": {"logit_spread": 0.9, "noise_spread": 0.06, "spread_over_noise": 0.7, "static_share": 0.4}
-            if method.strategy == "sparsecontrast"
-            else {},
+            "selection": SELECTION.get(method.strategy, {}),
         },
         "weights_sha256": "ab" * 32,
         "environment": ENVIRONMENT,
@@ -207,6 +217,14 @@ def _write(
             scores = (power * world.truth + world.noise + own).astype(np.float32)
             name = f"{probe}-{fraction:g}-{method.inference}"
             write_evaluation(folder, name, record["run_id"], world, probe, fraction, method.inference, scores)
+            beside = _on_validation(world, power, draws, random)
+            if world.validation:
+                path, truth = folder / "evaluations" / f"{name}.json", world.validation_truth
+                values = [
+                    np.mean([roc_auc_score(truth[:, i], one[:, i]) for one in beside]) for i in range(truth.shape[1])
+                ]
+                one = json.loads(path.read_text()) | {"validation": dict(zip(world.labels, values, strict=True))}
+                path.write_text(json.dumps(one))
             if world.predictions:
                 np.savez(
                     folder / "predictions" / f"{name}.npz",
@@ -214,7 +232,24 @@ def _write(
                     labels=world.truth,
                     patients=world.who,
                     index=np.arange(len(world.who)),
+                    **(
+                        {
+                            "validation_scores": beside,
+                            "validation_labels": world.validation_truth,
+                            "validation_patients": np.array([f"v{i:04d}" for i in range(world.validation)]),
+                            "validation_index": np.arange(world.validation),
+                        }
+                        if world.validation
+                        else {}
+                    ),
                 )
+
+
+def _on_validation(world: World, power: float, draws: int, random: np.random.Generator) -> Any:
+    """Scores (draws, images, findings) of validation patients with one image each."""
+    told = np.array([name not in world.flat for name in world.labels])
+    own = random.normal(0, np.sqrt(0.1), (draws, *world.validation_truth.shape))
+    return (power * told * world.validation_truth + world.validation_noise + own).astype(np.float32)
 
 
 def write_evaluation(
@@ -249,7 +284,7 @@ def write_evaluation(
             "subset": _subset(f"d{d}", patients, world.labels),
             "macro_auroc": macro,
             "macro_auprc": 0.4,
-            "chosen": {"C": 0.1},
+            "chosen": {"C": 10.0 ** (d - 2), "at_edge": float(d == 0)},
         }
         for d in range(len(scores))
     ]

@@ -115,6 +115,13 @@ def test_one_mask_for_all_images_is_static(run_data: RunData) -> None:
     assert found["kept_inference"] == 0.5
 
 
+def test_dynamicvit_keeps_its_shares_stage_by_stage(run_data: RunData) -> None:
+    found = selection_statistics(encoder("dynamicvit", rho=0.7), run_data, run_data.splits.test)
+    shares = [11 / 16, 7 / 16, 5 / 16]  # of 16 patches int(16 x 0.7), int(16 x 0.49), int(16 x 0.343)
+    assert [found[f"kept_inference_{stage}"] for stage in (1, 2, 3)] == shares
+    assert found["kept_inference"] == shares[-1]
+
+
 def test_a_fresh_subset_for_every_image_is_not(run_data: RunData) -> None:
     index = np.arange(len(run_data.dataset))
     found = selection_statistics(encoder("random", keep=0.5, equal_macs=False), run_data, index)

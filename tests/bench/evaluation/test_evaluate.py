@@ -82,6 +82,36 @@ def test_scores_are_scikit_learns_of_the_stored_predictions(features: Features, 
     assert (result.probe, result.labels, result.inference, result.split) == (probe, 30, "dense", "test")
 
 
+@pytest.mark.parametrize("probe", ["linear", "knn", "finetune"])
+def test_validation_patients_are_scored_beside_by_the_same_probe(features: Features, probe: str) -> None:
+    result, stored = evaluated(features, probe)
+    data, val = features.run_data.dataset, features.run_data.splits.val
+    assert (stored["validation_index"] == val).all()
+    assert (stored["validation_patients"] == data.patients[val]).all()
+    np.testing.assert_array_equal(stored["validation_labels"], data.labels[val])
+    scores, truth = stored["validation_scores"], stored["validation_labels"]
+    assert not set(data.patients[val]) & set(stored["patients"])
+    for name, auroc in result.validation.items():
+        i = data.label_names.index(name)
+        assert auroc == pytest.approx(np.mean([roc_auc_score(truth[:, i], one[:, i]) for one in scores]))
+    defined = [len(set(truth[:, i])) == 2 and not np.isnan(scores[:, :, i]).any() for i in range(len(data.label_names))]
+    assert [name in result.validation for name in data.label_names] == defined
+    alone, its = evaluated(features, probe, split="val")
+    np.testing.assert_allclose(its["scores"], scores, atol=1e-5)
+    assert alone.validation == {}
+    assert not [name for name in its if name.startswith("validation_")]
+
+
+def test_validation_patients_are_in_no_number_but_their_own(features: Features) -> None:
+    labels, val = features.run_data.dataset.labels.copy(), features.run_data.splits.val
+    labels[val] = 1 - labels[val]
+    (result, stored), (other, same) = evaluated(features), evaluated(relabelled(features, labels))
+    assert other.validation == pytest.approx({name: 1 - auroc for name, auroc in result.validation.items()})
+    np.testing.assert_array_equal(stored["scores"], same["scores"])
+    kept = {"validation", "conditions"}
+    assert other.model_dump(exclude=kept) == result.model_dump(exclude=kept)
+
+
 def test_draws_of_a_fraction_and_what_they_held(features: Features) -> None:
     result, _ = evaluated(features)
     data, splits = features.run_data.dataset, features.run_data.splits
@@ -92,7 +122,7 @@ def test_draws_of_a_fraction_and_what_they_held(features: Features) -> None:
         assert (draw.subset.images, draw.subset.patients) == (len(index), len(set(data.patients[index])))
         positives = {name: int((data.labels[index, i] == 1).sum()) for i, name in enumerate(data.label_names)}
         assert draw.subset.positives == positives
-        assert draw.chosen["C"] in SPEC.c
+        assert min(SPEC.c) / 1000 < 1.01 * draw.chosen["C"] < 1.03 * 1000 * max(SPEC.c)
 
 
 def test_all_labels_are_one_draw(features: Features) -> None:

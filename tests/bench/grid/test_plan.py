@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.grid.plan import _seeds
+from bench.grid.options import seeds as read_seeds
 from bench.records.store import as_json, write_atomically
 from bench.specs.grid_spec import load_grid
 from datasets import load
@@ -44,23 +44,23 @@ def told(world: small.World, *options: str) -> str:
     ],
 )
 def test_seeds(text: str, seeds: tuple[int, ...]) -> None:
-    assert _seeds(text) == seeds
+    assert read_seeds("--seeds", text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", ",", "a", "1,b", "-1", "1.5", "0-3", "1 2"])
 def test_seeds_that_cannot_be_read(text: str) -> None:
     with pytest.raises(ValueError, match="3 means 0,1,2; 0,4,7 means those; '3,' means seed 3 alone"):
-        _seeds(text)
+        read_seeds("--seeds", text)
 
 
 def test_no_seed_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="--seeds 0 asks for no seed: .*--seeds 1"):
-        _seeds("0")
+        read_seeds("--seeds", "0")
 
 
 MISTAKES = {
     "methods": (["--methods", "sparsecontrats"], r"unknown method 'sparsecontrats': did you mean .*sparsecontrast"),
-    "no method": (["--methods", ","], r"--methods names no method"),
+    "no method": (["--methods", ","], r"--methods is empty"),
     "method option": (["--methods", "fixed[kep=0.5]"], r"simclr/fixed has no option 'kep': did you mean keep\?"),
     "labels": (["--labels", "1,ten"], r"--labels '1,ten' is no comma list of numbers: write e.g. --labels 1,10,100"),
     "labels empty": (["--labels", ","], r"--labels ',' is no comma list"),
@@ -68,7 +68,10 @@ MISTAKES = {
     "labels 200": (["--labels", "200"], r"and 200 is not"),
     "keep": (["--keep", "half"], r"--keep 'half' is no comma list of numbers: write e.g. --keep 0.5,0.7"),
     "keep 2": (["--keep", "2"], r"keep.0: .*less than or equal to 1"),
-    "keep 0": (["--methods", "fixed", "--keep", "0"], r"option 'keep' of simclr/fixed is 0.0: it lies between 0.02"),
+    "keep 0": (
+        ["--methods", "fixed", "--keep", "0"],
+        r"option 'keep' of simclr/fixed is 0.0: it must be at least 0.02",
+    ),
     "seeds": (["--seeds", "x"], r"--seeds 'x' can't be read"),
     "seeds 0": (["--seeds", "0"], r"--seeds 0 asks for no seed"),
     "no seed": (["--set", "seeds=[]"], r"the grid is empty: name at least one method and one seed"),
@@ -78,7 +81,7 @@ MISTAKES = {
     "set without value": (["--set", "train.epochs"], r"write key=value"),
     "set type": (["--set", "train.epochs=three"], r"train.epochs: .*\(given: 'three'\)"),
     "launcher": (["--launcher", "slrum"], r"unknown launcher 'slrum': "),
-    "encoder": (["--encoder", "swin_tiny_patch4_window7_224"], r"encoder '.*' is of none of the families"),
+    "encoder": (["--encoder", "swin_tiny_patch4_window7_224"], r"encoder '.*' belongs to none of the families"),
     "encoder unknown": (["--encoder", "vit_smal"], r"unknown encoder 'vit_smal': use a plain ViT, ConvNeXt or ResNet"),
     "tokens on a CNN": (
         ["--methods", "dense,dynamicvit", "--encoder", "convnext_d64_l6_patch8"],
@@ -86,19 +89,19 @@ MISTAKES = {
     ),
     "patches on a ResNet": (
         ["--methods", "moco/fixed", "--encoder", "resnet18"],
-        r"^Error: strategy 'fixed' is not defined on encoder 'resnet18', a CNN: use --methods dense there, ",
+        r"^Error: strategy 'fixed' is not defined on encoder 'resnet18', a CNN: use --methods dense with it, ",
     ),
     "keys on a CNN": (
         ["--methods", "sparsecontrast[gate=key_bias]", "--encoder", "convnext_d64_l6_patch8"],
         r"^Error: SparseContrast's gate=key_bias is not defined on a CNN, which has neither keys nor tokens",
     ),
-    "image size": (["--image-size", "36"], r"image size 36 is no multiple of the 8-pixel patches"),
+    "image size": (["--image-size", "36"], r"image size 36 is not a multiple of the patch size of .*, 8 pixels"),
     "data": (["--data", "nihh"], r"There is no data set 'nihh'; choose one of phantom"),
     "data option": (["--set", "data.options.size=3"], r"Data set 'phantom' has no option 'size'"),
     "data option value": (["--set", "data.options.patients=few"], r"phantom: patients is 'few'; give a whole number"),
-    "root of what has none": (["--data-root", "/"], r"'phantom' is made on the spot and reads no folder: say with"),
+    "root of what has none": (["--data-root", "/"], r"'phantom' is generated and reads no folder: name the data"),
     "workers": (["--launcher", "inline", "--workers", "2"], r"--workers is for --launcher local, and this is --launc"),
-    "no root": (["--data", "folder"], r"'folder' is read from a folder; say which with --data-root"),
+    "no root": (["--data", "folder"], r"'folder' is read from a folder; give its path with --data-root"),
     "batch": (["--set", "train.batch=999"], r"66 training images do not fill a batch of 999: use --set train.batch=N"),
     "attention": (["--set", "train.attention=xformers"], r"xformers"),
     "splits": (["--set", "data.val=0.6", "--set", "data.test=0.6"], r"Shares of val 0.6 and test 0.6 are not possible"),
@@ -141,7 +144,9 @@ def test_a_folder_that_cannot_be_written_to(
 ) -> None:
     """Root may write anywhere, so the system's answer is made up."""
     real = os.access
-    monkeypatch.setattr("bench.grid.plan.os.access", lambda path, mode: "locked" not in str(path) and real(path, mode))
+    monkeypatch.setattr(
+        "bench.records.store.os.access", lambda path, mode: "locked" not in str(path) and real(path, mode)
+    )
     said = told(world, "--methods", "dense", option, str(tmp_path / "locked"))
     assert f"can't be written to: give another folder with {option}" in said
 
@@ -152,7 +157,7 @@ def test_an_unreadable_record_is_found_before_training(world: small.World) -> No
     write_atomically(world.results / run.run_id / "record.json", as_json({"half": "a record"}))
     result = world.run("--methods", "dense")
     assert result.exit_code == 2
-    assert f"{run.run_id}/record.json is no record of this version" in result.stderr
+    assert f"{run.run_id}/record.json can't be read as a record" in result.stderr
     assert "Traceback" not in result.output
 
 
@@ -161,7 +166,7 @@ def test_an_unreadable_record_is_found_before_training(world: small.World) -> No
     [
         (None, "no plug-in at "),
         ("import nothing_like_this", "can't be run: ModuleNotFoundError"),
-        ("x = 1", "defines no STRATEGIES and no OBJECTIVES"),
+        ("x = 1", "defines neither STRATEGIES nor OBJECTIVES"),
     ],
 )
 def test_plugins_that_are_none(world: small.World, tmp_path: Path, content: str | None, message: str) -> None:

@@ -15,7 +15,7 @@ from bench.grid.watch import Watch
 from bench.launch.progress_file import ProgressFile
 from bench.launch.worker import Sweep
 from bench.records.record import Learning, Timing
-from bench.records.store import Store, evaluation_name, wanted_evaluations
+from bench.records.store import Store, wanted_evaluations
 from bench.specs.run_spec import RunSpec
 from tests.bench import small
 
@@ -43,10 +43,10 @@ class Grid:
 
     def end(self, run: RunSpec, **changes: Any) -> None:
         self.train(run, **changes)
-        for probe, labels, inference in wanted_evaluations(run, self.sweep.evaluation):
-            settings = self.sweep.evaluation.settings_of(probe, self.sweep.finetune)
-            done = small.evaluation(run.run_id, settings, probe, labels)
-            self.store.write_evaluation(evaluation_name(probe, labels, inference), done, {})
+        for key in wanted_evaluations(run, self.sweep.evaluation):
+            settings = self.sweep.evaluation.settings_of(key.probe, self.sweep.finetune)
+            done = small.evaluation(run.run_id, settings, key.probe, key.labels)
+            self.store.write_evaluation(key.name, done, {})
 
     def said(self) -> list[str]:
         lines = self.out.getvalue().splitlines()

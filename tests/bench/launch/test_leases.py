@@ -27,14 +27,14 @@ def dead() -> int:
     return process.pid
 
 
-def write_claim(root: Path, run_id: str, owner: Owner | str, number: int = 1) -> Path:
+def write_lease(root: Path, run_id: str, owner: Owner | str, number: int = 1) -> Path:
     path = root / ".leases" / run_id / str(number)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(owner if isinstance(owner, str) else json.dumps(asdict(owner)))
     return path
 
 
-def test_a_claim_is_exclusive_and_given_back(tmp_path: Path) -> None:
+def test_a_lease_is_exclusive_and_given_back(tmp_path: Path) -> None:
     leases = Leases(tmp_path)
     assert not leases.held("a")
     with leases.hold("a") as mine:
@@ -55,9 +55,9 @@ def test_a_claim_is_exclusive_and_given_back(tmp_path: Path) -> None:
     assert not list((tmp_path / ".leases").iterdir())
 
 
-def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path, dead: int) -> None:
+def test_the_lease_of_a_dead_process_is_taken_over(tmp_path: Path, dead: int) -> None:
     owner = replace(Owner.me("their grid"), pid=dead)
-    write_claim(tmp_path, "a", owner)
+    write_lease(tmp_path, "a", owner)
     leases = Leases(tmp_path)
     assert not leases.held("a")
     assert leases.dead("a") == [owner]
@@ -70,18 +70,18 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path, dead: int) ->
 
 def test_a_process_of_the_same_number_born_later_is_another(tmp_path: Path) -> None:
     parent = os.getppid()
-    write_claim(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
-    write_claim(tmp_path, "b", replace(Owner.me(), pid=parent, born=str(int(born(parent)) - 1)))
+    write_lease(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
+    write_lease(tmp_path, "b", replace(Owner.me(), pid=parent, born=str(int(born(parent)) - 1)))
     assert Leases(tmp_path).held("a")
     assert not Leases(tmp_path).held("b")
     assert int(born(os.getpid())) > int(born(1))
 
 
 @pytest.mark.parametrize("changes", [{"host": "far-away"}, {"boot": "before"}])
-def test_an_owner_elsewhere_lives_as_long_as_it_renews_its_claim(
+def test_an_owner_elsewhere_lives_as_long_as_it_renews_its_lease(
     tmp_path: Path, dead: int, changes: dict[str, str]
 ) -> None:
-    path = write_claim(tmp_path, "a", replace(Owner.me(), pid=dead, **changes))
+    path = write_lease(tmp_path, "a", replace(Owner.me(), pid=dead, **changes))
     leases = Leases(tmp_path)
     with leases.hold("a") as mine:
         assert not mine
@@ -91,7 +91,7 @@ def test_an_owner_elsewhere_lives_as_long_as_it_renews_its_claim(
         assert mine
 
 
-def test_a_claim_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RENEWED", 0.02)
     with Leases(tmp_path).hold("a"):
         path = tmp_path / ".leases" / "a" / "1"
@@ -104,7 +104,7 @@ def test_a_claim_is_renewed_while_it_is_held(tmp_path: Path, monkeypatch: pytest
 
 def test_a_requeued_job_takes_over_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = replace(Owner.me(), host="another-node", job="12_3", restart=0)
-    write_claim(tmp_path, "a", before)
+    write_lease(tmp_path, "a", before)
     for name, value in {
         "SUBMITIT_EXECUTOR": "slurm",
         "SLURM_JOB_ID": "15",
@@ -127,22 +127,22 @@ def test_a_requeued_job_takes_over_what_it_held(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "x"}', "host 12"])
-def test_what_is_no_claim_of_ours_holds_nobody_up(tmp_path: Path, text: str) -> None:
-    write_claim(tmp_path, "a", text)
+def test_what_is_no_lease_of_ours_holds_nobody_up(tmp_path: Path, text: str) -> None:
+    write_lease(tmp_path, "a", text)
     with Leases(tmp_path).hold("a") as mine:
         assert mine
 
 
-def test_a_claim_made_while_the_old_ones_were_given_back_is_withdrawn(
+def test_a_lease_made_while_the_old_ones_were_given_back_is_withdrawn(
     tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """We see a dead claim 1; before we make 2, its taker gives all back and another begins anew with 1."""
+    """We see a dead lease 1; before we make 2, its taker gives all back and another begins anew with 1."""
     leases = Leases(tmp_path)
-    write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
+    write_lease(tmp_path, "a", replace(Owner.me(), pid=dead))
     link, parent = os.link, os.getppid()
 
     def late(source: Path, target: Path) -> None:
-        write_claim(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
+        write_lease(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
         link(source, target)
 
     monkeypatch.setattr("bench.launch.leases.os.link", late)
@@ -155,7 +155,7 @@ def test_a_process_that_ended_is_dead_though_nobody_asked_how(tmp_path: Path) ->
     """It stays in the list of processes: for ever, in a container whose first process asks nobody."""
     ended = subprocess.Popen(["sleep", "60"])
     owner = replace(Owner.me(), pid=ended.pid, born=born(ended.pid))
-    write_claim(tmp_path, "a", owner)
+    write_lease(tmp_path, "a", owner)
     assert Leases(tmp_path).held("a")
     ended.kill()
     os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
@@ -169,15 +169,18 @@ def test_processes_are_not_counted_alike_in_another_container(tmp_path: Path, de
     """The same machine, the same name, and numbers that mean other processes."""
     if subprocess.run(["unshare", "--user", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no name spaces can be made here")
-    write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
-    code = f"from pathlib import Path; from bench.launch.leases import Leases; print(Leases(Path({str(tmp_path)!r})).held('a'))"
+    write_lease(tmp_path, "a", replace(Owner.me(), pid=dead))
+    code = (
+        "from pathlib import Path; from bench.launch.leases import Leases; "
+        f"print(Leases(Path({str(tmp_path)!r})).held('a'))"
+    )
     command = [sys.executable, "-c", code]
     inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", *command]
     said = [subprocess.run(one, capture_output=True, text=True, check=True).stdout for one in (command, inside)]
     assert said == ["False\n", "True\n"]
 
 
-def test_what_looks_like_a_number_is_no_claim(tmp_path: Path) -> None:
+def test_what_looks_like_a_number_is_no_lease(tmp_path: Path) -> None:
     (tmp_path / ".leases" / "a").mkdir(parents=True)
     (tmp_path / ".leases" / "a" / "²").touch()
     with Leases(tmp_path).hold("a") as mine:
@@ -185,7 +188,7 @@ def test_what_looks_like_a_number_is_no_claim(tmp_path: Path) -> None:
     assert not Leases(tmp_path).held("a")
 
 
-def test_a_claim_whose_first_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_whose_first_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = os.link
 
     def asked_twice(source: Path, target: Path) -> None:
@@ -202,7 +205,7 @@ def test_a_claim_whose_first_answer_was_lost_is_ours(tmp_path: Path, monkeypatch
 def test_who_was_taken_for_dead_gives_back_nothing_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_anew: bool
 ) -> None:
-    """Frozen for long, its claim was removed by who took over; another may have begun anew with the same number."""
+    """Frozen for long, its lease was removed by who took over; another may have begun anew with the same number."""
     monkeypatch.setattr(module, "RENEWED", 0.02)
     parent = os.getppid()
     other = replace(Owner.me(), pid=parent, born=born(parent))
@@ -211,7 +214,7 @@ def test_who_was_taken_for_dead_gives_back_nothing_of_others(
         assert mine
         shutil.rmtree(tmp_path / ".leases" / "a")
         if begun_anew:
-            path = write_claim(tmp_path, "a", other)
+            path = write_lease(tmp_path, "a", other)
             os.utime(path, (1, 1))
             time.sleep(0.2)
             assert path.stat().st_mtime == 1  # renewed by its owner alone
@@ -219,13 +222,13 @@ def test_who_was_taken_for_dead_gives_back_nothing_of_others(
 
 
 def test_who_gives_back_leaves_the_living(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A claim below ours, begun anew in between, is its owner's to withdraw."""
+    """A lease below ours, begun anew in between, is its owner's to withdraw."""
     leases = Leases(tmp_path)
-    write_claim(tmp_path, "a", replace(Owner.me(), pid=dead))
+    write_lease(tmp_path, "a", replace(Owner.me(), pid=dead))
     with leases.hold("a") as mine:
         assert mine
         parent = os.getppid()
-        write_claim(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
+        write_lease(tmp_path, "a", replace(Owner.me(), pid=parent, born=born(parent)))
     assert leases.held("a")
 
 
@@ -249,7 +252,7 @@ def test_a_folder_that_goes_while_it_is_read_holds_nothing(tmp_path: Path, monke
 
 
 def _rush(root: Path, runs: int, dead: int, start: float) -> None:
-    """Hold each run a moment and note it; every other process dies with its seventh claim or before, without a word."""
+    """Hold each run a moment and note it; every other process dies with its seventh lease or before, without a word."""
     leases = Leases(root)
     time.sleep(max(0.0, start - time.time()))
     for run in range(runs):
@@ -269,21 +272,21 @@ def test_however_many_come_at_once_and_die_one_is_inside(tmp_path: Path, dead: i
     """A dead owner's `in` has no `out`; otherwise the two alternate, or two were inside at once."""
     runs = 30
     for run in range(runs):
-        write_claim(tmp_path, f"run{run}", replace(Owner.me(), pid=dead))
+        write_lease(tmp_path, f"run{run}", replace(Owner.me(), pid=dead))
     context = multiprocessing.get_context("fork")
     start = time.time() + 0.3
     crowd = [context.Process(target=_rush, args=(tmp_path, runs, dead, start)) for _ in range(8)]
     for process in crowd:
         process.start()
-    crash_reason = 0
+    killed = 0
     for process in crowd:
         process.join(60)
-        crash_reason += process.exitcode == 9
+        killed += process.exitcode == 9
     inside = Counter()
     for run in range(runs):
         lines = (tmp_path / f"run{run}.log").read_text().split() if (tmp_path / f"run{run}.log").exists() else []
         broken = sum(a == b for a, b in zip(lines, lines[1:], strict=False)) + (lines[-1:] == ["in"])
         inside["broken"] += broken
         inside["done"] += lines.count("out")
-    assert inside["broken"] == crash_reason, "two were inside at once"
+    assert inside["broken"] == killed, "two were inside at once"
     assert inside["done"] > runs // 2

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bench.experiment import Experiment
 from bench.launch.leases import DEAD, Leases, Owner
 from bench.launch.progress_file import ProgressFile
 from bench.launch.worker import Sweep, work
@@ -36,8 +37,9 @@ def sweep(tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> S
         tuple(grid.runs()), grid.evaluation, grid.finetune, tmp_path / "results", None, 1, command_started=time.time()
     )
 
-    def stand_in(run, evaluation, tuning, store, cache, threads, report, checkpoints) -> Record:
-        report({"doing": "as if"})
+    def stand_in(experiment: Experiment) -> Record:
+        run, store = experiment.spec, experiment.store
+        experiment.progress({"doing": "as if"})
         assert list(ProgressFile.read_all(made.results)) == [run.run_id]
         assert Leases(made.results).held(run.run_id)
         done.append(run.method)
@@ -174,8 +176,8 @@ def test_workers_do_not_outlive_who_asked_for_them(sweep: Sweep, done: list[str]
 
 
 def test_an_interruption_gives_the_claim_back(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(run, evaluation, tuning, store, cache, threads, report, checkpoints) -> Record:
-        report({"doing": "as if"})
+    def interrupted(experiment: Experiment) -> Record:
+        experiment.progress({"doing": "as if"})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bench.experiment.run_experiment", interrupted)

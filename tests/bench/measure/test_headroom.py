@@ -45,7 +45,7 @@ def test_a_line_and_a_square_through_two_sizes() -> None:
 def test_smaller_images_tell_what_a_larger_one_keeps(
     monkeypatch: pytest.MonkeyPatch, encoder: EncoderSpec, method: str
 ) -> None:
-    """Estimated from 32 and 48 px for 96 px, and weighed there, with three images in the place of one. To within a
+    """Estimated from 32 and 48 px for 96 px, and weighed there, with three images in the place of two. To within a
     tenth: SparseContrast's predictor is not as wide at every size."""
     monkeypatch.setattr(headroom, "NEAR", 32)
     monkeypatch.setattr(headroom, "FAR", 48)
@@ -60,8 +60,8 @@ def test_smaller_images_tell_what_a_larger_one_keeps(
     stand_ins = headroom._stand_ins(encoder, geometry)
     assert [spec.image_size for spec in stand_ins] == [32, 48]
     points = [
-        (one.objective.encoder.geometry.patches, one.most_saved())
-        for one in (arm(spec.image_size, 1) for spec in stand_ins)
+        (one.objective.encoder.geometry.patches, one.most_saved() / 2)
+        for one in (arm(spec.image_size, 2) for spec in stand_ins)
     ]
     estimate = 3 * headroom.grown(points, geometry.patches) / headroom.MARGIN
     assert estimate == pytest.approx(weighed.most_saved(), rel=0.1)

@@ -236,5 +236,5 @@ def test_ratio_is_taken_within_the_round() -> None:
 
 
 def test_nothing_to_time_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one contender"):
+    with pytest.raises(ValueError, match="at least one method"):
         paired_times({}, 3)

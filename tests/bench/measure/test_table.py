@@ -12,7 +12,7 @@ from bench.measure import timed_method as module
 from bench.measure.inputs import random_views
 from bench.measure.paired import PairedTimes
 from bench.measure.peak import NotMeasured
-from bench.measure.table import AGAIN, measure, table_path, timed_names
+from bench.measure.table import AGAIN, Measurement, measure, timed_names
 from bench.measure.timed_method import TimedMethod
 from bench.records.record import PARTS, CostRow, CostTable
 from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
@@ -29,7 +29,7 @@ def measured() -> CostTable:
     methods = parse_methods("sparsecontrast,dynamicvit,moco/tokenlearner,patchdropout,untrained,oracle")
     seen: list[int] = []
     before = torch.get_num_threads()
-    done = measure(methods, TINY, TRAIN, SPEC, 1, progress=lambda done, rounds: seen.append(done))
+    done = measure(Measurement(methods, TINY, TRAIN, SPEC, 1), progress=lambda done, rounds: seen.append(done))
     assert sorted(set(seen)) == [1, 2, 3]
     assert seen[-1] == 3  # a round that is judged anew at the end is reported twice
     assert torch.get_num_threads() == before
@@ -160,7 +160,7 @@ def test_path_names_what_is_measured(tmp_path) -> None:  # type: ignore[no-untyp
 
     def path(rounds: int = 3, threads: int = 1, lr: float = 1e-3) -> str:
         spec, train = MeasureSpec(rounds=rounds, batch=4), TrainSpec(lr=lr)
-        return str(table_path(tmp_path, methods, TINY, train, spec, threads))
+        return str(Measurement(methods, TINY, train, spec, threads).path(tmp_path))
 
     assert path() == path(lr=1.0)  # no matter to the cost
     assert len({path(), path(rounds=4), path(threads=2)}) == 3
@@ -172,7 +172,7 @@ def test_an_attention_backend_that_cannot_run_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("xformers runs on a GPU")
     with pytest.raises(ValueError, match="needs a CUDA GPU"):
-        measure([], TINY, TrainSpec(attention="xformers"), SPEC, 1)
+        measure(Measurement([], TINY, TrainSpec(attention="xformers"), SPEC, 1))
 
 
 def test_detail_says_where_time_and_memory_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ def test_detail_says_where_time_and_memory_go(monkeypatch: pytest.MonkeyPatch) -
         return 7.0, "process"
 
     monkeypatch.setattr(table, "peak_of_training", peak)
-    done = measure(parse_methods("sparsecontrast,moco/dense"), TINY, TRAIN, SPEC, 1, detail=True)
+    done = measure(Measurement(parse_methods("sparsecontrast,moco/dense"), TINY, TRAIN, SPEC, 1), detail=True)
     dense, sparse, moco, again = done.rows
     assert asked == ["simclr/dense", "simclr/sparsecontrast", "moco/dense", "simclr/dense"]
     assert [row.peak_mib for row in done.rows] == [7.0, 7.0, None, 7.0]
@@ -204,7 +204,7 @@ def test_detail_says_where_time_and_memory_go(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_training_can_be_left_out() -> None:
-    done = measure(parse_methods("sparsecontrast"), TINY, TRAIN, SPEC, 1, training=False, detail=True)
+    done = measure(Measurement(parse_methods("sparsecontrast"), TINY, TRAIN, SPEC, 1, training=False), detail=True)
     for row in done.rows:
         values = (row.train_ms, row.train_speedup, row.run_speedup_low, row.saved_mib, row.peak_mib, row.blocks_ms)
         assert values == (None,) * 6

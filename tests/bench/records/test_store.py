@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from bench.records.seal import seal, sha256, state_of
-from bench.records.store import Store, as_json, evaluation_name, missing_evaluations, write_atomically
-from bench.specs.run_spec import EvaluationSpec, FinetuneSpec
+from bench.records.store import Store, as_json, missing_evaluations, write_atomically
+from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec
 from tests.bench import small
 from tests.bench.small import evaluation, record
 
@@ -90,7 +90,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 )
 def test_an_unreadable_record_is_named(tmp_path: Path, content: bytes) -> None:
     write_atomically(tmp_path / "a-run" / "record.json", content)
-    with pytest.raises(ValueError, match=r"a-run/record.json is no record of this version: .*Move it away"):
+    with pytest.raises(ValueError, match=r"a-run/record.json can't be read as a record \(.*\): .* move it away"):
         Store(tmp_path).record("a-run")
 
 
@@ -98,6 +98,16 @@ def test_a_record_of_another_schema_is_named(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a-run" / "record.json", as_json(record(schema_version=99)))
     with pytest.raises(ValueError, match="a-run/record.json has schema 99"):
         Store(tmp_path).record("a-run")
+
+
+def test_a_record_that_was_edited_by_hand_is_named(tmp_path: Path) -> None:
+    store, path = Store(tmp_path), tmp_path / "a-run" / "record.json"
+    store.write_record(record())
+    path.write_bytes(as_json(json.loads(path.read_bytes()) | {"keep": 0.9}))
+    with pytest.raises(
+        ValueError, match="a-run/record.json was changed after it was written .*: put the original back"
+    ):
+        store.done("a-run")
 
 
 def test_what_is_written_is_sealed_and_names_the_files_that_go_with_it(tmp_path: Path) -> None:
@@ -119,7 +129,7 @@ def test_what_is_written_is_sealed_and_names_the_files_that_go_with_it(tmp_path:
 
 
 def test_an_evaluation_counts_when_it_is_whole_and_made_the_same_way(tmp_path: Path) -> None:
-    store, name = Store(tmp_path), evaluation_name("linear", 10.0, "dense")
+    store, name = Store(tmp_path), EvaluationKey("linear", 10.0, "dense").name
     assert name == "linear-10-dense"
     assert not store.has_evaluation("a", name, "s")
     store.write_evaluation(name, evaluation("a", "s"), {"scores": np.ones((1, 2))})
@@ -127,7 +137,13 @@ def test_an_evaluation_counts_when_it_is_whole_and_made_the_same_way(tmp_path: P
     assert not store.has_evaluation("a", name, "other")
     assert not store.has_evaluation("b", name, "s")
     path = tmp_path / "a" / "evaluations" / f"{name}.json"
-    path.write_bytes(path.read_bytes()[:-20])
+    written = path.read_bytes()
+    for damaged in (written[:-20], written.replace(b'"n_images": 1', b'"n_images": 2'), b""):
+        path.write_bytes(damaged)
+        assert not store.has_evaluation("a", name, "s")
+    path.write_bytes(as_json(evaluation("a", "s")))  # by a version that did not seal
+    assert store.has_evaluation("a", name, "s")
+    path.write_bytes(as_json(evaluation("a", "s").model_copy(update={"schema_version": 2})))
     assert not store.has_evaluation("a", name, "s")
 
 
@@ -159,7 +175,7 @@ def test_what_is_missing_of_a_run(tmp_path: Path) -> None:
     assert missing_evaluations(store, run, wanted, tuning) == every
     for probe, labels, inference in every[:3]:
         done = evaluation(run.run_id, wanted.settings_of(probe, tuning), probe, labels)
-        store.write_evaluation(evaluation_name(probe, labels, inference), done, {})
+        store.write_evaluation(EvaluationKey(probe, labels, inference).name, done, {})
     assert missing_evaluations(store, run, wanted, tuning) == every[3:]
     other = FinetuneSpec(lr=0.5)
     assert missing_evaluations(store, run, wanted, other) == [every[2], *every[3:]]

@@ -138,7 +138,7 @@ MISTAKES = [
     ("[train]\nepoch = 3", r"unknown key 'train.epoch': did you mean epochs\?"),
     ("sedes = [1]", r"unknown key 'sedes': did you mean seeds"),
     ("[data]\nnam = 'x'", r"unknown key 'data.nam': did you mean name\?"),
-    ("qqq = 1", r"unknown key 'qqq': known are .*methods"),
+    ("qqq = 1", r"unknown key 'qqq': choose from .*methods"),
     ("[train]\nepochs = 0", r"train.epochs: Input should be greater than or equal to 1 \(given: 0\)"),
     ("[train]\nepochs = 'many'", r"train.epochs: Input should be a valid integer.*\(given: 'many'\)"),
     ("[train]\nbatch = 1", r"train.batch: .*greater than or equal to 2"),
@@ -186,3 +186,12 @@ def test_presets_hold(preset: str) -> None:
     runs = load_grid(preset).runs()
     assert len({run.run_id for run in runs}) == len(runs) > 0
     assert {run.preset for run in runs} == {preset}
+
+
+def test_a_learning_rate_of_the_users_own_replaces_the_tuned_ones() -> None:
+    tuned = {run.method: run.train.lr for run in load_grid("quick", changes={"seeds": [0]}).runs()}
+    assert len(set(tuned.values())) > 1
+    own = load_grid("quick", changes={"seeds": [0], "train.lr": 5e-3})
+    assert {run.train.lr for run in own.runs()} == {5e-3}
+    named = load_grid("quick", changes={"seeds": [0], "train.lr": 5e-3, "tuned": {"simclr/fixed": 7e-3}})
+    assert {run.method: run.train.lr for run in named.runs()}["simclr/fixed"] == 7e-3

@@ -81,6 +81,45 @@ def test_the_clustered_variance_agrees_with_a_jackknife_over_patients():
     assert ours > 1.1 * naive  # a patient's images are alike: to count them as independent is too bold
 
 
+def test_with_one_image_a_patient_the_variance_is_delongs_unbiased_one():
+    """Against the placements by their definition: each positive compared with each negative."""
+    scores, labels, _ = draws_of(draws=1, patients=60, labels=1)
+    one, positive = scores[0, :, 0], labels[:, 0] == 1
+    wins = (one[positive][:, None] > one[~positive]) + 0.5 * (one[positive][:, None] == one[~positive])
+    ups, downs = wins.mean(axis=1), wins.mean(axis=0)
+    delong = ups.var(ddof=1) / len(ups) + downs.var(ddof=1) / len(downs)
+    values, _ = s.pseudo_values(scores, labels, np.arange(len(one)), np.ones(1, bool))
+    assert ((values - values.mean()) ** 2).sum() / len(one) ** 2 == pytest.approx(delong)
+
+
+def test_placements_are_scaled_by_the_patients_of_their_class():
+    """Three patients with a positive image, one of them with a negative one too, and two with negative ones alone."""
+    who = np.array(["a", "a", "b", "c", "c", "d", "d", "e"])
+    labels = np.array([1, 0, 1, 1, 1, 0, 0, 0], dtype=float)[:, None]
+    scores = np.array([0.9, 0.2, 0.4, 0.8, 0.3, 0.5, 0.1, 0.35])
+    value, expected = roc_auc_score(labels[:, 0], scores), dict.fromkeys("abcde", 0.0)
+    for patient, label, score in zip(who, labels[:, 0], scores, strict=True):
+        others = scores[labels[:, 0] != label]
+        won = np.mean(score > others) if label else np.mean(score < others)
+        expected[patient] += (won - value) / (labels[:, 0] == label).sum() * np.sqrt(3 / 2)
+    values, names = s.pseudo_values(scores[None, :, None], labels, who, np.ones(1, bool))
+    assert values[0] == pytest.approx([value + 5 * expected[name] for name in names])
+    assert s.patients_by_class(labels, who).tolist() == [[3, 3]]
+
+
+def test_patients_are_counted_in_each_class_that_they_have_a_known_image_of():
+    labels = np.array([[1, np.nan], [0, 1], [1, np.nan], [np.nan, 0]])
+    assert s.patients_by_class(labels, np.array(["a", "a", "b", "c"])).tolist() == [[1, 2], [1, 1]]
+
+
+def test_a_single_positive_patient_leaves_the_mean_exact():
+    scores, labels, who = draws_of(labels=1)
+    labels[who != "p3"] = 0
+    labels[who == "p3"] = 1
+    values, _ = s.pseudo_values(scores, labels, who, np.ones(1, bool))
+    assert values.mean() == pytest.approx(macro(scores, labels))
+
+
 @pytest.mark.parametrize("what", ["one class", "a draw without scores"])
 def test_a_label_that_is_not_defined_throughout_is_refused(what):
     scores, labels, who = draws_of()
@@ -111,7 +150,7 @@ def crossed_table(random, sizes, **deviations):
         ((3, 5, 200), {"s": 0.02, "d": 0.03, "k": 0.3, "sd": 0.01, "sk": 0.3, "dk": 0.3, "sdk": 0.3}),
         ((3, 5, 200), {"k": 0.5, "sd": 0.02, "sk": 0.3, "dk": 0.3, "sdk": 0.3}),
         ((5, 3, 200), {"d": 0.05, "k": 0.5, "sk": 0.5, "dk": 0.5, "sdk": 0.5}),
-        ((1, 5, 200), {"d": 0.02, "k": 0.5, "dk": 0.5}),
+        ((2, 5, 200), {"k": 0.5, "sk": 0.5, "dk": 0.5}),
     ],
 )
 def test_the_crossed_interval_covers_the_truth(sizes, deviations):
@@ -154,7 +193,7 @@ def test_another_draw_of_the_labelled_patients_is_covered_where_there_are_severa
 
 
 def test_one_seed_gives_an_interval_over_patients_and_says_so():
-    values = np.random.default_rng(0).normal(0.8, 1, 100)
+    values = np.tile([0.3, 1.3], 50)  # no tails: all degrees of freedom are there
     found = s.crossed_interval(values[None, None])
     low, high = stats.t.interval(0.95, 99, loc=values.mean(), scale=stats.sem(values))
     assert (found.low, found.high) == pytest.approx((low, high))
@@ -162,12 +201,91 @@ def test_one_seed_gives_an_interval_over_patients_and_says_so():
     assert np.isnan(found.std)
 
 
+def test_the_degrees_of_freedom_of_patients_come_from_their_fourth_moment():
+    """The variance of a mean square is about (fourth moment - second^2) / K, and df = 2 square^2 / variance."""
+    values = np.r_[np.zeros(90), np.arange(10.0)]
+    moment = stats.moment(values, [2, 4])
+    expected = 2 * moment[0] ** 2 / ((moment[1] - moment[0] ** 2) / len(values))
+    assert 5 < expected < 15
+    found = s.crossed_interval(values[None, None])
+    assert found.df == pytest.approx(expected)
+    assert s.crossed_interval(np.stack([values, values + 1e-9, values - 1e-9])[:, None]).df == pytest.approx(expected)
+
+
+def test_df_lie_within_those_of_the_effects_and_not_within_their_sizes():
+    """Two seed effects that cancel to the eye, and patients of whom a few carry everything: df are those few's."""
+    values = np.r_[np.zeros(190), np.arange(10.0)] * np.array([[0.9], [1.0], [1.1]])
+    found = s.crossed_interval(values[:, None])
+    assert 2 <= found.df <= s.crossed_interval(values.mean(axis=0)[None, None]).df < 20
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_give_an_interval_over_patients_alone(seeds):
+    """With two, t has one degree of freedom: 12.7 standard errors either way."""
+    table = crossed_table(np.random.default_rng(1), (seeds, 5, 300), s=0.2, d=0.1, k=0.3, sdk=0.3)
+    found, alone = s.crossed_interval(table), s.crossed_interval(table.mean(axis=(0, 1))[None, None])
+    assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert (found.basis, found.seeds, found.df) == (("patients",), seeds, pytest.approx(alone.df))
+    assert np.isnan(found.std) == (seeds == 1)
+
+
+def test_two_draws_are_taken_as_they_are():
+    table = crossed_table(np.random.default_rng(1), (4, 2, 300), s=0.01, d=0.2, k=0.3, sdk=0.3)
+    found, averaged = s.crossed_interval(table), s.crossed_interval(table.mean(axis=1, keepdims=True))
+    assert (found.low, found.high) == pytest.approx((averaged.low, averaged.high))
+    assert found.basis == ("seeds", "patients")
+
+
+def test_an_interval_needs_two_patients():
+    with pytest.raises(ValueError, match="two test patients"):
+        s.crossed_interval(np.zeros((5, 1, 1)))
+
+
+def estimate(value, half, **changes):
+    plain = {"std": 0.01, "df": 9.0, "seeds": 5, "patients": 100, "basis": ("seeds", "patients")}
+    return s.Estimate(value, value - half, value + half, **(plain | changes))
+
+
+@pytest.mark.parametrize(("value", "half"), [(0.5, 0.05), (0.9, 0.05), (0.95, 0.2), (0.02, 0.3)])
+def test_an_auroc_has_its_interval_on_the_logit_scale(value, half):
+    found, odds = s.of_auroc(estimate(value, half)), np.log(value / (1 - value))
+    by_hand = [1 / (1 + np.exp(-(odds + side * half / (value * (1 - value))))) for side in (-1, 1)]
+    assert (found.low, found.high) == pytest.approx(by_hand)
+    assert 0 < found.low < value < found.high < 1
+    assert (value - found.low > found.high - value) == (value > 0.5)  # the wider side is that of chance
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_ranking_without_an_error_has_no_interval(value):
+    found = s.of_auroc(estimate(value, 0.0))
+    assert not found.bounded
+    assert np.isnan([found.low, found.high]).all()
+    assert "without a single error" in found.reason
+
+
+def test_a_difference_ends_at_one():
+    found = s.of_difference(estimate(-0.4, 0.8))
+    assert (found.low, found.high) == (-1.0, pytest.approx(0.4))
+    assert s.of_difference(estimate(0.4, 0.8)).high == 1.0
+
+
+@pytest.mark.parametrize(("fewest", "bounded", "rough"), [(4, 0, 0), (5, 1, 1), (9, 1, 1), (10, 1, 0)])
+def test_few_patients_make_an_interval_rough_and_very_few_none(fewest, bounded, rough):
+    found = s.among_patients(estimate(0.8, 0.1), fewest, "test patients with effusion")
+    assert (found.bounded, found.rough, found.value) == (bool(bounded), bool(rough), 0.8)
+    assert found.reason == ("" if bounded else "4 test patients with effusion, and an interval needs 5")
+    assert found.basis == (("seeds", "patients") if bounded else ())
+
+
 def test_seeds_alone_give_the_textbook_t_interval():
     values = np.array([0.71, 0.74, 0.70, 0.73])
     found = s.seeds_interval(values)
     low, high = stats.t.interval(0.95, 3, loc=values.mean(), scale=stats.sem(values))
     assert (found.low, found.high, found.basis) == (pytest.approx(low), pytest.approx(high), ("seeds",))
-    assert s.seeds_interval(values[:1]).high == float("inf")
+    for count in (1, 2):
+        few = s.seeds_interval(values[:count])
+        assert (few.bounded, few.value) == (False, pytest.approx(values[:count].mean()))
+        assert "needs 3 of them" in few.reason
 
 
 def test_the_crossed_bootstrap_agrees_where_seeds_are_many():

@@ -142,6 +142,6 @@ def test_who_does_not_ask_is_told_nothing(data: Dataset) -> None:
 
 def test_data_without_masks_are_refused_to_the_oracle_alone(data: Dataset, oracle) -> None:
     bare = data.replace(masks=None, has_mask=None)
-    with pytest.raises(ValueError, match="'oracle' needs lesion masks, and data set 'made' has none"):
+    with pytest.raises(ValueError, match="Oracle needs lesion masks, and data set 'made' has none"):
         Lesions(bare, oracle, 0)
     Lesions(bare, encoder("dense"), 0)

@@ -1,4 +1,4 @@
-"""Hands that edit records: those that slip, and those that make the digests anew."""
+"""Edits of records: slips, and forgeries that recompute the digests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 def edit(path: Path, change: Change, forge: bool = False) -> None:
-    """Change a JSON file by hand; a forger makes its digest anew."""
+    """Change a JSON file by hand; a forger recomputes its digest."""
     plain = json.loads(path.read_bytes())
     change(plain)
     if forge:

@@ -20,7 +20,7 @@ from tests.bench.small import evaluation
         ({"a": 1.0}, {"a": 1.00001}, ["a: 1 recorded, 1.00001 found"]),
         ({"a": {"b": [1, {"c": "x"}]}}, {"a": {"b": [1, {"c": "y"}]}}, ["a.b[1].c: x recorded, y found"]),
         ({"a": [1]}, {"a": [1, 2]}, ["a: 1 recorded, 2 found"]),
-        ({"a": 1}, {"b": 1}, ["a is recorded, and not found", "b is not recorded"]),
+        ({"a": 1}, {"b": 1}, ["a is recorded, but not found", "b is not recorded"]),
         ({"a": None}, {"a": 0.0}, ["a: None recorded, 0 found"]),
         ({"a": True}, {"a": 2}, ["a: True recorded, 2 found"]),
         ({"a": "f" * 64}, {"a": "e" * 64}, [f"a: {'f' * 16}... recorded, {'e' * 16}... found"]),

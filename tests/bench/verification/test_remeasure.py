@@ -1,4 +1,4 @@
-"""Recorded speed-ups against those measured anew."""
+"""Recorded speed-ups against remeasured ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.measure.table import measure
+from bench.measure.table import Measurement, measure
 from bench.records.environment import environment
 from bench.records.record import CostTable
 from bench.records.seal import seal
@@ -20,7 +20,7 @@ from bench.verification.remeasure import cost
 from tests.bench import small
 
 METHOD = "simclr/sparsecontrast"
-KINDS = ["inference speed-up, measured anew", "step speed-up, measured anew", "run speed-up, measured anew"]
+KINDS = ["inference speed-up, remeasured", "step speed-up, remeasured", "run speed-up, remeasured"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 @pytest.fixture(scope="module")
 def table(spec: RunSpec) -> CostTable:
     """A real measurement, far too short to tell anything."""
-    return measure([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1)
+    return measure(Measurement([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def store(source: Source, table: CostTable, name: str = "a") -> Path:
     return path
 
 
-def test_measured_anew_for_real(source: Source, spec: RunSpec, table: CostTable) -> None:
+def test_remeasured_for_real(source: Source, spec: RunSpec, table: CostTable) -> None:
     store(source, with_interval(table, 0.001, 1000.0))
     checks = cost(source, spec)
     assert [one.what for one in checks] == KINDS
@@ -86,13 +86,9 @@ def test_intervals_overlap_or_not(
     store(source, with_interval(table, *recorded))
     now = with_interval(table, *remeasured).model_copy(update={"environment": {"disturbed_rounds": disturbed}})
     asked: list[Any] = []
-    monkeypatch.setattr(
-        "bench.verification.remeasure.measure", lambda *args, **kwargs: (asked.append((args, kwargs)), now)[1]
-    )
+    monkeypatch.setattr("bench.verification.remeasure.measure", lambda what: (asked.append(what), now)[1])
     assert [(one.what, one.verdict) for one in cost(source, spec)] == [(kind, verdict) for kind in KINDS]
-    args, kwargs = asked[0]
-    assert args == ([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1)
-    assert kwargs == {"training": True}
+    assert asked == [Measurement([spec.parsed], spec.encoder, spec.train, MeasureSpec(rounds=1, batch=2), 1)]
 
 
 def refuse(*args: Any, **kwargs: Any) -> None:
@@ -105,8 +101,8 @@ def refuse(*args: Any, **kwargs: Any) -> None:
         ({"keep": 0.7}, "no table in results/cost holds this method"),
         ({"image_size": 64}, "no table in results/cost holds this method"),
         ({"ramp": 0.9}, "no table in results/cost holds this method"),
-        ({"machine": "a Z80, 1 cores"}, "measured on a Z80, 1 cores, 1 thread(s); this is "),
-        ({"threads": 2}, "2 thread(s); this is "),
+        ({"machine": "a Z80, 1 cores"}, "measured on a Z80, 1 cores with 1 thread(s); this is "),
+        ({"threads": 2}, "with 2 thread(s); this is "),
     ],
 )
 def test_what_was_measured_otherwise_is_not_compared(source, spec, table, monkeypatch, changes, why: str) -> None:
@@ -138,15 +134,25 @@ def test_an_edited_table_is_named_and_the_other_is_used(source, spec, table, mon
     assert [one.verdict for one in others] == ["holds"] * 3
 
 
+def test_a_table_of_another_schema_is_not_used(source, spec, table, monkeypatch) -> None:
+    monkeypatch.setattr("bench.verification.remeasure.measure", refuse)
+    other = with_interval(table, 1.5, 1.6).model_copy(update={"schema_version": 2})
+    store(source, seal(other))
+    first, second = cost(source, spec)
+    assert (first.what, first.verdict) == ("cost/a.json", "can't be compared")
+    assert first.why == "has schema 2, and this code reads 1"
+    assert "no table in results/cost holds this method" in second.why
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"rounds": 0}, "rows.1.rounds: Input should be greater than or equal to 1"),
-        ({"train_speedup_low": None}, "a part is missing"),
-        ({"train_ms": None}, "a part is missing"),
+        ({"train_speedup_low": None}, "must all be there, or all be left out"),
+        ({"train_ms": None}, "must all be there, or all be left out"),
         ({"infer_speedup_high": 0.0}, "rows.1.infer_speedup_high: Input should be greater than 0"),
         ({"batch": "many"}, "rows.1.batch: Input should be a valid integer"),
-        (None, "Invalid JSON"),
+        (None, "can't be read as a cost table (its JSON is nested too deeply)"),
     ],
 )
 def test_a_table_whose_numbers_are_none_is_named(source, spec, table, monkeypatch, changes, why: str) -> None:

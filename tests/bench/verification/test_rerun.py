@@ -1,4 +1,4 @@
-"""What a run made anew is compared by: conditions, and intervals where weights can't be equal."""
+"""What a rerun is compared by: conditions, and intervals where weights can't be equal."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def test_conditions_under_which_weights_must_be_equal(monkeypatch: pytest.Monkey
     ]
     assert changes({**now, "ranks": 2}, now) == ["ranks: 2 recorded, 1 found"]
     assert changes({**now, "also_trained_under": [conditions({**now, "threads": 2})]}, now) == [
-        "threads: 2 recorded, 1 found (of a part of the training)"
+        "threads: 2 recorded, 1 found (for a part of the training)"
     ]
     before_ranks = {key: value for key, value in now.items() if key != "ranks"}
     assert changes(before_ranks, now) == []
     monkeypatch.setattr("bench.verification.rerun.torch.cuda.is_available", lambda: True)
-    assert changes(now, now) == ["a GPU adds up in no fixed order"]
+    assert changes(now, now) == ["a GPU sums in no fixed order"]

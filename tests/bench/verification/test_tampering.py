@@ -12,7 +12,7 @@ import pytest
 
 from bench.specs.frozen import file_sha256
 from bench.verification.files import read as read_source
-from bench.verification.stages import look
+from bench.verification.stages import check_files
 from tests.bench.verification.tampering import edit, edit_history, edit_predictions, renew_hash
 
 NAME = "linear-100-pruned"
@@ -26,7 +26,7 @@ def failing(folder: Path, cache: Path) -> Callable[[], dict[str, str]]:
     """Without training: what does not hold of the folder, and why."""
 
     def find() -> dict[str, str]:
-        return {one.what: one.why for one in look(folder, None, cache).checks if one.verdict == "does not hold"}
+        return {one.what: one.why for one in check_files(folder, None, cache).checks if one.verdict == "does not hold"}
 
     return find
 
@@ -82,6 +82,7 @@ EVALUATIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "labelled images": lambda e: e["draws"][0]["subset"].update(hash="0" * 64),
     "labelled patients": lambda e: e["draws"][0]["subset"].update(patients=1),
     "spread over draws": lambda e: e.update(draw_std=0.5),
+    "accuracy on validation patients": lambda e: e["validation"].update(nodule=0.9),
     "subgroups": lambda e: e["subgroups"].update(sex={"F": 0.9, "M": 0.1}),
     "patients": lambda e: e.update(n_patients=1000),
     "settings": lambda e: e.update(settings="0123456789"),
@@ -102,14 +103,31 @@ def test_an_evaluation_edited_by_hand_breaks_its_digest(folder: Path, what: str)
     edit(folder / EVALUATION, EVALUATIONS[what])
     _, checks = read_source(folder)
     assert [(one.what, one.verdict) for one in checks if one.verdict != "holds"] == [("evaluations", "does not hold")]
-    assert f"{NAME}.json: changed after it was written" in checks[1].why
+    assert f"{NAME}.json was changed after it was written" in checks[1].why
 
 
 PREDICTIONS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "scores": (lambda a: a.update(scores=1 - a["scores"]), "macro_auroc: "),
-    "labels": (lambda a: a.update(labels=1 - a["labels"]), "labels of the predictions are others"),
-    "patients": (lambda a: a.update(patients=a["patients"][::-1]), "patients of the predictions are others"),
-    "images": (lambda a: a.update(index=a["index"] + 1), "index of the predictions are others"),
+    "labels": (lambda a: a.update(labels=1 - a["labels"]), "the predictions are for other labels than the data"),
+    "patients": (
+        lambda a: a.update(patients=a["patients"][::-1]),
+        "the predictions are for other patients than the data",
+    ),
+    "images": (lambda a: a.update(index=a["index"] + 1), "the predictions are for other images than the data"),
+    "validation scores": (lambda a: a.update(validation_scores=1 - a["validation_scores"]), "validation.nodule: "),
+    "validation labels": (
+        lambda a: a.update(validation_labels=1 - a["validation_labels"]),
+        "the predictions are for other validation labels than the data",
+    ),
+    "no validation labels": (lambda a: a.pop("validation_labels"), "has no array 'validation_labels'"),
+    "validation images left out": (
+        lambda a: a.update(validation_scores=a["validation_scores"][:, 1:]),
+        "validation_scores are float32",
+    ),
+    "validation forgotten": (
+        lambda a: [a.pop(name) for name in list(a) if name.startswith("validation_")],
+        "validation.nodule",
+    ),
     "a draw more": (lambda a: a.update(scores=np.repeat(a["scores"], 2, 0)), "1 draws were asked for"),
     "images left out": (lambda a: a.update(scores=a["scores"][:, 1:]), "scores are float32"),
     "whole numbers": (lambda a: a.update(scores=a["scores"].astype(int)), "scores are int64"),
@@ -131,13 +149,13 @@ def test_forged_predictions_are_found_by_their_evaluation(folder: Path, failing,
 def test_predictions_that_are_no_file_of_ours(folder: Path, failing) -> None:
     path = folder / "predictions" / f"{NAME}.npz"
     path.write_bytes(b"no archive")
-    assert set(failing()) == {"files beside them", ACCURACY}
+    assert set(failing()) == {"other files", ACCURACY}
     renew_hash(folder, NAME)
     found = failing()
     assert set(found) == {ACCURACY}
-    assert f"{path} is damaged or no .npz archive" in found[ACCURACY]
+    assert f"{path} is damaged or not an .npz archive" in found[ACCURACY]
     path.unlink()
-    assert failing() == {"files beside them": f"{NAME}.npz is not there"}
+    assert failing() == {"other files": f"{NAME}.npz is not there, although it is recorded"}
 
 
 def test_a_forged_history_and_forged_weights(folder: Path, failing) -> None:
@@ -160,7 +178,7 @@ def test_files_that_changed_without_a_new_hash(folder: Path) -> None:
     _, checks = read_source(folder)
     assert checks[2].verdict == "does not hold"
     for name in ("history.jsonl", "selection.npz", f"{NAME}.npz"):
-        assert f"SHA-256 of {name}" in checks[2].why
+        assert f"{name} is not the file that was recorded (SHA-256 " in checks[2].why
 
 
 def test_evaluations_of_other_runs_and_names(folder: Path) -> None:
@@ -169,4 +187,4 @@ def test_evaluations_of_other_runs_and_names(folder: Path) -> None:
     edit(path, lambda one: one.update(run_id="another"), forge=True)
     _, checks = read_source(folder)
     assert "linear-1-pruned.json is linear-100-pruned by its content" in checks[1].why
-    assert f"{NAME}.json is of another run, another" in checks[1].why
+    assert f"{NAME}.json is an evaluation of another run, another" in checks[1].why

@@ -85,12 +85,12 @@ def test_timms_own_weights_are_asked_for_by_name(name: str, monkeypatch: pytest.
     ("name", "size", "message"),
     [
         ("convnext_huge", 64, "unknown encoder 'convnext_huge'"),
-        ("convnextv2_atto", 64, "not one of timm's first ConvNeXts"),
-        (ATTO, 80, "image size 80 is no multiple of the 32-pixel patches"),
-        (SMALL, 60, "image size 60 is no multiple of the 8-pixel patches"),
+        ("convnextv2_atto", 64, "not a first-version ConvNeXt from timm"),
+        (ATTO, 80, "image size 80 is not a multiple of the patch size of .*, 32 pixels: use e.g. 64"),
+        (SMALL, 60, "image size 60 is not a multiple of the patch size of .*, 8 pixels"),
         ("resnet49", 64, "unknown encoder 'resnet49'"),
-        ("resnetv2_50", 64, "not one of timm's plain ResNets"),
-        (RESNET, 48, "image size 48 is no multiple of the 32-pixel patches"),
+        ("resnetv2_50", 64, "not a plain ResNet from timm"),
+        (RESNET, 48, "image size 48 is not a multiple of the patch size of .*, 32 pixels"),
         ("swin_tiny_patch4_window7_224", 224, "plain ViT"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_resnet_learns_from_both_objectives(objective: str, channels: int) -> 
     loss = model(torch.randn(2, 4, channels, 64, 64), Call(noise=Noise(0, 0, 4)))
     loss.total.backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert all(block.bn2.weight.grad.any() for block in encoder.network.layer1)  # from 0, where timm starts them
+    assert all(block.bn2.weight.grad.any() for block in encoder.network.layer1)  # timm initialises them at 0
     assert all(p.requires_grad for p in encoder.parameters())  # no patchify embedding to freeze
     with torch.no_grad():
         batch = torch.randn(3, channels, 64, 64)

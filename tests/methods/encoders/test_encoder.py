@@ -1,4 +1,4 @@
-"""What holds for the encoders of every family."""
+"""Properties of the encoders of all families."""
 
 import pytest
 import torch

@@ -27,7 +27,7 @@ def test_heads_for_a_seed_are_the_same_for_all_strategies_and_the_global_stream_
 
 @pytest.fixture
 def weights(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A trained model's file: learned positions at 64 px, three channels, a classifier."""
+    """File of a trained model with learned positions at 64 px, three channels and a classifier."""
     torch.manual_seed(0)
     state = timm.create_model(TINY, img_size=64, num_classes=10).state_dict()
     state = {key: torch.randn_like(value) for key, value in state.items()}
@@ -83,8 +83,8 @@ def test_weights_that_do_not_fit_are_named(weights: tuple[Path, dict[str, torch.
     ("name", "size", "message"),
     [
         ("vit_tiny_patch16_225", 64, "unknown encoder 'vit_tiny_patch16_225'"),
-        (TINY, 60, "image size 60 is no multiple of the 16-pixel patches"),
-        ("vit_stem_d64_l4_patch8", 60, "image size 60 is no multiple of the 8-pixel patches"),
+        (TINY, 60, "image size 60 is not a multiple of the patch size of .*, 16 pixels: use e.g. 64"),
+        ("vit_stem_d64_l4_patch8", 60, "image size 60 is not a multiple of the patch size of .*, 8 pixels"),
         ("resnet18", 64, "not a plain ViT"),
         ("swin_tiny_patch4_window7_224", 224, "plain ViT"),
     ],
@@ -119,7 +119,7 @@ def test_geometry_is_what_the_tokens_show(
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_224", "vit_stem_d64_l4_patch8"])
 def test_macs_are_those_of_the_layers_that_run(name: str) -> None:
-    """Every linear and convolution by hooks, plus the two N x N products of attention."""
+    """Count every linear layer and convolution with hooks, and add the two N x N products of attention."""
     size, channels = (224, 3) if "small" in name else (64, 1)
     with torch.device("meta"):
         vit = build_vit(name, size, channels)
@@ -150,7 +150,7 @@ def test_positions_are_sine_and_cosine_of_row_and_column_and_stay() -> None:
     quarter = 192 // 4
     frequency = 10000.0 ** -(torch.arange(quarter) / quarter)
     angle = torch.arange(4)[:, None] * frequency
-    sines, cosines = angle.sin(), angle.cos()  # (4, C / 4), of rows as of columns
+    sines, cosines = angle.sin(), angle.cos()  # (4, C / 4), for rows and columns alike
     for row in range(4):
         for column in range(4):
             expected = torch.cat([sines[row], sines[column], cosines[row], cosines[column]])
@@ -165,7 +165,7 @@ def test_the_stem_is_stride_two_convolutions_down_to_the_patch_grid() -> None:
     assert [(c.in_channels, c.out_channels, c.stride[0]) for c in convolutions] == [
         (1, 16, 2), (16, 32, 2), (32, 64, 2), (64, 64, 1),
     ]  # fmt: skip
-    for convolution in convolutions:  # of random weights a neighbour may see more, for their fields overlap
+    for convolution in convolutions:  # receptive fields overlap: with random weights a neighbour could respond more
         torch.nn.init.constant_(convolution.weight, 0.1)
     image = torch.zeros(1, 1, 64, 64)
     image[..., 16:24, 40:48] = 1.0  # row 2, column 5 of the 8x8 grid

@@ -1,11 +1,12 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from methods import build_encoder, build_objective
+from methods import STRATEGIES, build_encoder, build_objective
 from methods.noise import Noise
 from methods.objectives.moco import MoCo
 from methods.strategies.strategy import Call
@@ -41,11 +42,13 @@ def test_the_symmetric_loss_with_gradient(strategy: str) -> None:
     views = torch.randn(2, 5, 1, 32, 32)
     loss = objective(views, CALL)
     stacked = torch.cat([views[0], views[1]])
-    queries = objective.predictor(objective.projector(objective.encoder(stacked, CALL).features))
+    features = objective.encoder(stacked, CALL).features
+    queries = [objective.predictor(objective.projector(one)) for one in (features[:5], features[5:])]
     teacher_call = Call(0.5, 0.0, Noise(0, 0, 5, role="teacher"))
     with torch.no_grad():
-        keys = objective.teacher_projector(objective.teacher_encoder(stacked, teacher_call).features)
-    expected = slow_contrast(queries[:5], keys[5:], 0.2) + slow_contrast(queries[5:], keys[:5], 0.2)
+        features = objective.teacher_encoder(stacked, teacher_call).features
+        keys = [objective.teacher_projector(one) for one in (features[:5], features[5:])]
+    expected = slow_contrast(queries[0], keys[1], 0.2) + slow_contrast(queries[1], keys[0], 0.2)
     torch.testing.assert_close(loss.contrastive, expected, rtol=1e-4, atol=1e-5)
     weight = objective.encoder.vit.blocks[0].attn.qkv.weight
     got, want = (torch.autograd.grad(term, weight, retain_graph=True)[0] for term in (loss.contrastive, expected))
@@ -125,6 +128,18 @@ def test_the_teacher_runs_the_same_strategy_or_all_tokens(teacher: str, tokens: 
         block.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: x[0].shape[1]}))
     objective(torch.randn(2, 5, 1, 32, 32), CALL)
     assert seen == {"encoder": 8, "teacher_encoder": tokens}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_dense_teacher_is_one_under_every_strategy(strategy: str) -> None:
+    objective, dense = make(strategy, teacher="dense"), make("dense")
+    features: list[Tensor] = []
+    objective.teacher_encoder.register_forward_hook(lambda module, given, out: features.append(out.features))
+    views = torch.randn(2, 5, 1, 32, 32)
+    with torch.no_grad():
+        objective(views, replace(CALL, lesions=torch.rand(10, 16)))
+        expected = dense.teacher_encoder(views.flatten(0, 1), replace(CALL, noise=None)).features
+    torch.testing.assert_close(features[0], expected)
 
 
 def test_the_plateau_is_the_loss_of_features_that_tell_nothing() -> None:

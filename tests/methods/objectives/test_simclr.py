@@ -26,7 +26,7 @@ def by_pairs(z: Tensor, temperature: float) -> Tensor:
 
 
 def by_two_halves(z: Tensor, temperature: float) -> Tensor:
-    """As in the authors' code: a against b and a against a without its diagonal, then the same for b."""
+    """As in the authors' code: contrast a with b and a with a except its diagonal, then do the same for b."""
     a, b = (z / z.norm(dim=1, keepdim=True)).chunk(2)
     hide = torch.eye(len(a)) * 1e9
     ab, aa, bb = a @ b.T / temperature, a @ a.T / temperature - hide, b @ b.T / temperature - hide

@@ -28,7 +28,7 @@ def test_tokens_are_bit_equal_to_timms_own(name: str, size: int, channels: int) 
         encoding = Encoder(vit, Dense(geometry_of(vit)))(images)
         tokens = vit.forward_features(images)
         assert torch.equal(encoding.features, tokens[:, vit.num_prefix_tokens :].mean(1))
-        if timm.is_model(name):  # a model of timm's, made without us, with the same weights
+        if timm.is_model(name):  # the model as timm builds it, with the same weights
             pooling = "token" if "distilled" in name else ""
             theirs = timm.create_model(
                 name, img_size=size, in_chans=channels, num_classes=0, global_pool=pooling

@@ -21,13 +21,13 @@ def make(prefix: str = "cls", depth: int = 4, **options: float) -> tuple[VisionT
         torch.manual_seed(1)
         strategy = DynamicViT(geometry, **options)
         slow.shake(strategy)
-    for predictor in strategy.predictors:  # keep most, or a small grid is soon empty
+    for predictor in strategy.predictors:  # keep most patches: a small grid would soon be empty
         predictor.decide[4].bias.data[0] += 1.0
     return vit, strategy
 
 
 def log_probabilities(predictor: nn.Module, tokens: Tensor, policy: Tensor) -> Tensor:
-    """Of one image: local half, and the policy-weighted mean of the other half."""
+    """Return, for one image, the local half of the features and the policy-weighted mean of the other half."""
     norm, first = predictor.enter[0], predictor.enter[1]
     z = slow.gelu(slow.linear(first, slow.layer_norm(norm, tokens)))
     half = z.shape[1] // 2
@@ -44,7 +44,7 @@ def log_probabilities(predictor: nn.Module, tokens: Tensor, policy: Tensor) -> T
 def slow_training(
     vit: VisionTransformer, s: DynamicViT, image: Tensor, gumbel: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Tokens after the final norm and the policies of three stages, of one image; `gumbel` (patches, 2) each."""
+    """Return tokens after the final norm and policies of three stages of one image; `gumbel` is (patches, 2) each."""
     prefix, depth = s.geometry.prefix, len(vit.blocks)
     x, policy, policies = slow.embed(vit, image), torch.ones(16), []
     for i, block in enumerate(vit.blocks):
@@ -105,7 +105,7 @@ def test_training_equals_the_equations_with_gradients(prefix: str, depth: int) -
 
 
 def slow_inference(vit: VisionTransformer, s: DynamicViT, image: Tensor) -> tuple[Tensor, list[list[int]]]:
-    """Features of one image, and the patches left after each stage."""
+    """Return the features of one image and the patches that remain after each stage."""
     prefix, depth = s.geometry.prefix, len(vit.blocks)
     x, left, history = slow.embed(vit, image), list(range(16)), []
     for i, block in enumerate(vit.blocks):
@@ -133,7 +133,7 @@ def test_inference_equals_the_slow_version(prefix: str, depth: int) -> None:
 
 
 class Decided(Noise):
-    """Noise so strong that it decides: patches left after a stage, of each image."""
+    """Return how many patches of each image remain after a stage, with noise so strong that it decides."""
 
     left: list[list[list[int]]]
 
@@ -169,7 +169,7 @@ def test_published_counts_and_places() -> None:
 
 
 def test_a_dropped_token_has_a_gradient_through_the_attention() -> None:
-    """A mask of minus infinity would cut it: the predictor could only learn from what it kept."""
+    """A mask of minus infinity would cut the gradient: the predictor could learn only from what it kept."""
     vit, strategy = make("cls", rho=0.7, ratio_weight=0.0, distil_weight=0.0)
     images = torch.randn(3, 1, 32, 32)
     logits: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""EViT against the paper's rule written out, image by image, with gradients."""
+"""EViT against the rule of the paper, computed image by image, with gradients."""
 
 import math
 
@@ -17,7 +17,7 @@ FUSED = -1
 
 
 def slow_evit(vit: VisionTransformer, image: Tensor, rho: float) -> tuple[Tensor, list[list[int]]]:
-    """Features of one image, and the patches left after each stage, FUSED for a fused one."""
+    """Return the features of one image and the patches that remain after each stage, FUSED for a fused token."""
 
     def reduce(x: Tensor, share: Tensor, left: list[int], stage: int) -> tuple[Tensor, list[int]]:
         score = share.tolist()
@@ -46,7 +46,7 @@ def test_equals_the_paper_written_out_with_gradients(prefix: str, depth: int, ca
 
 
 def test_an_earlier_fused_token_can_stay_or_be_fused_again() -> None:
-    """Both happen among a few images, and an image whose first fused token stays has two of them."""
+    """Among a few images both happen, and an image whose first fused token stays has two of them."""
     vit, geometry = slow.tiny("cls", depth=4)
     images = torch.randn(24, 1, 32, 32, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():

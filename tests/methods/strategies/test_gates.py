@@ -1,5 +1,8 @@
-"""Do the gates tell the predictor what a token is worth? Minus the gradient of the loss by a kept token's logit against
-what the loss really gains when that token is left out, on small dense networks that were trained first."""
+"""Whether the gates tell the predictor what a token is worth.
+
+The negative gradient of the loss with respect to the logit of a kept token is compared with the increase of the loss
+when that token is left out, on small dense networks that were trained first.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ CLASSES, KEPT, IMAGES = 4, 12, 256
 
 
 def task(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images of noise with one of four textures in one or two of the 16 patches; the texture is the class."""
+    """Make images of noise with one of four textures in one or two of the 16 patches; the texture is the class."""
     generator = torch.Generator().manual_seed(seed)
     fine, coarse = torch.arange(8) % 2 * 2 - 1, torch.arange(8) // 4 * 2 - 1
     textures = [t.float() for line in (fine, coarse) for t in (line[:, None].expand(8, 8), line[None].expand(8, 8))]
@@ -39,11 +42,11 @@ def task(count: int, seed: int) -> tuple[Tensor, Tensor]:
 class Trained:
     vit: VisionTransformer
     images: Tensor
-    losses: Callable[[Tensor], Tensor]  # features (B, C) -> a loss an image (B,)
+    losses: Callable[[Tensor], Tensor]  # features (B, C) -> one loss per image (B,)
 
 
 def descend(steps: int, loss: Callable[[VisionTransformer, nn.Module, slice], Tensor], head: Callable[[], nn.Module]):  # type: ignore[no-untyped-def]
-    """A dense network and a head on mean-pooled features, trained on batches of 64."""
+    """Train a dense network and a head on mean-pooled features, on batches of 64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vit = VisionTransformer(
@@ -73,7 +76,9 @@ def supervised() -> Trained:
         lambda vit, head, at: F.cross_entropy(head(pooled(vit, images[at])), labels[at]),
         lambda: nn.Linear(32, CLASSES),
     )
-    assert (head(pooled(vit, test)).argmax(1) == truth).float().mean() > 0.8  # else no token is worth anything
+    assert (
+        head(pooled(vit, test)).argmax(1) == truth
+    ).float().mean() > 0.8  # otherwise no token would be worth anything
     return Trained(vit, test, lambda features: F.cross_entropy(head(features), truth, reduction="none"))
 
 
@@ -106,7 +111,7 @@ def contrastive() -> Trained:
 
 
 class Logits(nn.Module):
-    """In the predictor's place: logits that are leaves of the graph."""
+    """Replacement of the predictor whose logits are leaves of the graph."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -118,7 +123,7 @@ class Logits(nn.Module):
 
 @torch.no_grad()
 def left_out(net: Trained, kept: Tensor) -> Tensor:
-    """(images, KEPT): loss without a kept token minus the loss with all of them, by running the rest."""
+    """Compute the loss without each kept token minus the loss with all of them, (images, KEPT), by running both."""
 
     def losses(index: Tensor) -> Tensor:
         x = embed(net.vit, net.images)[torch.arange(IMAGES)[:, None], index]
@@ -159,4 +164,4 @@ def test_minus_the_gradient_follows_leaving_the_token_out(
     print(f"{network}, {gate}: rank correlation {found:.2f} (chance {chance:.2f}), same sign {signs:.2f}")
     assert found > max(correlation, chance)
     assert signs > max(agreement, 0.5 + chance / 2)
-    assert (gradient[~encoding.kept] == 0).all()  # dropped tokens get none: what the noise is for
+    assert (gradient[~encoding.kept] == 0).all()  # dropped tokens get none, which is why noise is needed

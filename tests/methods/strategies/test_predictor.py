@@ -59,7 +59,7 @@ def test_the_paper_width_is_the_most() -> None:
 
 
 def test_logits_are_the_three_convolutions_in_reading_order() -> None:
-    """Written out: patchify, then two 3x3 convolutions by loops over neighbours."""
+    """The reference patchifies, then computes two 3x3 convolutions with loops over neighbours."""
     torch.manual_seed(0)
     predictor = Predictor(Geometry(32, 1, 8, 16, 2, 0), 5)
     first, second, third = (layer for layer in predictor.layers if isinstance(layer, nn.Conv2d))

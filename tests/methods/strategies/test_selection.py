@@ -1,4 +1,4 @@
-"""What all strategies that choose patches before block 0 share, with choices given by hand."""
+"""The code shared by all strategies that choose patches before block 0, with given choices."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ EXACT = torch.tensor([[0, 3, 5, 9], [1, 2, 14, 15], [4, 5, 6, 7]])
 
 
 class Given(Selection):
-    """Keeps what it is told to keep."""
+    """Selection of given patches."""
 
     def __init__(self, geometry: Geometry, choice: Choice, execution: str = "gathered") -> None:
         super().__init__(geometry, 0.25, execution)
@@ -45,7 +45,7 @@ def a_choice(gate: str = "", ragged: bool = False, fuse: bool = False, keys_only
 
 
 def slowly(vit: torch.nn.Module, images: Tensor, choice: Choice, prefix: int) -> Tensor:
-    """Image by image: plain lists of tokens, only those that are left."""
+    """Compute features image by image, with a plain list of the kept tokens."""
     rows = []
     for i, image in enumerate(images):
         tokens = slow.embed(vit, image)
@@ -120,7 +120,7 @@ def test_masked_execution_of_the_same_decisions_agrees_with_gathered(how: dict[s
 
 
 class Materialised:
-    """Stands for xformers on a machine without a GPU: its own block-diagonal mask, written out as numbers."""
+    """Substitute for xformers without a GPU that uses its block-diagonal mask, materialised as numbers."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []

@@ -1,4 +1,4 @@
-"""SparseContrast against a slow version: lists of patches, one image at a time, with gradients."""
+"""SparseContrast against a slow reference that uses lists of patches, one image at a time, with gradients."""
 
 import math
 
@@ -31,9 +31,9 @@ def images(count: int = 4) -> Tensor:
 
 
 def noisy(strategy: SparseContrast, logits: Tensor) -> list[list[float]]:
-    """Logits plus Gumbel noise, which falls along half a cosine; here 30 % of the run are over."""
+    """Add Gumbel noise, which falls along half a cosine, to the logits; here 30 % of the run are completed."""
     noise = NOISE.gumbel("selection", 16)
-    if strategy.select == "threshold":  # of two outcomes a token
+    if strategy.select == "threshold":  # two outcomes per token
         noise = noise - NOISE.gumbel("selection, against", 16)
     scale = strategy.noise * (1 + math.cos(0.3 * math.pi)) / 2
     return (logits.detach() + scale * noise).tolist()
@@ -85,7 +85,7 @@ def test_training_equals_the_slow_version(select: str, gate: str, prefix: str, f
     assert select == "topk" or len({len(left) for left in kept}) > 1
     slow.assert_same(encoding.features, slow_features(vit, strategy, batch, logits, kept), [vit, strategy])
     s = logits.sigmoid()
-    if select == "threshold":  # the decisions' mean, with the gradient of s
+    if select == "threshold":  # the mean of the decisions, with the gradient of s
         share = sum(len(left) for left in kept) / 64
         loss = 0.7 * ((share + s.mean() - s.mean().detach()) - 0.5) ** 2
     else:
@@ -126,7 +126,9 @@ def test_the_mean_is_kept_while_budget_lets_images_differ(select: str) -> None:
     _, strategy = make(select=select)
     kept = strategy(make()[0], images(8), Call(0.5, 0.0, Noise(0, 0, 4))).kept
     assert int(kept.sum()) == 8 * 8
-    assert (len(set(kept.sum(1).tolist())) == 1) == (select == "topk")  # budget: images keep what they need
+    assert (len(set(kept.sum(1).tolist())) == 1) == (
+        select == "topk"
+    )  # with "budget" the number differs between images
 
 
 def test_budget_remembers_the_quantile_that_inference_needs() -> None:
@@ -150,7 +152,7 @@ def test_gates_change_no_value(gate: str) -> None:
 
 
 def test_noise_is_gumbel_with_top_k_a_sample_without_replacement() -> None:
-    """Of logits a, the first draw of Gumbel top-k is patch j with probability softmax(a)_j."""
+    """With logits a, the first draw of Gumbel top-k is patch j with probability softmax(a)_j."""
     _, strategy = make(keep=1 / 16)
     logits = torch.linspace(-1, 2, 16).expand(4000, -1)
     noise = strategy._noise(logits, Call(1 / 16, 0.0, Noise(0, 0, 2000)))
@@ -180,7 +182,7 @@ def test_diagnostics_say_what_they_say() -> None:
 
 def test_overlap_of_a_budget_is_with_the_threshold_that_inference_uses() -> None:
     vit, strategy = make(select="budget", noise=0.0)
-    strategy.threshold.fill_(1e6)  # inference would keep the best patch of an image alone
+    strategy.threshold.fill_(1e6)  # inference would keep only the best patch of an image
     encoding = strategy(vit, images(), TRAIN)
     strategy.threshold.fill_(1e6)
     assert float(encoding.stats["overlap"]) == pytest.approx(

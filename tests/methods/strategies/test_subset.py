@@ -134,7 +134,7 @@ def test_equal_macs_at_vit_small_scale() -> None:
 
 @pytest.mark.parametrize("asked", [0.1, 0.5, 0.6, 0.9])
 def test_equal_macs_spends_what_sparsecontrast_spends(asked: float) -> None:
-    """Block by block: qkv, two N x N products for all heads, projection, MLP."""
+    """Add up, block by block, qkv, two N x N products for all heads, projection and MLP."""
 
     def encoder(n: float) -> float:
         n, c = n + 1, 384

@@ -1,4 +1,4 @@
-"""TokenLearner against the paper's equations, one image and one token at a time, with gradients."""
+"""TokenLearner against the equations of the paper, computed one token at a time, with gradients."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def by_mlp(learner: nn.Module, x: Tensor) -> Tensor:
 
 
 def convolve(image: Tensor, weight: Tensor) -> Tensor:
-    """3x3, padding 1, no bias: (H, W, in) -> (H, W, out)."""
+    """Apply a 3x3 convolution with padding 1 and without bias: (H, W, in) -> (H, W, out)."""
     h, w, _ = image.shape
     rows = []
     for r in range(h):
@@ -131,9 +131,9 @@ def test_convolutions_keep_rows_and_columns_apart() -> None:
     with torch.no_grad():
         for conv in (layer for layer in strategy.learners[0].convs if isinstance(layer, nn.Conv2d)):
             conv.weight.zero_()
-            conv.weight[0, 0, 1, 2] = 5.0  # looks one to the right
+            conv.weight[0, 0, 1, 2] = 5.0  # reads the right neighbour
         strategy.learners[0].norm.weight.fill_(1.0)
         strategy.learners[0].norm.bias.zero_()
-        x[0, 4, 0] = 1.0  # the first patch of row 1; to its left there is nothing
+        x[0, 4, 0] = 1.0  # the first patch of row 1, which has no left neighbour
         weights = strategy.learners[0](x)[0, 0]
     assert torch.allclose(weights, torch.full((16,), 0.5))

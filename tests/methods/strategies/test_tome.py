@@ -20,16 +20,17 @@ def slow_keys(attn: torch.nn.Module, x: Tensor) -> Tensor:
     return sum(k[:, h * d : (h + 1) * d] for h in range(heads)) / heads
 
 
-def slow_tome(vit: VisionTransformer, image: Tensor, r: int) -> tuple[Tensor, list[Members]]:
+def slow_tome(vit: VisionTransformer, image: Tensor, r: int, proportional: bool = True) -> tuple[Tensor, list[Members]]:
     """Features of one image, and after each block the patches in each token."""
     prefix = vit.num_prefix_tokens
     x, members, history = slow.embed(vit, image), [[j] for j in range(16)], []
     for block in vit.blocks:
         size = torch.tensor([1.0] * prefix + [float(len(m)) for m in members])
         normed = slow.layer_norm(block.norm1, x)
-        x = x + slow.attention(block.attn, normed, bias=size.log())
+        x = x + slow.attention(block.attn, normed, bias=size.log() if proportional else None)
         keys = slow_keys(block.attn, normed)[prefix:]
-        a, b = list(range(0, len(members), 2)), list(range(1, len(members), 2))
+        dealt = [("A", "B")[place % 2] for place in range(len(x))][prefix:]  # prefix tokens take a place each
+        a, b = ([i for i, to in enumerate(dealt) if to == which] for which in "AB")
         pairs = []
         for i in a:  # draw one edge from each token of A to its most similar one in B
             cosine = {j: float((keys[i] @ keys[j] / keys[i].norm() / keys[j].norm()).detach()) for j in b}
@@ -60,10 +61,22 @@ def test_equals_the_paper_written_out_with_gradients(prefix: str, r: int, call: 
     for history in histories:
         counts = {3: [13, 10, 7, 4], 2: [14, 12, 10, 8], 13: [8, 4, 2, 1]}[r]
         assert [len(members) for members in history] == counts
-    assert any(len(m) > 3 for m in histories[0][-1])  # tokens that were merged were merged again
+    assert any(len(m) > 3 for history in histories for m in history[-1])  # tokens that were merged were merged again
     encoding = ToMe(geometry, r=r)(vit, images, call)
     assert encoding.kept is None  # every patch is in some token
     slow.assert_same(encoding.features, torch.stack(features), [vit])
+
+
+@pytest.mark.parametrize(("option", "in_training"), [("inference", False), ("never", False), ("always", True)])
+def test_when_attention_is_proportional(option: str, in_training: bool) -> None:
+    vit, geometry = slow.tiny("cls", depth=4)
+    image = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+    plain, weighed = (slow_tome(vit, image[0], 3, proportional)[0] for proportional in (False, True))
+    assert (plain - weighed).abs().max() > 1e-3
+    strategy = ToMe(geometry, r=3, proportional=option)  # type: ignore[arg-type]
+    for call, expected in ((TRAIN, in_training), (Call(), option != "never")):
+        features = strategy(vit, image, call).features[0]
+        torch.testing.assert_close(features, weighed if expected else plain, rtol=1e-4, atol=1e-5)
 
 
 def test_no_patch_is_lost_and_the_prefix_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +106,8 @@ def test_matching_takes_the_closest_pairs_and_gives_several_one_partner() -> Non
     assert source.tolist() == [[0, 2]]
     assert partner.tolist() == [[1, 1]]
     assert stay.tolist() == [[4]]
+    source, partner, stay = Matching(first=1)(keys, 1)  # the sets change places
+    assert (source.tolist(), partner.tolist(), stay.tolist()) == ([[1]], [[0]], [[3, 5]])
 
 
 def test_attention_counts_a_token_by_its_size() -> None:

@@ -1,4 +1,4 @@
-"""Top-K against the rule written out, image by image, with gradients."""
+"""Top-K against its rule, computed image by image, with gradients."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ TRAIN = Call(1.0, noise=Noise(0, 0, 3, views=1))
 
 
 def slow_topk(vit: VisionTransformer, image: Tensor, rho: float) -> tuple[Tensor, list[list[int]]]:
-    """Features of one image, and the patches left after each stage."""
+    """Return the features of one image and the patches that remain after each stage."""
 
     def reduce(x: Tensor, share: Tensor, left: list[int], stage: int) -> tuple[Tensor, list[int]]:
         score = share.tolist()
@@ -53,7 +53,7 @@ def test_published_counts_and_places() -> None:
 
 
 def test_only_what_is_kept_is_computed() -> None:
-    """In training too: rows that the MLPs see."""
+    """The rows that the MLPs see show it, in training too."""
     vit, geometry = slow.tiny("cls", depth=4)
     rows: list[int] = []
     for block in vit.blocks:

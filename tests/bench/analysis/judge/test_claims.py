@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
-from bench.analysis.judge import claims
+from bench.analysis.judge import claims as claims_module
 from bench.analysis.judge.claims import READINGS, all_claims, judge, judge_speed
 from bench.analysis.judge.findings import finding
 from bench.analysis.judge.scores import Scores
 from bench.analysis.judge.speedups import Elsewhere, Speed, cost_of, speed_of, speed_up
 from bench.analysis.read.frames import cost_frame
 from bench.analysis.read.results import group_runs, parse, read_runs
+from bench.analysis.show import accuracy_tables, plots
 from bench.analysis.show.run_tables import claims_tables
 from bench.analysis.show.time_tables import LargeTable, large_table, speed_cell, times
 from bench.records.record import CostTable
@@ -96,15 +100,77 @@ def test_worse_than_dense_and_than_a_fixed_mask_is_refuted(judged):
 def test_a_fixed_mask_that_does_as_well_is_said_in_plain_words(judged):
     _, claims, sentences, _ = judged(sparse=0.80, fixed=0.80)
     assert verdict(claims, "fixed") == "undecided"
+    (claim,) = [one for one in claims if one.kind == "fixed"]
+    assert -0.03 < claim.low < claim.high < 0.03
     text = " ".join(sentences)
-    assert "One fixed random mask for all images does as well as simclr/sparsecontrast" in text
+    assert "One fixed random mask for all images does as well as simclr/sparsecontrast, within 0.03" in text
     assert "nothing here shows that the selection is about the image" in text
+    assert f"A gain above +{claim.high:.3f} is excluded" in text
+
+
+def test_an_interval_that_reaches_beyond_the_margin_shows_no_difference_and_no_likeness(judged):
+    """Such as -.023 [-.107, +.062], which was once told as "does as well as"."""
+    _, claims, sentences, _ = judged(sparse=0.80, fixed=0.80, wobble=0.3)
+    (claim,) = [one for one in claims if one.kind == "fixed"]
+    assert claim.low < -0.03
+    text = " ".join(sentences)
+    assert "does as well as" not in text
+    bounds = claims_module.span(claim.estimate)
+    assert f"one fixed random mask for all images no difference is seen ({bounds} macro AUROC, at 10 %)" in text
 
 
 def test_few_wobbling_seeds_leave_accuracy_undecided(judged):
-    _, claims, sentences, _ = judged(sparse=0.775, wobble=0.12, seeds=3)
+    _, claims, sentences, _ = judged(sparse=0.775, wobble=0.12, seeds=5)
     assert verdict(claims, "accuracy") == "undecided"
     assert "is undecided" in " ".join(sentences)
+
+
+WORDS = ("supported", "refuted", "undecided", "excluded", "beats", "does better", "as well as", "no difference is seen")
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_fewer_than_five_seeds_give_estimates_and_no_verdict(judged, seeds):
+    """With differences that any number of seeds would show."""
+    group, claims, sentences, cost = judged(sparse=0.70, fixed=0.80, seeds=seeds)
+    ours = [one for one in claims if one.kind != "speed"]
+    assert {one.verdict for one in ours} == {"no verdict"}
+    assert max(one.high for one in ours) < 0
+    why = f"{seeds} of the 5 seeds that it needs"
+    accuracy = [one for one in sentences if "macro AUROC" in one]
+    assert len(accuracy) == 4
+    assert not [one for one in accuracy if any(word in one for word in WORDS)]
+    assert [claims_module.span(one.estimate) in text for one, text in zip(ours, accuracy[1:], strict=True)] == [
+        True
+    ] * 3
+    assert all(text.endswith(f"No verdict: {why}.") for text in accuracy[1:])
+    assert any(one.startswith("No verdict on accuracy: it needs 5 seeds") for one in sentences)
+    (table,) = claims_tables(claims)
+    assert [row[-1] for row in table.rows[6:]] == [f"no verdict: {why}"] * 3
+    scores = Scores(group, "linear")
+    for strategy in ("dense", "fixed", "patchdropout"):
+        found = accuracy_tables.differences(scores, strategy)
+        assert {row[-1] for row in found.rows} <= {"no verdict", "–"}
+        assert "A verdict needs 5 seeds" in found.note
+    alone = "interval over test patients alone"
+    assert all((alone in text) == (seeds < 3) for text in accuracy)
+    assert all(("(patients alone)" in row[2]) == (seeds < 3) for row in table.rows[6:])
+    assert not plots.shows_front(scores)
+
+
+def test_five_seeds_give_verdicts(judged):
+    group, claims, sentences, _ = judged(sparse=0.70, fixed=0.80, seeds=5)
+    assert {one.verdict for one in claims if one.kind != "speed"} == {"refuted"}
+    assert not any("No verdict" in one for one in sentences)
+    assert plots.shows_front(Scores(group, "linear"))
+
+
+def test_a_finding_of_very_few_test_patients_takes_interval_and_verdict_away(judged):
+    _, claims, sentences, _ = judged(patients=25)
+    (claim,) = [one for one in claims if one.kind == "accuracy"]
+    assert (claim.verdict, claim.estimate.bounded) == ("no verdict", False)
+    (text,) = [one for one in sentences if "against dense" in one]
+    assert "(no interval) macro AUROC: " in text
+    assert re.search(r"\d test patients? with \w+, and an interval needs 5\. No verdict\.$", text)
 
 
 def test_the_two_readings_of_speed_are_judged_apart(judged):
@@ -200,7 +266,7 @@ def test_rounds_that_other_work_disturbed_decide_nothing(judged):
     assert {c.verdict for c in busy if c.kind == "speed"} == {"undecided"}
     (sentence,) = [one for one in finding(group, Scores(group, "linear"), busy) if "40 % faster" in one]
     assert sentence.count("(the machine was busy while this was measured)") == 3
-    assert "2 of them disturbed by other work" in times(group, cost.assign(disturbed_rounds=2)).note
+    assert "2 of them disturbed by other processes" in times(group, cost.assign(disturbed_rounds=2)).note
     assert "disturbed" not in times(group, cost).note
 
 
@@ -274,7 +340,8 @@ def test_smoke_is_no_evidence(judged):
 
 def test_one_seed_and_missing_runs_make_it_provisional(judged, tmp_path):
     group, claims, sentences, _ = judged(seeds=1)
-    assert any(one.startswith("Provisional") and "one seed" in one for one in sentences)
+    said = "there is one seed, so intervals are over test patients alone"
+    assert any(one.startswith("Provisional") and said in one for one in sentences)
     more = finding(group, Scores(group, "linear"), claims, planned=12)
     assert any("5 of 12 planned runs are done" in one for one in more)
 
@@ -327,5 +394,31 @@ def test_a_cost_that_was_measured_with_another_ramp_or_precision_is_not_this_run
     ],
 )
 def test_methods_are_alike_only_where_a_difference_could_be_seen(low, high, sensitive, verdict):
-    found = Estimate((low + high) / 2, low, high, 0.0, 1.0, 3, 100, "seeds and patients")
-    assert claims.comparable(found, sensitive) == verdict
+    found = Estimate((low + high) / 2, low, high, 0.0, 1.0, 5, 100, ("seeds", "patients"))
+    assert claims_module.comparable(found, sensitive) == verdict
+    assert claims_module.comparable(replace(found, seeds=4), sensitive) == "no verdict"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sensitive", "alike"),
+    [
+        (-0.02, 0.02, True, True),
+        (-0.02, 0.02, False, False),  # a set-up that sees nothing shows no likeness
+        (-0.04, 0.02, True, False),
+        (-0.02, 0.04, True, False),
+    ],
+)
+def test_as_well_as_means_that_both_bounds_lie_within_the_margin(low, high, sensitive, alike):
+    found = Estimate((low + high) / 2, low, high, 0.0, 1.0, 5, 100, ("seeds", "patients"))
+    assert claims_module.alike(found, sensitive) == alike
+    assert not claims_module.alike(replace(found, seeds=3), sensitive)
+    assert not claims_module.alike(found.unbounded("too few"), sensitive)
+
+
+@pytest.mark.parametrize("seeds", [4, 5])
+def test_what_dense_learns_is_seen_from_five_seeds_on(judged, seeds):
+    group, _, sentences, _ = judged(seeds=seeds)
+    assert claims_module.is_sensitive(Scores(group, "linear"), 10.0) == (seeds == 5)
+    (text,) = [one for one in sentences if "against the untrained encoder" in one]
+    assert ("pre-training teaches something here" in text) == (seeds == 5)
+    assert "of that gain" in text

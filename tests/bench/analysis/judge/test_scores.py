@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import special
 from sklearn.metrics import roc_auc_score
 
+from bench.analysis.judge.claims import all_claims, signed, span
+from bench.analysis.judge.findings import finding
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
@@ -72,6 +77,186 @@ def test_a_paired_difference_is_far_tighter_than_two_unpaired_ones(folder):
     assert gap.high - gap.low < 0.7 * unpaired
 
 
+def test_the_interval_of_an_auroc_is_symmetric_in_its_odds_and_that_of_a_difference_is_not(folder):
+    scores = scores_of(folder)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    for name in (None, "effusion"):
+        found = scores.estimate(dense, 10.0, name)
+        low, middle, high = special.logit([found.low, found.value, found.high])
+        assert middle - low == pytest.approx(high - middle)
+        gap = scores.difference(dense, fixed, 10.0, name and (name,))
+        assert gap.value - gap.low == pytest.approx(gap.high - gap.value)
+
+
+def test_the_difference_on_one_finding_is_that_of_its_aurocs_by_sklearn(folder):
+    scores = scores_of(folder)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    means = []
+    for arm in (dense, fixed):
+        values = []
+        for run in arm.runs:
+            with np.load(run.folder / "predictions" / f"linear-10-{arm.inference}.npz") as saved:
+                values += [roc_auc_score(saved["labels"][:, 2], one[:, 2]) for one in saved["scores"]]
+        means.append(np.mean(values))
+    found = scores.difference(dense, fixed, 10.0, ("effusion",))
+    assert found.value == pytest.approx(means[0] - means[1], abs=1e-9)
+    each = [scores.difference(dense, fixed, 10.0, (name,)).value for name in scores.names]
+    assert scores.difference(dense, fixed, 10.0).value == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize(("positives", "bounded", "rough"), [(4, False, False), (7, True, True), (12, True, False)])
+def test_the_rarest_finding_decides_on_an_interval(tmp_path, synthetic, positives, bounded, rough):
+    world = synthetic.World(patients=200, seeds=(0, 1, 2), draws=1, probes=("linear",), fractions={10.0: 1.0})
+    world.truth[:, 0] = np.arange(400) < 2 * positives  # two images a patient
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
+    scores = scores_of(results)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    rare = [scores.estimate(dense, 10.0, "nodule"), scores.difference(dense, fixed, 10.0, ("nodule",))]
+    macro = [scores.estimate(dense, 10.0), scores.difference(dense, fixed, 10.0)]
+    for found in (*rare, *macro):
+        assert (found.bounded, found.rough) == (bounded, rough)
+        assert found.reason == ("" if bounded else "4 test patients with nodule, and an interval needs 5")
+    common = scores.estimate(dense, 10.0, "effusion")
+    assert (common.bounded, common.rough) == (True, False)
+    (row,) = [one for one in accuracy_tables.per_finding(scores).rows if one[0] == "simclr/dense"]
+    low, high = f"{rare[0].low:.3f}", f"{rare[0].high:.3f}"
+    assert row[1] == f"{rare[0].value:.3f} " + (f"[{low}, {high}]{' (rough)' * rough}" if bounded else "(no interval)")
+    note = accuracy_tables.accuracy(scores).note
+    assert ("Rough: " in note) == rough
+    assert ("No interval: 4 test patients with nodule, and" in note) == (not bounded)
+
+
+def test_a_finding_that_nearly_all_have_is_as_rare(tmp_path, synthetic):
+    world = synthetic.World(patients=60, seeds=(0, 1, 2), draws=1, probes=("linear",), fractions={10.0: 1.0})
+    world.truth[:, 0] = np.arange(120) >= 6
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense"), cost=False)
+    scores = scores_of(results)
+    found = scores.estimate(scores.group.arms[0], 10.0, "nodule")
+    assert found.reason == "3 test patients without nodule, and an interval needs 5"
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_seeds_have_intervals_over_test_patients_alone_named_so(tmp_path, synthetic, seeds):
+    world = synthetic.World(patients=150, seeds=tuple(range(seeds)), draws=4, probes=("linear",))
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
+    scores = scores_of(results)
+    dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
+    for found in (scores.estimate(dense, 10.0), scores.difference(dense, fixed, 10.0)):
+        assert (found.basis, found.seeds) == (("patients",), seeds)
+        assert found.high - found.low < 0.2  # with one degree of freedom: several times as wide
+    for table in (
+        accuracy_tables.accuracy(scores),
+        accuracy_tables.per_finding(scores),
+        accuracy_tables.differences(scores, "dense"),
+        accuracy_tables.differences_per_finding(scores, "dense"),
+    ):
+        assert "95 % intervals: test patients alone (t); seeds, fewer than 3, are taken as they are" in table.note
+
+
+def test_an_arm_that_lacks_seeds_has_its_intervals_marked(tmp_path, synthetic):
+    world = synthetic.World(patients=150, seeds=(0, 1, 2), draws=1, probes=("linear",), fractions={10.0: 1.0})
+    dense, fixed = named(synthetic, "simclr/dense", "simclr/fixed")
+    synthetic.write_results(tmp_path, world, [dense], cost=False)
+    for seed in (0, 1):
+        synthetic.write_run(tmp_path, world, fixed, seed)
+    scores = scores_of(tmp_path)
+    table = accuracy_tables.accuracy(scores)
+    cells = {row[0]: row[-1] for row in table.rows}
+    assert cells["simclr/fixed"].endswith("] (patients alone) * (2)")
+    assert cells["simclr/dense"].endswith("]")
+    assert "; (patients alone): fewer than 3 seeds, test patients alone." in table.note
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory, synthetic):
+    """Nodule and pneumothorax can't be told among the validation patients; among the test patients all can."""
+    world = synthetic.World(
+        patients=150,
+        seeds=(0, 1, 2),
+        draws=3,
+        probes=("linear",),
+        validation=300,
+        flat=("nodule", "pneumothorax"),
+        fractions={10.0: 1.0},
+    )
+    names = ("untrained", "simclr/dense", "simclr/fixed", "simclr/sparsecontrast")
+    return synthetic.write_results(tmp_path_factory.mktemp("flat"), world, named(synthetic, *names), cost=False)
+
+
+def test_what_dense_learns_is_chosen_on_validation_patients_alone(flat):
+    scores = scores_of(flat)
+    assert scores.learned == ("consolidation", "effusion", "cardiomegaly")
+    dense, untrained = scores.dense_and_untrained
+    assert (dense.label, untrained.label) == ("simclr/dense", "untrained")
+    assert scores.difference(dense, untrained, 10.0, ("nodule",)).low > 0  # had test patients been asked
+
+
+def test_the_second_macro_is_over_what_dense_learns_and_names_the_others(flat):
+    scores = scores_of(flat)
+    table = accuracy_tables.differences_where_dense_learns(scores)
+    arm, dense = arm_of(scores, "simclr/fixed"), arm_of(scores, "simclr/dense")
+    gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.learned])
+    (row,) = [one for one in table.rows if one[0] == "simclr/fixed"]
+    assert row[1:] == ("simclr/dense", span(scores.difference(arm, dense, 10.0, scores.learned)))
+    assert row[2].startswith(signed(gap))
+    assert gap != pytest.approx(scores.difference(arm, dense, 10.0).value, abs=1e-3)
+    assert "Left out: nodule, pneumothorax." in table.note
+    text = finding(scores.group, scores, all_claims(scores.group, scores, pd.DataFrame()))
+    (others,) = [one for one in text if "Among the validation patients" in one]
+    assert "simclr/dense is not seen to beat the untrained encoder on nodule and pneumothorax at 10 %" in others
+    sparse = scores.difference(arm_of(scores, "simclr/sparsecontrast"), dense, 10.0, scores.learned)
+    over = (
+        "Over consolidation, effusion and cardiomegaly, which dense learns, simclr/sparsecontrast against dense at 10 %"
+    )
+    assert f"{over} of the labels: {span(sparse)} macro AUROC." in text
+
+
+def test_without_predictions_what_dense_learns_is_chosen_by_the_recorded_aurocs(flat, tmp_path):
+    for folder in flat.glob("*/predictions"):
+        shutil.copytree(folder.parent, tmp_path / folder.parent.name, ignore=shutil.ignore_patterns("predictions"))
+    scores = scores_of(tmp_path)
+    found = scores._on_validation("effusion")
+    values = [
+        [one.validation["effusion"] for _, one in arm.evaluations("linear", 10.0).values()]
+        for arm in scores.dense_and_untrained
+    ]
+    assert found.value == pytest.approx(np.mean(values[0]) - np.mean(values[1]))
+    assert found.basis == ("seeds",)
+    assert "effusion" in scores.learned
+    assert "nodule" not in scores.learned
+
+
+def test_where_dense_learns_nothing_it_is_said_and_there_is_no_second_macro(tmp_path, synthetic):
+    world = synthetic.World(
+        patients=80, probes=("linear",), fractions={10.0: 1.0}, validation=100, flat=synthetic.LABELS
+    )
+    synthetic.write_results(tmp_path, world, named(synthetic, "untrained", "simclr/dense", "simclr/fixed"), cost=False)
+    scores = scores_of(tmp_path)
+    assert scores.learned == ()
+    assert accuracy_tables.differences_where_dense_learns(scores) is None
+    text = finding(scores.group, scores, [])
+    assert any(
+        one.endswith("is not seen to beat the untrained encoder on any finding at 10 % of the labels.") for one in text
+    )
+
+
+def test_records_without_validation_scores_have_no_second_macro_and_say_so(folder):
+    scores = scores_of(folder)
+    assert scores.learned is None
+    assert accuracy_tables.differences_where_dense_learns(scores) is None
+    assert any("was not scored on the validation patients" in note for note in scores.notes)
+
+
+def test_other_validation_patients_are_refused(tmp_path, synthetic):
+    for seed, validation in ((0, 100), (1, 101)):
+        world = synthetic.World(patients=60, probes=("linear",), fractions={10.0: 1.0}, validation=validation)
+        for method in named(synthetic, "untrained", "simclr/dense"):
+            synthetic.write_run(tmp_path, world, method, seed)
+    scores = scores_of(tmp_path)
+    with pytest.raises(ReportRefused, match="other validation patients"):
+        assert scores.learned
+
+
 def test_an_undefined_finding_leaves_every_fraction_and_is_named(tmp_path, synthetic):
     world = synthetic.World(patients=60, seeds=(0,), draws=2, probes=("linear",))
     results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
@@ -109,7 +294,11 @@ def test_without_predictions_intervals_are_over_seeds(tmp_path, synthetic):
     results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
     scores = scores_of(results)
     dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
-    assert scores.estimate(dense, 10.0).basis == ("seeds",)
+    found = scores.estimate(dense, 10.0)
+    assert (found.basis, found.rough, found.bounded) == (("seeds",), False, True)
+    assert accuracy_tables.accuracy(scores).note.endswith(
+        "95 % intervals: seeds alone (t), for the records keep no predictions."
+    )
     gap = np.array(scores.seed_means(dense, 10.0)) - np.array(scores.seed_means(fixed, 10.0))
     assert scores.difference(dense, fixed, 10.0).value == pytest.approx(gap.mean())
 
@@ -150,7 +339,7 @@ def test_the_reference_is_of_the_same_objective_and_keep(tmp_path, synthetic):
 
 def test_a_difference_is_on_the_draws_that_both_have(tmp_path, synthetic):
     """`supervised` is trained on the first draw alone, and one draw can be luckier than another."""
-    world = synthetic.World(patients=80, seeds=(0, 1), draws=3, probes=("linear",))
+    world = synthetic.World(patients=80, seeds=(0, 1, 2), draws=3, probes=("linear",))
     results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense", "simclr/fixed"), cost=False)
     for folder in results.glob("simclr-fixed*"):
         file, predictions = (folder / f"{kind}/linear-10-pruned.{end}" for kind, end in SAVED)

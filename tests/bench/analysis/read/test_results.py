@@ -13,6 +13,7 @@ from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
 from bench.records.seal import digest_of
 from bench.specs.frozen import file_sha256
+from methods import BASELINES, OBJECTIVES, STRATEGIES, Entry
 
 
 @pytest.fixture
@@ -109,7 +110,21 @@ def test_all_that_differs_is_said_at_once_and_by_whom(tmp_path, synthetic, small
     assert lines[1].endswith(f"; 2 in {odd.name}")
     assert len(lines) == 2
     assert "move the ones that don't belong to another results folder" in mend
-    assert "run them again" in mend
+    assert "rerun them" in mend
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_arms_come_in_the_order_of_the_registry_and_plugins_last(tmp_path, synthetic, registries, loaded):
+    own = [f"{objective}/{strategy}" for objective in OBJECTIVES for strategy in STRATEGIES]
+    names = [*BASELINES, *own[: len(STRATEGIES)], "simclr/a", "simclr/b", "moco/dense", "x/dense", "y/a"]
+    world = synthetic.World(patients=20, seeds=(0,), labels=("nodule",), probes=("linear",), fractions={100.0: 1.0})
+    for name in reversed(names):
+        synthetic.write_run(tmp_path, world, synthetic.Method(name, 0.8), 0)
+    if loaded:
+        for registry, plugins in ((STRATEGIES, "ba"), (OBJECTIVES, "yx")):
+            registry |= {name: Entry(":Mine", "", "", code="of a file") for name in plugins}
+    (group,) = group_runs(read_runs(tmp_path))
+    assert [arm.label for arm in group.arms] == names
 
 
 def test_one_method_from_two_versions_of_a_plugin_is_refused_and_two_methods_are_not(tmp_path, synthetic, small):
@@ -136,7 +151,7 @@ def test_data_that_changed_between_two_runs_are_refused(tmp_path, synthetic, sma
     for seed in (0, 1):
         folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], seed)
     alter(folder, change)
-    with pytest.raises(ReportRefused, match=f"that name the same data .*\n- {words}: .* in {folder.name}"):
+    with pytest.raises(ReportRefused, match=f"with the same data set .*\n- {words}: .* in {folder.name}"):
         group_runs(read_runs(tmp_path))
     alter(folder, lambda r: r["spec"]["data"].update(root="/elsewhere"))
     assert len(group_runs(read_runs(tmp_path))) == 2
@@ -154,7 +169,7 @@ def test_an_evaluation_of_another_run_is_refused(tmp_path, synthetic, small):
     folders = [synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], seed) for seed in (0, 1)]
     name = Path("evaluations") / "linear-1-pruned.json"
     shutil.copy(folders[0] / name, folders[1] / name)
-    with pytest.raises(ReportRefused, match=rf"{name} is an evaluation of {folders[0].name}, and lies in another"):
+    with pytest.raises(ReportRefused, match=rf"{name} is an evaluation of another run, {folders[0].name}: move"):
         read_runs(tmp_path)
 
 
@@ -162,7 +177,7 @@ def test_a_copy_of_an_evaluation_is_not_counted_twice(tmp_path, synthetic, small
     folder = synthetic.write_run(tmp_path, small, methods(synthetic, "simclr/dense")[0], 0)
     path = folder / "evaluations" / "linear-10-pruned.json"
     shutil.copyfile(path, path.with_name("linear-10-pruned (copy).json"))
-    with pytest.raises(ReportRefused, match=r"\(copy\).json is linear-10-pruned by its content, .* move it away"):
+    with pytest.raises(ReportRefused, match=r"\(copy\).json is linear-10-pruned by its content: move it"):
         read_runs(tmp_path)
 
 
@@ -173,7 +188,7 @@ def test_a_record_that_names_a_file_elsewhere_is_refused(tmp_path, synthetic, sm
     secret.write_text("mine")
     for name in ("../secret.txt", str(secret), "evaluations/linear-10-pruned.json", ""):
         alter(folder, lambda r, name=name: r.update(files={name: "0" * 64}))
-        with pytest.raises(ReportRefused, match="no file of a run's is"):
+        with pytest.raises(ReportRefused, match="is not a file of a run"):
             read_runs(tmp_path)
 
 
@@ -198,10 +213,10 @@ def test_a_file_beside_a_record_that_was_changed_is_refused_by_name(tmp_path, sy
     seal_all(folder)
     with open(folder / name, "ab") as file:
         file.write(b" ")
-    with pytest.raises(ReportRefused, match=f"{name} is not the file that its record names"):
+    with pytest.raises(ReportRefused, match=f"{name} is not the file that was recorded"):
         read_runs(tmp_path)
     (folder / name).unlink()  # without predictions there would be no interval
-    with pytest.raises(ReportRefused, match=f"{name} is not there, and its record names it: put the original back"):
+    with pytest.raises(ReportRefused, match=f"{name} is not there, although it is recorded: put the original back"):
         read_runs(tmp_path)
 
 
@@ -212,7 +227,7 @@ def test_all_runs_that_are_refused_are_named(tmp_path, synthetic, small):
     with pytest.raises(ReportRefused, match="^8 runs can't be reported:\n- ") as refused:
         read_runs(tmp_path)
     _, *lines, last = str(refused.value).splitlines()
-    assert [line.split(" can't be read as a Record")[0] for line in lines] == [
+    assert [line.split(" can't be read as a record")[0] for line in lines] == [
         f"- {folder / 'record.json'}" for folder in sorted(folders[1:])[:6]
     ]
     assert last == "- and 2 more"
@@ -237,7 +252,7 @@ def test_two_runs_of_one_seed_are_refused(tmp_path, synthetic, small):
     folder.rename(tmp_path / "twin")
     alter(tmp_path / "twin", lambda r: r.update(run_id="twin"))
     synthetic.write_run(tmp_path, small, dense, 0)
-    with pytest.raises(ReportRefused, match="Two runs claim to be simclr/dense, seed 0"):
+    with pytest.raises(ReportRefused, match=r"the same method, seed and evaluation \(simclr/dense, seed 0"):
         group_runs(read_runs(tmp_path))
 
 
@@ -253,7 +268,7 @@ def test_a_floor_made_again_for_another_learning_rate_is_the_same_floor(tmp_path
     (group,) = again(lambda r: None)
     assert [len(arm.runs) for arm in group.arms] == [1]
     shutil.rmtree(tmp_path)
-    with pytest.raises(ReportRefused, match="Two runs claim to be untrained, seed 0"):
+    with pytest.raises(ReportRefused, match=r"the same method, seed and evaluation \(untrained, seed 0"):
         again(lambda r: r.update(weights_sha256="cd" * 32))
 
 
@@ -315,7 +330,7 @@ def test_unreadable_and_missing_records_are_said_by_name(tmp_path):
         read_runs(tmp_path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "record.json").write_text('{"run_id": "x"}')
-    with pytest.raises(ReportRefused, match=r"broken/record\.json can't be read as a Record"):
+    with pytest.raises(ReportRefused, match=r"broken/record\.json can't be read as a record"):
         read_runs(tmp_path)
 
 
@@ -334,7 +349,10 @@ def test_the_results_frame_has_a_row_an_evaluation(tmp_path, synthetic, small):
     sparse = frame[frame["method"] == "simclr/sparsecontrast"]
     assert set(sparse["keep"]) == {0.5}
     stored = json.loads((tmp_path / sparse.iloc[0]["run_id"] / "evaluations" / "linear-1-pruned.json").read_text())
-    assert sparse[(sparse["labels"] == 1)].iloc[0]["macro_auroc"] == stored["macro_auroc"]
+    row = sparse[(sparse["labels"] == 1)].iloc[0]
+    assert row["macro_auroc"] == stored["macro_auroc"]
+    assert [row[f"macro_auroc_patients_{end}"] for end in ("low", "high")] == stored["interval"]
+    assert not {"macro_auroc_low", "macro_auroc_high"} & set(frame.columns)  # they said not what they cover
 
 
 def test_the_newest_cost_row_wins_and_brings_its_own_noise_floor(tmp_path, synthetic):

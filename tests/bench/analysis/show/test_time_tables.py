@@ -123,7 +123,7 @@ def test_the_report_carries_it_and_cost_csv_too(folders, synthetic, monkeypatch,
     page.write_report(results, reports)
     text = (reports / "report.md").read_text()
     assert "Cost at the scale of the literature: ViT-S/16, 224 px" in text
-    assert ("Not measured on this machine; what follows was measured on: the lab's" in text) is not own
+    assert ("Not measured on this machine. Values below were measured on: the lab's" in text) is not own
     assert "1.70 \\[1.67, 1.73\\]" in text
     assert "ViT-S/16" in (reports / "report.tex").read_text()
     figures = {path.name for path in (reports / "figures").iterdir()}
