@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -30,6 +30,14 @@ def fabric():
     from lightning_fabric import Fabric
 
     return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture(scope="session")
+def synthetic() -> ModuleType:
+    """The module that makes up a results folder, for tests of the analysis."""
+    from tests.bench.analysis import synthetic
+
+    return synthetic
 
 
 @pytest.fixture
