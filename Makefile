@@ -15,7 +15,7 @@ bench: $(STAMP)
 	$(RUN) bench.run $(if $(ARGS),$(ARGS),$(DEFAULT_ARGS))
 
 test: $(STAMP)
-	$(RUN) pytest -n auto --dist loadfile $(ARGS)
+	$(RUN) pytest -n auto --dist worksteal $(ARGS)
 
 setup: $(STAMP)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -32,9 +32,18 @@ def fabric():
     return Fabric(accelerator="cpu", devices=1)
 
 
+@pytest.fixture(scope="session")
+def synthetic() -> ModuleType:
+    """The module that makes up a results folder, for tests of the analysis."""
+    from tests.bench.analysis import synthetic
+
+    return synthetic
+
+
 @pytest.fixture
 def world(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> small.World:
     monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)  # one thread, as everywhere in the tests
+    small.count_once(monkeypatch)
     return small.World(tmp_path, cache)
 
 
@@ -59,6 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     world = small.World(tmp_path_factory.mktemp("verify"), cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
+        small.count_once(patch)
         patch.setattr("bench.analysis.page.write_report", small.light_report)
         result = world.run("--methods", "sparsecontrast")
     assert result.exit_code == 0, result.output
@@ -66,8 +76,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 
 @pytest.fixture
-def folder(trained: Path, tmp_path: Path) -> Path:
+def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that run's folder, to be tampered with."""
+    small.count_once(monkeypatch)
     shutil.copytree(trained, tmp_path / "results")
     (path,) = (tmp_path / "results").glob("simclr-*")
     return path

@@ -95,6 +95,25 @@ def make_light(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("bench.analysis.page.write_report", light_report)
 
 
+_counted: dict[Any, Macs] = {}
+
+
+def count_once(patch: pytest.MonkeyPatch) -> None:
+    """Count the MACs of a method at a scale once in this process, for the runs and the verifications of many tests."""
+    from bench.measure.run_cost import macs_of
+
+    def known(objective: Any, spec: RunSpec, run_data: Any, steps: int) -> Macs:
+        if objective.encoder.strategy.adaptive:  # then they depend on images and weights
+            return macs_of(objective, spec, run_data, steps)
+        key = (spec.method, spec.code, spec.encoder, spec.train, steps)
+        if key not in _counted:
+            _counted[key] = macs_of(objective, spec, run_data, steps)
+        return _counted[key]
+
+    patch.setattr("bench.experiment.macs_of", known)
+    patch.setattr("bench.verification.recount.macs_of", known)
+
+
 def record(run_id: str = "a-run", **changes: Any) -> Record:
     values: dict[str, Any] = {
         "science_version": 1,

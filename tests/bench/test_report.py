@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import matplotlib.image
 import pandas as pd
@@ -19,17 +16,6 @@ from bench.analysis.page import write_report
 from bench.records.record import CostRow
 from bench.report import app
 from bench.specs.grid_spec import read_tuning
-
-
-@pytest.fixture(scope="module")
-def synthetic():
-    name = "synthetic_results"
-    if name not in sys.modules:
-        path = Path(__file__).parent / "analysis" / "synthetic.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ METHODS = "dense,sparsecontrast,moco/random"
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> SimpleNamespace:
-    """Three methods and both baselines, two seeds for one probe, one fraction of draws; all but the clock is real."""
+    """Three methods and both baselines, two probes at two fractions, nothing left out but the clock."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
         world = small.World(tmp_path_factory.mktemp("done"), cache)

@@ -241,7 +241,7 @@ def against_the_other_side(image, mask):
 def test_detectability_rises_with_cnr(label, measure, sign):
     """The local contrast of positives is compared with the same place in images without the finding."""
     shares = tuple(0.75 if i == label else 0.0 for i in range(5))
-    found = generate(11, [(i, 0) for i in range(600)], 64, shares)
+    found = generate(11, [(i, 0) for i in range(480)], 64, shares)
     normal = np.flatnonzero(found.labels[:, label] == 0)
     rows = np.flatnonzero(found.labels[:, label] == 1)
     assert len(rows) > 300 and len(normal) > 80

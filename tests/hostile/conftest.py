@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import small
 from tests.hostile.harness import PRIVATE, Commands
 
 
@@ -25,6 +26,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Commands that run in a folder of their own, with a home of their own, and can't reach a network."""
     monkeypatch.setattr("bench.grid.plan.cores", lambda: 1)
+    small.count_once(monkeypatch)
     made = Commands(tmp_path, cache)
     monkeypatch.chdir(tmp_path / PRIVATE)
     monkeypatch.setenv("HOME", str(tmp_path / PRIVATE))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from bench.analysis.read import frames
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
 from bench.analysis.show import accuracy_tables, run_tables
-from datasets.limits import RECORD_BYTES
 from tests.bench.analysis.synthetic import Method, World, write_run
+from tests.damage import Damage, cut, folder, huge, pipe, put, zero
 from tests.hostile.harness import Commands, check
 from tests.hostile.test_archives import header, zipped
 from tests.hostile.test_pickles import Bomb
@@ -50,18 +48,7 @@ def damaged(bench: Commands, whole: Path) -> Commands:
     return bench
 
 
-def put(content: bytes) -> Callable[[Path], None]:
-    def do(path: Path) -> None:
-        path.write_bytes(content)
-
-    return do
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def change(**fields: Any) -> Callable[[Path], None]:
+def change(**fields: Any) -> Damage:
     """Fields of a JSON file, dotted with `__`; None drops one."""
 
     def do(path: Path) -> None:
@@ -79,27 +66,7 @@ def change(**fields: Any) -> Callable[[Path], None]:
     return do
 
 
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def zero(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("/dev/zero")
-
-
-def huge(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(RECORD_BYTES + 1)
-
-
-def resave(**arrays: Any) -> Callable[[Path], None]:
+def resave(**arrays: Any) -> Damage:
     def do(path: Path) -> None:
         with np.load(path) as saved:
             values = {**saved, **arrays}
@@ -124,7 +91,7 @@ RECORD, HISTORY = "record.json", "history.jsonl"
 EVALUATION, PREDICTIONS = "evaluations/linear-10-pruned.json", "predictions/linear-10-pruned.npz"
 NO_RECORD, AGAIN = "record.json can't be read as a record .*move it away", "run it again, or move its folder away"
 # id: (file, what is done to it, what the message says)
-BAD: dict[str, tuple[str, Callable[[Path], None], str]] = {
+BAD: dict[str, tuple[str, Damage, str]] = {
     "record: nothing in it": (RECORD, put(b""), NO_RECORD),
     "record: cut in half": (RECORD, cut, NO_RECORD),
     "record: no JSON": (RECORD, put(b"record"), NO_RECORD),
@@ -215,7 +182,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("file", "do", "says"), BAD.values(), ids=BAD)
-def test_report(damaged: Commands, quick: None, file: str, do: Callable[[Path], None], says: str) -> None:
+def test_report(damaged: Commands, quick: None, file: str, do: Damage, says: str) -> None:
     path = damaged.folder / "results" / RUN / file
     path.parent.mkdir(exist_ok=True)
     do(path)
@@ -307,7 +274,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return made.folder / "results"
 
 
-def without_evaluations(do: Callable[[Path], None]) -> Callable[[Path], None]:
+def without_evaluations(do: Damage) -> Damage:
     def both(path: Path) -> None:
         shutil.rmtree(path.parent / "evaluations")
         do(path)
@@ -327,7 +294,7 @@ def pickled_weights(path: Path) -> None:
 
 
 WEIGHTS = "checkpoint.safetensors"
-AFTER: dict[str, tuple[str, Callable[[Path], None], str, int]] = {
+AFTER: dict[str, tuple[str, Damage, str, int]] = {
     "record: nothing in it": (RECORD, put(b""), "record.json can't be read as a record .*move it away", 2),
     "record: cut in half": (RECORD, cut, "record.json can't be read as a record .*move it away", 2),
     "record: of another schema": (RECORD, change(schema_version=99), "has schema 99, and this code reads 1", 2),
@@ -343,7 +310,7 @@ AFTER: dict[str, tuple[str, Callable[[Path], None], str, int]] = {
 
 
 @pytest.mark.parametrize(("file", "do", "says", "code"), AFTER.values(), ids=AFTER)
-def test_run_again(bench: Commands, trained: Path, file: str, do: Callable[[Path], None], says: str, code: int) -> None:
+def test_run_again(bench: Commands, trained: Path, file: str, do: Damage, says: str, code: int) -> None:
     shutil.rmtree(bench.folder / "results")
     shutil.copytree(trained, bench.folder / "results", ignore=shutil.ignore_patterns(".*"))
     (run,) = [path for path in (bench.folder / "results").iterdir() if (path / RECORD).exists()]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import Result
 
-from datasets.limits import PLUGIN_BYTES, RECORD_BYTES
+from datasets.limits import PLUGIN_BYTES
+from tests.bench import small
+from tests.damage import Damage, cut, folder, huge, pipe, put, zero
 from tests.hostile.harness import Commands, check
-from tests.hostile.test_records import cut, folder, other_weights, pickled_weights, pipe, put, zero
+from tests.hostile.test_records import other_weights, pickled_weights
 
 GOOD = "z-good"
 RECORD, HISTORY, WEIGHTS = "record.json", "history.jsonl", "checkpoint.safetensors"
 EVALUATION, PREDICTIONS = "evaluations/linear-100-pruned.json", "predictions/linear-100-pruned.npz"
-Damage = Callable[[Path], None]
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     made = Commands(tmp_path_factory.mktemp("verified"), cache)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.grid.plan.cores", lambda: 1)
+        small.count_once(patch)
         done = made.run("--methods", "sparsecontrast")
     assert done.exit_code == 0, done.output
     (path,) = (made.folder / "results").glob("*/record.json")
@@ -66,11 +67,6 @@ def said(**fields: Any) -> Damage:
 def elsewhere(path: Path) -> None:
     """The record names a file that is none of the run's."""
     said(files={"../../home/thesis.txt": "0" * 64})(path)
-
-
-def huge(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(RECORD_BYTES + 1)
 
 
 NO_EPOCH = "line 1 is not an epoch of a history"

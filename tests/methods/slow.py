@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods.encoders.vit import geometry_of
-from methods.strategies.strategy import Geometry
+from methods.strategies.strategy import Encoding, Geometry
 
 Reduce = Callable[[Tensor, Tensor, list[int], int], tuple[Tensor, list[int]]]
 
@@ -187,3 +187,19 @@ def pruned(vit: VisionTransformer, image: Tensor, reduce: Reduce) -> tuple[Tenso
             history.append(left)
         x = mlp(block, x)
     return layer_norm(vit.norm, x)[prefix:].mean(0), history
+
+
+def assert_prunes_alike(
+    encoding: Encoding, vit: VisionTransformer, expected: Iterable[tuple[Tensor, list[list[int]]]], counts: list[int]
+) -> None:
+    """Check an encoding of several images against what `pruned` gives for each: features, gradients, kept patches.
+
+    `counts` are the tokens that remain after each stage; a fused one stands as a negative patch. Not all images keep
+    the same.
+    """
+    features, histories = zip(*expected, strict=True)
+    for kept, history in zip(encoding.kept, histories, strict=True):
+        assert [len(left) for left in history] == counts
+        assert kept.nonzero().flatten().tolist() == [j for j in history[-1] if j >= 0]
+    assert len({tuple(history[-1]) for history in histories}) > 1
+    assert_same(encoding.features, torch.stack(features), [vit])

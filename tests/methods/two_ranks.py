@@ -8,6 +8,7 @@ The cases are computed in float64 throughout, so that rounding hides no mistake.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -66,9 +67,8 @@ def build(encoder: str, method: str) -> Objective:
     return objective.train()
 
 
-def train(encoder: str, method: str) -> Results:
+def train(objective: Objective) -> Results:
     """Return loss, gradients and state of two steps: one that keeps all patches, one that keeps half of them."""
-    objective = build(encoder, method)
     model: nn.Module = objective
     if world() > 1:
         globalise(objective)
@@ -181,9 +181,10 @@ def main(rank: int, folder: Path) -> None:
     found: dict[str, Any] = {"exchanged": exchanged(rank), "normed": normed(rank), "cases": {}}
     with float64_throughout():
         for encoder, method in CASES:
-            alone = train(encoder, method)
+            objective = build(encoder, method)
+            alone = train(copy.deepcopy(objective))
             with together():
-                shared = train(encoder, method)
+                shared = train(objective)
             found["cases"][f"{encoder} {method}"] = apart(alone, shared)
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()

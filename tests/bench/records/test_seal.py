@@ -14,8 +14,8 @@ from bench.records.record import CostTable, Evaluation, Record
 from bench.records.seal import digest_of, read_sealed, seal, sha256, state_of
 from bench.records.store import as_json
 from bench.specs.frozen import file_sha256
-from datasets.limits import RECORD_BYTES
 from tests.bench.small import evaluation, record
+from tests.damage import Damage, folder, huge, put
 
 KNOWN = '{"a":[1,2.5],"b":{"x":null,"y":"\\u00e9"}}'
 
@@ -68,7 +68,7 @@ KINDS = [(Record, record(), "a record"), (Evaluation, evaluation("a", "s"), "an 
 KINDS += [(CostTable, TABLE, "a cost table")]
 
 
-def fields(resealed: bool = False, **values: Any) -> Callable[[Path], None]:
+def fields(resealed: bool = False, **values: Any) -> Damage:
     """Set fields of a sealed file, and the digest with them if it is to be `resealed`."""
 
     def do(path: Path) -> None:
@@ -76,23 +76,6 @@ def fields(resealed: bool = False, **values: Any) -> Callable[[Path], None]:
         path.write_text(json.dumps({**plain, "digest": digest_of(plain)} if resealed else plain))
 
     return do
-
-
-def content(value: bytes) -> Callable[[Path], None]:
-    def do(path: Path) -> None:
-        path.write_bytes(value)
-
-    return do
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def huge(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(RECORD_BYTES + 1)
 
 
 CANNOT = "can't be read as NOUN "
@@ -107,10 +90,10 @@ READ: dict[str, tuple[Callable[[Path], Any], str, str, bool]] = {
     "of another schema, edited": (fields(schema_version=2), "other schema", "has schema 2, and this", False),
     "a schema in words": (fields(True, schema_version="1"), "other schema", "has schema '1', and this code", False),
     "nonsense": (fields(True, colour="red"), "invalid", f"{CANNOT}(colour: Extra inputs are not permitted)", False),
-    "a list": (content(b"[]"), "invalid", f"{CANNOT}(Input should be an object)", False),
-    "no JSON": (content(b"{"), "unreadable", f"{CANNOT}(Expecting property name", False),
-    "nothing": (content(b""), "unreadable", f"{CANNOT}(Expecting value", False),
-    "nested without end": (content(b"[" * 100_000), "unreadable", f"{CANNOT}(its JSON is nested too deeply)", False),
+    "a list": (put(b"[]"), "invalid", f"{CANNOT}(Input should be an object)", False),
+    "no JSON": (put(b"{"), "unreadable", f"{CANNOT}(Expecting property name", False),
+    "nothing": (put(b""), "unreadable", f"{CANNOT}(Expecting value", False),
+    "nested without end": (put(b"[" * 100_000), "unreadable", f"{CANNOT}(its JSON is nested too deeply)", False),
     "larger than one can be": (huge, "unreadable", "bytes, but the limit is 67,108,864", False),
     "a folder": (folder, "unreadable", f"{CANNOT}(it is not a regular file)", False),
     "not there": (Path.unlink, "missing", "is not there", False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,16 @@ def prepared(tmp_path_factory, cache, fabric) -> Any:
 
 
 def train(spec: RunSpec, run_data: Any, checkpoints: Checkpoints | None = None) -> Trained:
-    return pretrain(spec, run_data.dataset, run_data.splits.train, run_data.fabric, lambda state: None, checkpoints)
+    """Two epochs of three steps."""
+    index = run_data.splits.train[: 3 * spec.train.batch]
+    return pretrain(spec, run_data.dataset, index, run_data.fabric, lambda state: None, checkpoints)
+
+
+def stop(spec: RunSpec, run_data: Any, folder: Path, *steps: int) -> None:
+    """A training that is stopped after each of these steps, and goes on after each but the last."""
+    for at in steps:
+        with pytest.raises(KeyboardInterrupt):
+            train(spec, run_data, StopsAt(folder, at))
 
 
 def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,10 +90,8 @@ def test_going_on_gives_the_same_bits(prepared, method: str, tmp_path: Path) -> 
     """Stopped in the middle of an epoch, on the ramp, and again at an epoch's end."""
     spec, run_data = prepared(method)
     whole = train(spec, run_data)
-    assert whole.steps > 4
-    for at in (1, whole.steps // 2):
-        with pytest.raises(KeyboardInterrupt):
-            train(spec, run_data, StopsAt(tmp_path, at))
+    assert whole.steps == 6
+    stop(spec, run_data, tmp_path, 1, 3)
     resumed = train(spec, run_data, Checkpoints(tmp_path))
     same(whole, resumed)
     assert (whole.resumed, resumed.resumed) == (0, 2)
@@ -95,8 +103,7 @@ def test_going_on_gives_the_same_bits(prepared, method: str, tmp_path: Path) -> 
 def test_a_cnn_goes_on_in_its_memory_format(prepared, encoder: str, tmp_path: Path) -> None:
     spec, run_data = prepared("sparsecontrast", encoder__name=encoder)
     whole = train(spec, run_data)
-    with pytest.raises(KeyboardInterrupt):
-        train(spec, run_data, StopsAt(tmp_path, 2))
+    stop(spec, run_data, tmp_path, 2)
     same(whole, train(spec, run_data, Checkpoints(tmp_path)))
 
 
@@ -125,14 +132,21 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(changed)
 
 
+@pytest.fixture(scope="module")
+def sparse(prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
+    """A whole training, and checkpoints of steps 2 and 3 of the same."""
+    spec, run_data = prepared("sparsecontrast")
+    folder = tmp_path_factory.mktemp("stopped")
+    stop(spec, run_data, folder, 2, 3)
+    return train(spec, run_data), folder
+
+
 @pytest.mark.parametrize("how", ["truncated", "empty", "one bit", "not there", "a pickle"])
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
-def test_a_damaged_one_gives_way_to_the_one_before(prepared, tmp_path: Path, how: str, suffix: str) -> None:
+def test_a_damaged_one_gives_way_to_the_one_before(prepared, sparse, tmp_path: Path, how: str, suffix: str) -> None:
     spec, run_data = prepared("sparsecontrast")
-    whole = train(spec, run_data)
-    for at in (2, 3):
-        with pytest.raises(KeyboardInterrupt):
-            train(spec, run_data, StopsAt(tmp_path, at))
+    whole, stopped = sparse
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / f"3.{suffix}", how)
     seen: list[Position | None] = []
 
@@ -149,8 +163,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(prepared, tmp_path: Path, how
 @pytest.mark.parametrize("change", [{"step": 2}, {"position": {"history": [], "seen": {}, "seconds": 0, "resumed": 9}}])
 def test_an_edited_position_is_recognised(prepared, tmp_path: Path, change: dict[str, Any]) -> None:
     spec, run_data = prepared("dense")
-    with pytest.raises(KeyboardInterrupt):
-        train(spec, run_data, StopsAt(tmp_path, 3))
+    stop(spec, run_data, tmp_path, 3)
     path = tmp_path / "3.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     objective = build_dense(spec)
@@ -160,9 +173,7 @@ def test_an_edited_position_is_recognised(prepared, tmp_path: Path, change: dict
 def stopped_twice(prepared, folder: Path) -> tuple[Any, torch.optim.Optimizer, Checkpoints]:
     """A fresh model and its optimizer, and checkpoints of steps 2 and 3."""
     spec, run_data = prepared("dense")
-    for at in (2, 3):
-        with pytest.raises(KeyboardInterrupt):
-            train(spec, run_data, StopsAt(folder, at))
+    stop(spec, run_data, folder, 2, 3)
     objective = build_dense(spec)
     return objective, optimizer_of(objective, 1e-3, 0.05), Checkpoints(folder)
 
@@ -224,8 +235,7 @@ def build_dense(spec: RunSpec) -> Any:
 
 def test_a_checkpoint_of_another_model_is_left_alone(prepared, tmp_path: Path) -> None:
     spec, run_data = prepared("sparsecontrast")
-    with pytest.raises(KeyboardInterrupt):
-        train(spec, run_data, StopsAt(tmp_path, 3))
+    stop(spec, run_data, tmp_path, 3)
     other, _ = prepared("dense")
     objective = build_dense(other)
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}

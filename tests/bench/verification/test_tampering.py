@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.measure.macs import count
-from bench.records.record import Macs
 from bench.specs.frozen import file_sha256
 from bench.verification.files import read as read_source
 from bench.verification.stages import check_files
@@ -23,23 +21,9 @@ EVALUATION = f"evaluations/{NAME}.json"
 SPEC = "spec and run id"
 
 
-@pytest.fixture(scope="module")
-def counted() -> Callable[..., Macs]:
-    """MACs, counted once for all tests on the one run: that is most of the time of a check."""
-    known: dict[tuple[Any, ...], Macs] = {}
-
-    def count_once(objective: Any, *spec: Any) -> Macs:
-        if spec not in known:
-            known[spec] = count(objective, *spec)
-        return known[spec]
-
-    return count_once
-
-
 @pytest.fixture
-def failing(folder: Path, cache: Path, counted, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, str]]:
+def failing(folder: Path, cache: Path) -> Callable[[], dict[str, str]]:
     """Without training: what does not hold of the folder, and why."""
-    monkeypatch.setattr("bench.measure.run_cost.count", counted)
 
     def find() -> dict[str, str]:
         return {one.what: one.why for one in check_files(folder, None, cache).checks if one.verdict == "does not hold"}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from methods.encoders.vit import geometry_of
 from methods.noise import Noise
-from methods.strategies.strategy import Call, Geometry
+from methods.strategies.strategy import Call, Geometry, Strategy
 
 ROUNDING = 2e-5  # of the references, which are float32 through 12 blocks; a wrong formula shows from 1e-2 on
 GRADIENT_ROUNDING = 2e-4  # relative
@@ -116,9 +116,30 @@ def watch(monkeypatch: Any, module: Any, function: str) -> list[Any]:
     return found
 
 
+def kept_alike(kept: list[Any], reference: NpzFile, key: str) -> np.ndarray:
+    """The patches that remain after three stages (images, patches), the same as in the reference after each.
+
+    `kept`: for each stage the positions, ascending, among the patches of the stage before. The reference has them in
+    the order of attention."""
+    ours = theirs = np.tile(np.arange(196), (3, 1))
+    for stage, best in enumerate(kept):
+        ours = np.take_along_axis(ours, best.numpy(), 1)
+        theirs = np.take_along_axis(theirs, reference[f"idx{stage}_{key}"].astype(int), 1)
+        assert (ours == np.sort(theirs, 1)).all()
+    assert len(kept) == 3
+    return ours
+
+
 def loss_of(features: Tensor, seed: int) -> Tensor:
     """A loss that depends on all features: their product with fixed numbers."""
     return (features * narrow(normal("probe", seed, *features.shape))).sum()
+
+
+def check_gradients(strategy: type[Strategy], rho: float, seed: int, reference: NpzFile, key: str) -> None:
+    """Gradients of all parameters of a transformer that `strategy` trains with this `rho`."""
+    vit, geometry = transformer(seed)
+    loss_of(strategy(geometry, rho=rho)(vit, images(seed), TRAINING).features, seed).backward()  # type: ignore[call-arg]
+    assert gradient_gap(vit, reference["names"], reference[key], seed) < GRADIENT_ROUNDING
 
 
 def gap(mine: Tensor, theirs: np.ndarray) -> float:

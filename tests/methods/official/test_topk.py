@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,12 +21,7 @@ def test_the_same_patches_are_kept_and_the_features_agree(
     tokens, kept = recipe.final_tokens(vit), recipe.watch(monkeypatch, topk, "highest")
     with torch.no_grad():
         encoding = topk.TopK(geometry, rho=rho)(vit, recipe.images(seed), Call())
-    ours = theirs = np.tile(np.arange(196), (3, 1))
-    for stage, best in enumerate(kept):
-        ours = np.take_along_axis(ours, best.numpy(), 1)
-        theirs = np.take_along_axis(theirs, REFERENCE[f"idx{stage}_{rho}_{seed}"].astype(int), 1)
-        assert (ours == np.sort(theirs, 1)).all()
-    assert len(kept) == 3
+    ours = recipe.kept_alike(kept, REFERENCE, f"{rho}_{seed}")
     assert encoding.kept is not None
     assert (encoding.kept.nonzero()[:, 1].view(3, -1).numpy() == ours).all()
     assert recipe.gap(encoding.features, REFERENCE[f"feature_{rho}_{seed}"]) < recipe.ROUNDING
@@ -36,7 +30,4 @@ def test_the_same_patches_are_kept_and_the_features_agree(
 
 @pytest.mark.parametrize(("rho", "seed"), [(0.7, 0), (0.25, 1)])
 def test_gradients_agree(rho: float, seed: int) -> None:
-    vit, geometry = recipe.transformer(seed)
-    recipe.loss_of(topk.TopK(geometry, rho=rho)(vit, recipe.images(seed), recipe.TRAINING).features, seed).backward()
-    theirs = REFERENCE[f"grads_{rho}_{seed}"]
-    assert recipe.gradient_gap(vit, REFERENCE["names"], theirs, seed) < recipe.GRADIENT_ROUNDING
+    recipe.check_gradients(topk.TopK, rho, seed, REFERENCE, f"grads_{rho}_{seed}")

@@ -37,12 +37,8 @@ def test_equals_the_paper_written_out_with_gradients(prefix: str, depth: int, ca
     vit, geometry = slow.tiny(prefix, depth=depth)
     images = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(2))
     encoding = EViT(geometry, rho=0.7)(vit, images, call)
-    features, histories = zip(*(slow_evit(vit, image, 0.7) for image in images), strict=True)
-    for i, history in enumerate(histories):
-        assert [len(left) for left in history] == [12 + 1, 10 + 1, 8 + 1]  # of 16, of 13, of 11
-        assert encoding.kept[i].nonzero().flatten().tolist() == [j for j in history[-1] if j != FUSED]
-    assert len({tuple(history[-1]) for history in histories}) > 1
-    slow.assert_same(encoding.features, torch.stack(features), [vit])
+    counts = [12 + 1, 10 + 1, 8 + 1]  # of 16, of 13, of 11
+    slow.assert_prunes_alike(encoding, vit, [slow_evit(vit, image, 0.7) for image in images], counts)
 
 
 def test_an_earlier_fused_token_can_stay_or_be_fused_again() -> None:
