@@ -1,7 +1,7 @@
-"""Fan a grid out: one function that works through runs (`bench.launch.worker`), three ways to execute it.
+"""Launch a grid: one function that works through runs (`bench.launch.worker`), and three ways to execute it.
 
-`inline` calls it in this process; `local` starts workers that share the whole grid; `slurm` submits a job a run. The
-last two go through submitit's executors.
+`inline` calls it in this process; `local` starts worker processes that share the whole grid; `slurm` submits one job
+for each run. The last two use submitit's executors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOOK_EVERY = 0.2  # seconds between questions to local workers
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """How a grid is executed. `gpus` are those of this machine, for local workers."""
+    """How a grid is executed. `gpus` is the number of GPUs on this machine, for local workers."""
 
     launcher: Launcher = "inline"
     workers: int = 1
@@ -37,7 +37,7 @@ class LaunchOptions:
 
 @contextmanager
 def workers(sweep: Sweep, options: LaunchOptions) -> Iterator[Sequence[Handle]]:
-    """The grid being done, by handles. Leaving early ends local workers and leaves SLURM's jobs."""
+    """Execute the grid; yields its handles. Leaving early ends local workers and lets SLURM jobs run."""
     if options.launcher == "inline":
         yield [_Inline(sweep)]
     elif options.launcher == "slurm":
@@ -60,8 +60,8 @@ def _local(sweep: Sweep, options: LaunchOptions) -> Iterator[Sequence[Handle]]:
 
 @contextmanager
 def _errors_to(path: Path) -> Iterator[None]:
-    """What is started inside writes its errors there: submitit's controllers share the terminal, and each would answer
-    Ctrl-C with a traceback."""
+    """Send the errors of processes started inside to a file: submitit's controllers share the terminal, and each would
+    answer Ctrl-C with a traceback."""
     kept = os.dup(2)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, 2)
@@ -74,8 +74,8 @@ def _errors_to(path: Path) -> Iterator[None]:
 
 
 class _Local:
-    """The worker processes of this machine, each in a place with GPUs of its own. One that ends before its time fails
-    the run that it was at work on, and another takes its place for the rest."""
+    """The worker processes of this machine, each with GPUs of its own. When one exits unexpectedly, the run that it
+    worked on fails, and a new worker takes its place for the rest."""
 
     job_id = ""
     found = False
@@ -116,8 +116,8 @@ class _Local:
         return "", "", ""
 
     def _replace(self, place: int, trouble: list[Trouble]) -> list[Trouble]:
-        """Have the grid go on after a worker has ended in `trouble`, which is returned where it can't. Workers that
-        end none of its runs have one successor: who begins nothing must not be started for ever."""
+        """Start a new worker after one has ended in `trouble`, which is returned where that is of no use. Workers that
+        finish no run are replaced once: one that can't start must not be restarted forever."""
         if not trouble:
             return []
         trouble += _trouble(lambda: fail(self._sweep, lambda run: crash_reason(self._sweep, run)))
@@ -133,7 +133,7 @@ class _Local:
 
 
 class _Inline:
-    """The grid in this process: done when it is waited for."""
+    """The grid in this process: executed when it is waited for."""
 
     job_id = ""
     found = False
@@ -149,12 +149,12 @@ class _Inline:
 
 
 def _trouble(call: Callable[[], object]) -> list[Trouble]:
-    """What a worker has to say of itself once it ended, well or not."""
+    """Get the result of a worker that has ended; returns why it failed, or nothing."""
     try:
         call()
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[-1]
         if any(os.strerror(number) in str(error) for number in FULL):
             return [("", disk_full(said))]
-        return [("", f"a worker ended before its time: {said}")]
+        return [("", f"a worker exited unexpectedly: {said}")]
     return []

@@ -1,19 +1,21 @@
-"""Who is at work on which run: claims, files made exclusively, so that workers share a grid without a master.
+"""Which process works on which run: leases, files that are created exclusively, so that workers share a grid without a
+coordinator.
 
-The claims on a run are `results/.leases/<run id>/<number>`, each holding its owner; the highest counts. A claim is made
-by linking a finished file to the next number, which can succeed for one process only. A dead owner's claim is never
-removed to take its place (two who see it dead would remove each other's): the next number is.
+The leases on a run are the files `results/.leases/<run id>/<number>`, each of which names its owner; the highest number
+counts. A process takes a lease by hard-linking a complete file to the next number, which can succeed for one process
+only. The lease of a dead owner is never removed in order to take its place (two processes that both see it dead could
+remove each other's); the next number is taken instead.
 
-An owner on this machine is alive while its process is (number and time of birth). For one elsewhere, also in another
-container, the claim's time of last change tells, which its owner renews every half minute: it counts as dead after
-five, both read off the clock of the file system that they share. A SLURM job that was requeued takes over what it held
-before at once.
+An owner on this machine is alive as long as its process exists, identified by number and start time. An owner
+elsewhere, also one in another container, is judged by the modification time of its lease, which it renews every 30
+seconds: after five minutes without renewal it counts as dead. Both times are read from the clock of the shared file
+system. A SLURM job that was requeued takes over its own earlier lease at once.
 
-Where this could fail: a process that is frozen for over five minutes and thawed, or a network file system that hides
-new files for as long, lets two processes do the same run. Either of them does it right, but what they write is not the
-same to the last byte (a history holds speeds, a record times). So whoever finishes it first has done it: the other, on
-coming to write, finds a record that is done and leaves it with all that lies beside it (`bench.experiment`), and gives
-back no claim but its own. Only time is lost. The file system must have hard links.
+Two processes can end up with the same run if one is suspended for over five minutes and then resumed, or if a network
+file system hides new files for that long. Both results would be correct, but not identical to the last byte (a history
+holds speeds, a record holds times). So the first one to finish counts: the other finds a finished record when it is
+about to write its own, leaves that and the files beside it alone (`bench.experiment`), and releases only its own lease.
+Only time is lost. The file system must support hard links.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ from pathlib import Path
 
 from bench.records.environment import slurm_job
 
-RENEWED = 30.0  # seconds between renewals of a claim
-DEAD = 300.0  # seconds without one after which an owner elsewhere counts as dead
+RENEWED = 30.0  # seconds between renewals of a lease
+DEAD = 300.0  # seconds without renewal after which an owner elsewhere counts as dead
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that holds a claim. `job` is its SLURM job, `restart` how often that was requeued; `command_id` the command
-    on whose behalf it works."""
+    """A process that holds a lease. `job` is its SLURM job, `restart` how often that job was requeued, `command_id` the
+    command that it works for."""
 
     host: str
     boot: str
@@ -57,16 +59,17 @@ class Owner:
 
 
 class Leases:
-    """The claims in a results folder."""
+    """The leases in a results folder."""
 
     def __init__(self, results: Path) -> None:
         self.root = results / ".leases"
 
     @contextmanager
     def hold(self, run_id: str, command_id: str = "") -> Iterator[bool]:
-        """True inside if the run is this process's to do; given back at the end."""
+        """Take the lease on a run: True inside if this process has it, False if another one does; released at the
+        end."""
         me = Owner.me(command_id)
-        path = self._make(run_id, me)
+        path = self._take(run_id, me)
         if path is None:
             yield False
             return
@@ -78,27 +81,27 @@ class Leases:
         finally:
             ended.set()
             renewal.join()
-            _give_back(path, me)
+            _release(path, me)
 
     def held(self, run_id: str) -> bool:
-        """Is a living process at work on the run?"""
+        """Whether a living process holds a lease on the run."""
         return any(_lives(path) for path in self._all(run_id))
 
     def dead(self, run_id: str) -> list[Owner]:
-        """Who held the run and died with it, the last one last."""
+        """The owners that died while they held the run, the most recent last."""
         return [owner for path in self._all(run_id) if not _lives(path) and (owner := _read(path)) is not None]
 
     def _all(self, run_id: str) -> list[Path]:
         try:
             paths = [path for path in (self.root / run_id).iterdir() if path.name.isdecimal()]
-        except FileNotFoundError:  # nobody has one, or the last is being given back at this moment
+        except FileNotFoundError:  # nobody holds one, or the last one is being released
             return []
         return sorted(paths, key=lambda path: int(path.name))
 
-    def _make(self, run_id: str, me: Owner) -> Path | None:
-        """This process's claim, or None where another's stands or came first."""
+    def _take(self, run_id: str, me: Owner) -> Path | None:
+        """This process's new lease, or None where another process holds the run or was faster."""
         folder = self.root / run_id
-        for _ in range(10):  # the folder goes with its last claim, perhaps just before ours
+        for _ in range(10):  # whoever releases the last lease removes the folder, perhaps just now
             folder.mkdir(parents=True, exist_ok=True)
             found = self._all(run_id)
             if any(_lives(path, me) for path in found):
@@ -107,30 +110,30 @@ class Leases:
             mine = folder / f".{uuid.uuid4().hex}"
             try:
                 mine.write_text(json.dumps(asdict(me)), encoding="utf-8")
-                os.link(mine, path)  # there with its content, or not at all
+                os.link(mine, path)  # appears with its content, or not at all
             except FileExistsError:
                 if not path.exists() or not path.samefile(mine):
                     return None
-                # ours: a network file system lost its first answer, and asked again
+                # it is ours: a network file system lost the first answer and tried again
             except FileNotFoundError:
                 continue
             finally:
                 mine.unlink(missing_ok=True)
             if any(other != path and _lives(other, me) for other in self._all(run_id)):
-                path.unlink(missing_ok=True)  # made meanwhile, after the old ones were given back: its owner goes on
+                path.unlink(missing_ok=True)  # another process took one in the meantime: it goes on
                 return None
             return path
-        raise OSError(f"{folder} disappears as soon as it is made: is another program cleaning {self.root}?")
+        raise OSError(f"{folder} disappears as soon as it is created: is another program cleaning {self.root}?")
 
 
 def born(pid: int) -> str:
-    """When a process began, in the kernel's own count: tells it from a later one of the same number. "" if unknown."""
+    """Start time of a process in kernel ticks, which tells it from a later one of the same number; "" if unknown."""
     fields = _stat(pid)
     return fields[19] if len(fields) > 19 else ""
 
 
 def _stat(pid: int) -> list[str]:
-    """What the kernel says of a process, from its state on; nothing where it says nothing."""
+    """The fields of `/proc/<pid>/stat` from the state on; empty where they can't be read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -138,8 +141,8 @@ def _stat(pid: int) -> list[str]:
 
 
 def process_lives(pid: int) -> bool:
-    """Is there a process of this number on this machine? One that has ended is none, though nobody asked how: where a
-    container's first process does not, it stays listed."""
+    """Whether a process of this number runs on this machine. A zombie does not count: it stays listed until its parent
+    collects it, which the first process of some containers never does."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -151,8 +154,8 @@ def process_lives(pid: int) -> bool:
 
 @cache
 def _boot() -> str:
-    """Which start of which machine this is, and whose processes are counted: containers of one machine share the start
-    alone, and a number there says nothing here."""
+    """Identifies the boot of this machine and the process namespace: containers on one machine share the boot, but a
+    process number in one means nothing in another."""
     if sys.platform != "linux":
         return ""
     try:
@@ -162,10 +165,10 @@ def _boot() -> str:
 
 
 def _lives(path: Path, me: Owner | None = None) -> bool:
-    """Does the owner of a claim live? `me`: my own earlier self, before its job was requeued, does not."""
+    """Whether the owner of a lease is alive; the earlier run of `me`, before its SLURM job was requeued, is not."""
     owner = _read(path)
     if owner is None:
-        return False  # given back just now, or no claim of ours: those come with their content
+        return False  # just released, or not a lease: those appear with their content
     if me is not None and owner.job and owner.job == me.job and owner.restart < me.restart:
         return False
     here = Owner.me()
@@ -182,41 +185,42 @@ def _read(path: Path) -> Owner | None:
 
 
 def _age(path: Path) -> float:
-    """Seconds since a claim was renewed, by the clock of its file system."""
+    """Seconds since a lease was renewed, by the clock of its file system."""
     probe = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        with open(probe, "xb") as file:  # may be removed under our hands, by who gives a claim back
+        with open(probe, "xb") as file:  # a process that releases its lease may remove it
             return os.fstat(file.fileno()).st_mtime - path.stat().st_mtime
     except FileNotFoundError:
-        return float("inf")  # given back just now
+        return float("inf")  # just released
     finally:
         probe.unlink(missing_ok=True)
 
 
 def _renew(path: Path, me: Owner, ended: threading.Event) -> None:
-    """Until it ends. Not a claim of the same number that another made, after ours was taken for dead and removed."""
+    """Renew the lease until `ended`; not one of the same number that another process took after ours counted as
+    dead."""
     while not ended.wait(RENEWED):
         try:
             if _read(path) in (me, None):
                 os.utime(path)
         except OSError:
-            continue  # a network file system's hiccup; if it lasts, others take over
+            continue  # a network file system may fail for a moment; if it lasts, others take over
 
 
-def _give_back(path: Path, me: Owner) -> None:
-    """Remove the claim, the dead ones below it first, and the folder if nobody else has a claim in it. Not a claim of
-    the same number that is another's: this process was frozen and taken for dead, and ours is gone."""
+def _release(path: Path, me: Owner) -> None:
+    """Remove the lease, the dead ones below it first, and the folder if no lease is left in it. A lease of the same
+    number that belongs to another process stays: this process was suspended, counted as dead, and has lost its own."""
     if _read(path) not in (me, None):
         return
     try:
         for other in path.parent.iterdir():
             below = other.name.isdecimal() and int(other.name) < int(path.name)
-            if not other.name.isdecimal() or (below and not _lives(other)):  # whoever makes a claim now makes it again
+            if not other.name.isdecimal() or (below and not _lives(other)):  # a process that is taking one starts over
                 other.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     except FileNotFoundError:
-        return  # the folder went with the claim of who took over
+        return  # the process that took over has removed the folder
     try:
         path.parent.rmdir()
     except OSError:
-        return  # another's claim is in it
+        return  # it holds another process's lease

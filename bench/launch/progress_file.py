@@ -1,4 +1,4 @@
-"""Where a run stands, in a small file that whoever watches reads."""
+"""The progress of a run, in a small file that the watching command reads."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.records.environment import slurm_job
 
-if TYPE_CHECKING:
-    pass
-
 
 class ProgressFile:
-    """Where a run stands, in a small file that whoever watches reads; written at most twice a second."""
+    """The progress of one run in `results/.progress`, written at most twice a second."""
 
     def __init__(self, results: Path, run_id: str, orphaned: Callable[[], bool] = lambda: False) -> None:
         self.path = results / ".progress" / f"{run_id}.json"
@@ -24,8 +21,8 @@ class ProgressFile:
         self._written = 0.0
 
     def __call__(self, state: dict[str, Any]) -> None:
-        """Write the state. Raises KeyboardInterrupt, which ends the run unrecorded, where nobody waits for it: while
-        it trains that is the checkpoints' to say."""
+        """Write the state. Raises KeyboardInterrupt, which ends the run without a record, where the command that asked
+        for it is gone; during training the checkpoints take care of that."""
         if "doing" in state and self.orphaned():
             raise KeyboardInterrupt
         now = time.monotonic()
@@ -43,7 +40,7 @@ class ProgressFile:
 
     @staticmethod
     def read_all(results: Path) -> dict[str, dict[str, Any]]:
-        """State by run id of all runs that are at work now."""
+        """The state of all runs in progress, by run id."""
         states = {}
         for path in sorted((results / ".progress").glob("*.json")):
             try:

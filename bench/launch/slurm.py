@@ -1,7 +1,7 @@
-"""SLURM, as this suite uses it: options for jobs, and what the queue says of them.
+"""SLURM as this suite uses it: options of jobs, and their state in the queue.
 
-Jobs are submitted through submitit; how they stand is asked of `squeue`, and of `sacct` once they are gone. Whether a
-run is done is never asked of SLURM: its record says so.
+Jobs are submitted through submitit. Their state comes from `squeue`, and from `sacct` once they have left the queue.
+Whether a run is done is never asked of SLURM: its record says so.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ OWN = {
     "parallel": "array_parallelism",
     "time": "time",
 }
-"""Short names of the usual parameters, and submitit's for them."""
+"""Short names of the usual parameters, with submitit's names."""
 LISTS = ("setup", "teardown", "srun_args")
 NOT_YOURS = {
     "ntasks_per_node": "--ranks N says how many processes train a run together",
-    "map_count": "the number of runs is the grid's",
-    "stderr_to_stdout": "the logs have one place each",
+    "map_count": "the grid says how many jobs there are",
+    "stderr_to_stdout": "every job has its own files for output and errors",
 }
 DEFAULTS: dict[str, Any] = {"time": 240, "job_name": "bench", "signal_delay_s": 90, "cpus_per_task": 1}
-LOOK_EVERY = 2.0  # seconds between questions to the queue
-UNTIL_GONE = 3  # times in a row that a job is missing from it before it counts as gone
+LOOK_EVERY = 2.0  # seconds between calls of squeue
+UNTIL_GONE = 3  # calls in a row in which a job must be missing before it counts as gone
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class SlurmOptions:
 
 
 def read_options(texts: Sequence[str]) -> SlurmOptions:
-    """`--slurm key=value`, each once but for lists of lines. Raises ValueError, which says what would be right."""
+    """Read `--slurm key=value`; keys of lists add up, of others the last one counts. Raises ValueError, which says what
+    would be right."""
     parameters: dict[str, Any] = dict(DEFAULTS)
     known = _parameters()
     requeues = SlurmOptions().requeues
@@ -73,7 +74,7 @@ def read_options(texts: Sequence[str]) -> SlurmOptions:
 
 
 def _parameters() -> dict[str, Any]:
-    """submitit's parameters with their defaults, without those that are not the user's."""
+    """submitit's parameters with their defaults, without those that users can't set."""
     from submitit.slurm import slurm
 
     known: dict[str, Any] = slurm._get_default_parameters()
@@ -93,12 +94,12 @@ def _value(key: str, value: str, default: Any) -> Any:
 
 def _whole(key: str, value: str, least: int) -> int:
     if not value.isdecimal() or int(value) < least:
-        raise ValueError(f"--slurm {key}='{value}': a whole number from {least} on is needed.")
+        raise ValueError(f"--slurm {key}='{value}' must be a whole number of at least {least}.")
     return int(value)
 
 
 def _minutes(value: str) -> int:
-    """SLURM's own forms: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """A time limit in minutes, read from SLURM's own forms: minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     days, dash, rest = value.partition("-") if "-" in value else ("0", "", value)
     parts = rest.split(":")
     if not all(part.isdecimal() for part in [days, *parts]) or len(parts) > 3:
@@ -112,12 +113,12 @@ def _minutes(value: str) -> int:
         hours, minutes, seconds = (0, *numbers, 0)[:3]
     total = (int(days) * 24 + hours) * 60 + minutes + (seconds > 0)
     if total < 1:
-        raise ValueError(f"--slurm time='{value}' leaves no time.")
+        raise ValueError(f"--slurm time='{value}' must be at least one minute.")
     return total
 
 
 def _memory(value: str) -> str:
-    """Of `8`, `8GB`, `8G` (gigabytes), `500MB`, `500M`, in SLURM's form."""
+    """Memory in SLURM's form, from `8`, `8GB`, `8G` (gigabytes), `500MB` or `500M`."""
     text = value.upper().removesuffix("B")
     scale = {"G": 1.0, "M": 1 / 1024, "T": 1024.0}.get(text[-1:], 0.0)
     number = text[:-1] if scale else text
@@ -132,25 +133,25 @@ def _memory(value: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the queue shows it."""
+    """A job in the queue; `state` and `reason` (why it waits) are SLURM's words."""
 
-    state: str  # SLURM's word for it
+    state: str
     node: str = ""
-    reason: str = ""  # why it waits, in SLURM's word
+    reason: str = ""
 
 
 class Queue:
-    """What `squeue` says of this user's jobs, asked every few seconds at most, however many ask."""
+    """This user's jobs as `squeue` shows them, called every few seconds at most, however often it is asked."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._missing: dict[str, int] = {}
         self._gone_at: dict[str, float] = {}
         self._looked = float("-inf")
-        self._lock = threading.Lock()  # who waits and who watches are two threads
+        self._lock = threading.Lock()  # two threads use it: one waits, one watches
 
     def job(self, job_id: str) -> Job | None:
-        """None once it has been missing from the queue for several looks."""
+        """The job, or None once it has been missing from the queue several times in a row."""
         with self._lock:
             self._missing.setdefault(job_id, 0)
             self._look()
@@ -159,11 +160,11 @@ class Queue:
             return Job("UNKNOWN") if self._missing[job_id] < UNTIL_GONE else None
 
     def gone_for(self, job_id: str) -> float:
-        """Seconds since the job was first found to be gone; 0 while it is not."""
+        """Seconds since the job was found to have left the queue; 0 while it has not."""
         return 0.0 if self.job(job_id) is not None else self._looked - self._gone_at[job_id]
 
     def alive(self, job_ids: Iterable[str]) -> set[str]:
-        """Those that are in the queue now. Raises OSError where it can't be asked."""
+        """The ones that are in the queue now. Raises OSError where SLURM does not answer."""
         known = _squeue()
         return {job_id for job_id in job_ids if job_id in known}
 
@@ -173,8 +174,8 @@ class Queue:
         try:
             self._jobs, answered = _squeue(), True
         except OSError:
-            answered = False  # the controller restarts, or is too busy: what was known stands until it answers
-        self._looked = time.monotonic()  # now: where no answer comes it takes a while to be told so
+            answered = False  # the controller restarts or is too busy: the last answer counts until there is a new one
+        self._looked = time.monotonic()  # after the call, which takes long where no answer comes
         if not answered:
             return
         for job_id in self._missing:
@@ -191,7 +192,7 @@ def _squeue() -> dict[str, Job]:
 
 
 def _user() -> str:
-    """Who this process runs as, whatever LOGNAME says; by number where no name is known, as in some containers."""
+    """The user of this process, whatever LOGNAME says; the number where there is no name, as in some containers."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
@@ -199,7 +200,7 @@ def _user() -> str:
 
 
 def ended_as(job_id: str) -> str:
-    """How a job that left the queue ended, in SLURM's words ("CANCELLED by 0", "TIMEOUT"); "" where nobody knows."""
+    """How a job ended that has left the queue, in SLURM's words ("CANCELLED by 0", "TIMEOUT"); "" if not known."""
     try:
         lines = _ask("sacct", "--noheader", "--parsable2", "--allocations", "--jobs", job_id, "--format", "State")
     except OSError:
@@ -208,7 +209,7 @@ def ended_as(job_id: str) -> str:
 
 
 def explain(job_id: str, state: str) -> str:
-    """Why a run is not done whose job ended in this state."""
+    """Why a run is not done, from the state in which its job ended."""
     known = {
         "CANCELLED": "cancelled",
         "TIMEOUT": "out of time, and not requeued: give it more with --slurm time=MINUTES",
@@ -216,18 +217,18 @@ def explain(job_id: str, state: str) -> str:
         "NODE_FAIL": "its node failed",
         "PREEMPTED": "preempted, and not requeued",
         "FAILED": "its process was killed, or could not start",
-        "COMPLETED": "ended, and the run is not finished: the same command again goes on",
+        "COMPLETED": "ended before the run was finished: the same command continues it",
     }
     words = state.split()
     return f"{known.get(words[0], f'ended as {state}') if words else 'left the queue'} (SLURM job {job_id})"
 
 
 def _ask(*command: str) -> list[str]:
-    """The lines that a command of SLURM's prints. Raises OSError where it is not there, fails or does not answer."""
+    """The lines that a SLURM command prints. Raises OSError where it is not installed, fails or does not answer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(f"{command[0]} does not answer") from error
     if done.returncode != 0:
-        raise OSError(f"{command[0]} fails: {done.stderr.strip()}")
+        raise OSError(f"{command[0]} failed: {done.stderr.strip()}")
     return done.stdout.splitlines()

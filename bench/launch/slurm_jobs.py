@@ -1,6 +1,6 @@
-"""Runs as SLURM jobs: one array for each shape of job, one task of it a run.
+"""Runs as SLURM jobs: one array for each number of ranks, with one task for each run.
 
-What was submitted stands in `results/.jobs/<run id>.json`, so that a later command finds the jobs that still run and
+Submitted jobs are noted in `results/.jobs/<run id>.json`, so that a later command finds those that still run and
 submits none twice. submitit's pickled results are never read: whether a run is done, its record says.
 """
 
@@ -25,21 +25,21 @@ from bench.records.store import Store, write_atomically
 from bench.specs.run_spec import RunSpec
 from methods import BASELINES
 
-GRACE = 20.0  # seconds that a record may take to be seen here, and sacct to know of an end
+GRACE = 20.0  # seconds until a record is visible on this host, and until sacct knows how a job ended
 IGNORE_SIGNALS_WHILE_STARTING = """sh -c 'trap "" USR2 TERM; exec "$0" "$@"'"""
-"""How Python is started: a signal before submitit listens would end it, and the job would not be requeued."""
+"""Starts Python with these signals ignored: one that arrives before submitit handles it would end the job for good."""
 NOTE_VERSION = 2
-"""Of what a job was given: a pickled call names modules, and one of another version finds them elsewhere."""
+"""Version of the notes and of the pickled calls, which name modules of this code; raised when those move."""
 WORDS = {"PENDING": "queued", "CONFIGURING": "starting", "COMPLETING": "ending", "SUSPENDED": "suspended"}
 
 
 class JobsUnknown(Exception):
-    """SLURM can't be asked or refuses a job; the message says what it says."""
+    """SLURM does not answer or refuses jobs; the message holds its own words."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What submitit calls in a job. It may be requeued: the training's own checkpoints say where to go on."""
+    """What submitit calls in a job. It can be requeued: the training continues from its own checkpoints."""
 
     sweep: Sweep
 
@@ -47,14 +47,14 @@ class Task:
         return work(self.sweep)
 
     def checkpoint(self) -> Any:
-        """Called by submitit before it requeues the job, when all that matters is on disk."""
+        """Called by submitit before it requeues the job; everything that matters is on disk already."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def submit(sweep: Sweep, options: SlurmOptions) -> list[RunJob]:
-    """Submit what of the grid is neither done nor in the queue; handles of all its jobs. Raises JobsUnknown."""
+    """Submit the runs that are neither done nor in the queue; returns handles of all jobs. Raises JobsUnknown."""
     queue, store = Queue(), Store(sweep.results)
     with _one_at_a_time(store):
         known = {run.run_id: submitted(store, run.run_id) for run in sweep.runs if sweep.unfinished(run)}
@@ -68,7 +68,7 @@ def submit(sweep: Sweep, options: SlurmOptions) -> list[RunJob]:
 
 
 def shapes(sweep: Sweep, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
-    """Runs by the number of processes that they need: those that pre-train have `sweep.ranks`, baselines one."""
+    """Runs by the number of ranks that they need: `sweep.ranks` for those that pre-train, one for baselines."""
     found: dict[int, list[RunSpec]] = {}
     for run in runs:
         found.setdefault(1 if run.parsed.strategy in BASELINES else sweep.ranks, []).append(run)
@@ -76,8 +76,8 @@ def shapes(sweep: Sweep, runs: list[RunSpec]) -> dict[int, list[RunSpec]]:
 
 
 def parameters(options: SlurmOptions, ranks: int) -> dict[str, Any]:
-    """Of submitit's executor for jobs of so many ranks. Raises ValueError where the nodes don't divide them
-    or GPUs don't go round."""
+    """Parameters of submitit's executor for jobs of this many ranks. Raises ValueError where the ranks can't be divided
+    among the nodes, or there are too few GPUs."""
     values = dict(options.parameters)
     nodes = min(values.get("nodes", 1), ranks)
     if ranks % nodes:
@@ -89,12 +89,12 @@ def parameters(options: SlurmOptions, ranks: int) -> dict[str, Any]:
 
 
 def submitted(store: Store, run_id: str) -> str:
-    """The run's last SLURM job; "" for none."""
+    """Id of the run's last SLURM job; "" if there is none."""
     return str(_note(store, run_id).get("job", ""))
 
 
 def _note(store: Store, name: str) -> dict[str, Any]:
-    """What was written down when the job of a run, or of a measurement, was submitted; empty where nothing was."""
+    """The note on the job of a run or of a measurement, as written when it was submitted; empty if there is none."""
     try:
         note = json.loads((store.jobs / f"{name}.json").read_bytes())
     except (OSError, ValueError):
@@ -103,14 +103,14 @@ def _note(store: Store, name: str) -> dict[str, Any]:
 
 
 def _refuse_older(store: Store, waiting: dict[str, str]) -> None:
-    """Raises JobsUnknown where jobs in the queue were submitted by another version of this code: they would fail when
-    they start, or do what this version does not expect."""
+    """Raise JobsUnknown if jobs in the queue were submitted by another version of this code: they would fail when they
+    start, or write what this version does not expect."""
     older = [job_id for name, job_id in waiting.items() if _note(store, name).get("version") != NOTE_VERSION]
     if older:
-        which = "SLURM job" if len(older) == 1 else "SLURM jobs"
+        which, was, them = ("job", "was", "it") if len(older) == 1 else ("jobs", "were", "them")
         raise JobsUnknown(
-            f"{which} {', '.join(older)} in the queue: submitted by another version of this code, which this one can't "
-            f"read. Cancel and give the command again: scancel {' '.join(older)}"
+            f"SLURM {which} {', '.join(older)} in the queue {was} submitted by another version of this code: cancel "
+            f"{them}, then give the command again: scancel {' '.join(older)}"
         )
 
 
@@ -129,18 +129,20 @@ def submit_cost(call: Callable[[], None], table: Path, results: Path, options: S
 
 
 def _alive(queue: Queue, job_ids: Iterable[str]) -> set[str]:
-    """Those that are in the queue. Raises JobsUnknown where it can't be asked."""
+    """The ones that are in the queue. Raises JobsUnknown where SLURM does not answer."""
     try:
         return queue.alive(job_ids)
     except OSError as error:
-        raise JobsUnknown(f"SLURM can't be asked ({error}): is this a host that submits jobs?") from None
+        raise JobsUnknown(f"SLURM does not answer ({error}): is this a host that submits jobs?") from None
 
 
 def _submit(sweep: Sweep, runs: list[RunSpec], options: SlurmOptions) -> dict[str, str]:
-    """One array; the job of each run, written down at once."""
+    """Submit one array; returns the id of each run's job."""
     plugins = tuple(plugin.resolve() for plugin in sweep.plugins)
     cache = None if sweep.cache is None else sweep.cache.resolve()
-    sweep = replace(sweep, results=sweep.results.resolve(), cache=cache, plugins=plugins)  # wherever the job starts
+    sweep = replace(
+        sweep, results=sweep.results.resolve(), cache=cache, plugins=plugins
+    )  # paths that hold wherever the job starts
     names = [run.run_id for run in runs]
     calls = [Task(replace(sweep, runs=(run,))) for run in runs]
     values = parameters(options, sweep.ranks)
@@ -151,7 +153,7 @@ def _submit(sweep: Sweep, runs: list[RunSpec], options: SlurmOptions) -> dict[st
 def _submit_calls(
     names: list[str], calls: Sequence[Callable[[], Any]], store: Store, values: dict[str, Any], requeues: int
 ) -> list[str]:
-    """Jobs for calls: an array, where there are several. The job of each name is written down at once."""
+    """Submit calls as jobs, as an array where there are several, and note the job of each name; returns their ids."""
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -165,7 +167,7 @@ def _submit_calls(
         ids = [str(one.job_id) for one in jobs]
     except (FailedJobError, FailedSubmissionError, OSError, RuntimeError) as error:
         said = str(error).strip().splitlines()
-        raise JobsUnknown(f"SLURM does not take the jobs: {said[-1] if said else type(error).__name__}") from None
+        raise JobsUnknown(f"SLURM refused the jobs: {said[-1] if said else type(error).__name__}") from None
     at = now()
     for name, job_id in zip(names, ids, strict=True):
         note = {"version": NOTE_VERSION, "job": job_id, "submitted": at}
@@ -175,7 +177,7 @@ def _submit_calls(
 
 @contextmanager
 def _one_at_a_time(store: Store) -> Iterator[None]:
-    """Two commands that start together shall not both submit."""
+    """Wait until no other command is submitting: two that start together must not both submit."""
     leases = Leases(store.root)
     while True:
         with leases.hold("submission") as mine:
@@ -187,7 +189,7 @@ def _one_at_a_time(store: Store) -> Iterator[None]:
 
 @dataclass
 class RunJob:
-    """A run's job in the queue."""
+    """The SLURM job of a run."""
 
     sweep: Sweep
     run: RunSpec
@@ -200,10 +202,10 @@ class RunJob:
         return self.run.run_id, *_shown(self.queue, self.job_id)
 
     def wait(self) -> list[Trouble]:
-        """Until the run is done or has failed, or its job left the queue without either.
+        """Wait until the run is done or has failed, or its job has left the queue without either.
 
-        The time of grace is that since job and owner were gone, not since this was asked: jobs that end together are
-        waited for together, however many.
+        The grace period starts when the job and the owner of the lease are gone, not with this call: jobs that end
+        together share one period, however many they are.
         """
         leases, held_at = Leases(self.sweep.results), float("-inf")
         while True:
@@ -218,7 +220,7 @@ class RunJob:
         return [(self.run.run_id, _ended(self.sweep.results, self.job_id))]
 
     def _failed(self) -> bool:
-        """Did the run fail in this job, perhaps before this command began?"""
+        """Whether the run failed in this job, perhaps before this command started."""
         store = Store(self.sweep.results)
         log, submitted = store.log(self.run.run_id), store.jobs / f"{self.run.run_id}.json"
         try:
@@ -229,7 +231,7 @@ class RunJob:
 
 @dataclass
 class CostJob:
-    """The job of the paired measurement."""
+    """The SLURM job of the paired measurement."""
 
     table: Path
     job_id: str
@@ -241,7 +243,7 @@ class CostJob:
         return "", *_shown(self.queue, self.job_id)
 
     def wait(self) -> list[Trouble]:
-        """Until the table is there, or the job left the queue without it."""
+        """Wait until the table is there, or the job has left the queue without it."""
         while not self.table.exists():
             if self.queue.gone_for(self.job_id) > GRACE:
                 return [("", f"the measurement of cost: {_ended(self.results, self.job_id)}")]
@@ -250,12 +252,12 @@ class CostJob:
 
 
 def _shown(queue: Queue, job_id: str) -> tuple[str, str]:
-    """State and node of a job, for who watches; of one that waits, why."""
+    """State and node of a job as shown to the user; the reason instead of the node for one that waits."""
     found = queue.job(job_id) or Job("gone")
     why = f"({found.reason})" if found.state == "PENDING" and found.reason else ""
     return WORDS.get(found.state, found.state.lower()), found.node or why
 
 
 def _ended(results: Path, job_id: str) -> str:
-    """How a job ended that left nothing behind, and where its first process wrote its errors."""
+    """How a job ended that left no record, and where its first process wrote its errors."""
     return f"{explain(job_id, ended_as(job_id))}; see {results / '.workers' / f'{job_id}_0_log.err'}"

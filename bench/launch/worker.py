@@ -1,7 +1,8 @@
-"""What a worker does: it works through a grid's runs, whoever started it (this process, a local one, a SLURM job).
+"""The worker: it works through a grid's runs, in the command's own process, in a local one or in a SLURM job.
 
-Workers share the grid by claiming runs in the results folder, so that none waits for another and none trains what
-another has begun. A run whose process dies without a word fails by name, and is tried again by the next command.
+Workers share the grid by leases on runs in the results folder, so that none waits for another and none trains what
+another has started. A run whose process dies without an error message is recorded as failed, and tried again by the
+next command.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every worker is given: the runs in their order, and how to do them."""
+    """What every worker is given: the runs in their order, and how to execute them."""
 
     runs: tuple[RunSpec, ...]
     evaluation: EvaluationSpec
@@ -41,30 +42,29 @@ class Sweep:
     plugins: tuple[Path, ...] = ()
     checkpoint_minutes: float = 5.0
     ranks: int = 1  # processes that train a run together
-    requeues: int = 20  # of a SLURM job, before it is given up
-    command_id: str = ""  # the command that asked, and
-    command_started: float = float(
-        "inf"
-    )  # when it did, by the clock of `results`: what failed since is not tried again for it
-    restarted_at: float = float("-inf")  # when its SLURM job started again after a requeue, by the same clock
-    parent: int | None = None  # its process, where it waits for local workers; they do not outlive it
+    requeues: int = 20  # at most, of a SLURM job
+    command_id: str = ""  # identifies the command that asked for the sweep
+    # when that command started, by the clock of the file system of `results`: what failed since then is not tried again
+    command_started: float = float("inf")
+    restarted_at: float = float("-inf")  # when the SLURM job started after its last requeue, by the same clock
+    parent: int | None = None  # the command's process, where it waits for local workers: they stop when it is gone
 
     def orphaned(self) -> bool:
-        """Is whoever asked for the grid gone? Then nothing more is done on its behalf."""
+        """Whether the command that asked for the sweep is gone: then its workers stop."""
         return self.parent is not None and not process_lives(self.parent)
 
     def unfinished(self, run: RunSpec) -> bool:
-        """Is the run still to be trained, or one of its evaluations to be made?"""
+        """Whether the run is still to be trained, or one of its evaluations is missing."""
         store = Store(self.results)
         return not store.done(run.run_id) or bool(missing_evaluations(store, run, self.evaluation, self.finetune))
 
     def begun_before(self, run: RunSpec) -> bool:
-        """Has a training of the run left checkpoints?"""
+        """Whether an earlier training of the run has left checkpoints."""
         return Store(self.results).training(run.run_id).is_dir()
 
     def already_failed(self, run: RunSpec) -> bool:
-        """Has the run failed since the command began? Ranks that were lost in an earlier life of a SLURM job count for
-        nothing: it was requeued to go on, for they went with their node."""
+        """Whether the run has failed since the command started. Ranks that were lost before a SLURM job was requeued do
+        not count: they went with their node, and the job was requeued in order to continue."""
         store = Store(self.results)
         try:
             failed_at = store.log(run.run_id).stat().st_mtime
@@ -76,9 +76,9 @@ class Sweep:
 
 
 def work(sweep: Sweep) -> int:
-    """Do what of the grid nobody else has done or begun; returns how many runs failed here.
+    """Execute the runs that nobody else has finished or started; returns how many failed here.
 
-    With several ranks each is a process of the same job that calls this: rank 0 works, the others train along.
+    With several ranks, each process of the job calls this: rank 0 works through the runs, the others train along.
     """
     from bench.records.environment import raise_allocator_thresholds
 
@@ -112,10 +112,10 @@ def work(sweep: Sweep) -> int:
 
 
 def _work_through(sweep: Sweep, stopping: Stopping) -> int:
-    """The runs in their order, then again those that others had begun.
+    """Execute the runs in their order, then look again at those that other workers held.
 
-    A SLURM job, whose one run that is, waits until a claim on it that is not renewed counts as dead: it may be that of
-    a job which died on another node just before this one was submitted.
+    A SLURM job, which has a single run, waits until a lease on it that is not renewed counts as dead: its owner may be
+    a job that died on another node just before this one was submitted.
     """
     leases, failed = Leases(sweep.results), 0
     patient_until = time.monotonic() + DEAD + RENEWED if on_slurm() else float("-inf")
@@ -133,7 +133,7 @@ def _work_through(sweep: Sweep, stopping: Stopping) -> int:
                     tried.add(run.run_id)
                     failed += _do(sweep, run, stopping).status == "failed"
             stopping.answer()
-        # what others had command_started and left: they may have died, or have trained a run that lacks evaluations of ours
+        # runs that other workers held and did not finish: they died, or trained a run that still lacks our evaluations
         while True:
             open_still = [run for run in others if sweep.unfinished(run) and not sweep.already_failed(run)]
             left = [run for run in open_still if not leases.held(run.run_id)]
@@ -144,7 +144,7 @@ def _work_through(sweep: Sweep, stopping: Stopping) -> int:
 
 
 def _train_along(sweep: Sweep, fabric: Fabric, stopping: Stopping) -> int:
-    """What a rank other than 0 does: its share of what rank 0 trains. It has no failures of its own to count."""
+    """Do this rank's share of what rank 0 trains. Failures are counted by rank 0 alone, so this returns 0."""
     from bench.experiment import train_along
     from bench.training.checkpoint import Checkpoints
     from bench.training.ranks import runs_from_leader
@@ -157,7 +157,7 @@ def _train_along(sweep: Sweep, fabric: Fabric, stopping: Stopping) -> int:
 
 
 def _do(sweep: Sweep, run: RunSpec, stopping: Stopping) -> Record:
-    """One run that is ours to do, up to its record."""
+    """Execute one run whose lease this worker holds, up to its record."""
     from bench.experiment import run_experiment
     from bench.records.outcome import failure, write_failure
     from bench.training.checkpoint import Checkpoints
@@ -182,8 +182,8 @@ def _do(sweep: Sweep, run: RunSpec, stopping: Stopping) -> Record:
 
 
 def fail(sweep: Sweep, why: Callable[[RunSpec], str]) -> None:
-    """Write down that runs failed which nobody is at work on, where there is a reason. No others are touched: a claim
-    would turn those away who are about to do them."""
+    """Record runs as failed for which `why` gives a reason and that nobody works on. No lease is taken on any other
+    run: that would turn away workers that are about to start it."""
     from bench.records.outcome import failure, write_failure
 
     for run in sweep.runs:
@@ -196,11 +196,12 @@ def fail(sweep: Sweep, why: Callable[[RunSpec], str]) -> None:
 
 
 def crash_reason(sweep: Sweep, run: RunSpec) -> str:
-    """Why the run is not tried again for this command: a worker of the same command died on it. Else ""."""
+    """Why the run is not tried again for this command: a worker of the same command died while it held the run; else
+    ""."""
     for owner in Leases(sweep.results).dead(run.run_id):
         if sweep.command_id and owner.command_id == sweep.command_id and not owner.job:
             return (
-                f"the process at work on it (number {owner.pid} on {owner.host}) ended without a word: it was killed, "
-                f"perhaps for want of memory at batch {run.train.batch}"
+                f"its worker (process {owner.pid} on {owner.host}) ended without an error message: it was killed, "
+                f"perhaps because memory ran out at batch {run.train.batch}"
             )
     return ""

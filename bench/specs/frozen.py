@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """A model whose fields are fixed at birth and known by name: an unknown key is an error, never ignored, and a
-    number is one: no NaN, no infinity."""
+    """A model that can't be changed. Unknown keys are errors and never ignored; NaN and infinity are no valid
+    numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

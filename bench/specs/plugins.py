@@ -1,4 +1,4 @@
-"""The plug-ins that a command or a job was given, each read within its limit."""
+"""Load the plug-ins that a command or a job was given, each within the limit on its size."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from methods.plugins import load_plugin
 
 
 def load_plugins(files: Iterable[Path]) -> None:
-    """Register what each defines. Raises what `load_plugin` raises, and ValueError for a file that is too large."""
+    """Register what each file defines. Raises what `load_plugin` raises, and ValueError for a file that is too
+    large."""
     for file in files:
         load_plugin(file, lambda path: read_within(path, PLUGIN_BYTES))

@@ -140,9 +140,9 @@ def test_another_encoder_comes_at_its_own_size(tmp_path: Path) -> None:
     [
         (("--methods", "sparsecontras"), "did you mean simclr/sparsecontrast"),
         (("--preset", "smok"), "did you mean smoke"),
-        (("--keep", "0.5,half"), "--keep '0.5,half' is no comma list of numbers"),
+        (("--keep", "0.5,half"), "--keep '0.5,half' is not a comma-separated list of numbers"),
         (("--keep", "1.5"), "keep"),
-        (("--image-size", "big"), "--image-size 'big' is no comma list of whole numbers"),
+        (("--image-size", "big"), "--image-size 'big' is not a comma-separated list of whole numbers"),
         (("--image-size", "50"), "no multiple of the 8-pixel patches"),
         (("--image-size", "32,50"), "no multiple of the 8-pixel patches"),  # before the first is measured
         (("--encoder", "resnetv2_50", "--methods", "dense"), "not one of timm's plain ResNets"),

@@ -265,7 +265,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world: small.Wor
     monkeypatch.setattr("bench.experiment.pretrain", interrupted)
     result = world.run("--methods", "dense,centre,fixed")
     assert result.exit_code == 130
-    assert "Interrupted. What is done is kept; the same command goes on from there." in result.stderr
+    assert "Interrupted. What is done is kept; the same command continues from there." in result.stderr
     assert "Traceback" not in result.output
     (folder,) = world.runs().values()
     assert Record.model_validate_json((folder / "record.json").read_bytes()).status == "done"
@@ -383,7 +383,7 @@ def test_a_worker_that_dies_is_named(world: small.World, light: None, monkeypatc
     monkeypatch.setattr("bench.launch.launch.work", dies)
     result = world.run("--methods", "dense")
     assert result.exit_code == 1
-    assert "Failed: a worker ended before its time: the process was killed" in result.stderr
+    assert "Failed: a worker exited unexpectedly: the process was killed" in result.stderr
     assert ": not finished" in result.stderr
     (folder,) = (line.split(": ")[1] for line in result.stderr.splitlines() if line.endswith(": not finished"))
     with Leases(world.results).hold(folder):

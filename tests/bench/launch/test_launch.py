@@ -75,7 +75,7 @@ def test_leaving_early_ends_the_workers(sweep: Sweep, executors: list[Executor])
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RuntimeError("x\nKilled"), "a worker ended before its time: Killed"),
+        (RuntimeError("x\nKilled"), "a worker exited unexpectedly: Killed"),
         (OSError(28, "No space left on device", "a"), "the disk is full: .*: 'a'; make room, then give the command"),
         (RuntimeError("x\nOSError: [Errno 28] No space left on device"), "the disk is full: OSError: .*; make room"),
     ],
@@ -218,7 +218,7 @@ def test_a_worker_that_is_killed_fails_its_run_by_name_and_the_rest_go_on(
     assert line.startswith("Failed: simclr-deadly")
     assert states["deadly-s0"]["reason"] in line
     assert not list((world.results / ".progress").iterdir())
-    assert "ended without a word: it was killed, perhaps for want of memory at batch 16" in line
+    assert "ended without an error message: it was killed, perhaps because memory ran out at batch 16" in line
     stamps = {
         name: (path / "record.json").stat().st_mtime_ns for name, path in world.runs().items() if "deadly" not in name
     }

@@ -78,12 +78,12 @@ def test_every_parameter_is_one_that_submitit_takes(tmp_path: Path, monkeypatch:
         ("=x", "can't be read"),
         ("partition=", "can't be read"),
         ("partitoin=gpu", "unknown --slurm key 'partitoin': did you mean partition?"),
-        ("nodes=²", "nodes='²': a whole number from 1 on"),
-        ("gpus=two", "gpus='two': a whole number from 0 on"),
-        ("cpus=0", "cpus='0': a whole number from 1 on"),
+        ("nodes=²", "nodes='²' must be a whole number of at least 1"),
+        ("gpus=two", "gpus='two' must be a whole number of at least 0"),
+        ("cpus=0", "cpus='0' must be a whole number of at least 1"),
         ("time=soon", "time='soon' can't be read"),
         ("time=1:2:3:4", "can't be read"),
-        ("time=0", "leaves no time"),
+        ("time=0", "must be at least one minute"),
         ("mem=lots", "mem='lots' can't be read"),
         ("mem=-1", "can't be read"),
         ("mem=nan", "can't be read"),
@@ -294,7 +294,7 @@ def test_jobs_of_another_version_are_named_to_be_cancelled(commands: Commands, j
 
 def test_without_slurm_it_is_said(job: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(JobsUnknown, match="SLURM can't be asked .*: is this a host that submits jobs?"):
+    with pytest.raises(JobsUnknown, match="SLURM does not answer .*: is this a host that submits jobs?"):
         submit.submit(job, SlurmOptions())
     assert not Leases(job.results).held("submission")
 
@@ -453,7 +453,7 @@ def test_the_number_of_requeues_is_bounded(tmp_path: Path, on_slurm: Any) -> Non
         on_slurm("7", restart)
         assert requeues.reason_to_stop(restart, 3) == ""
     on_slurm("7", 4)
-    assert "job 7 was requeued 4 times, and 3 is the most: see --slurm requeues=N" in requeues.reason_to_stop(4, 3)
+    assert "job 7 was requeued 4 times, and the limit is 3: see --slurm requeues=N" in requeues.reason_to_stop(4, 3)
 
 
 def test_a_task_survives_its_requeue(job: Sweep) -> None:
@@ -488,7 +488,7 @@ def test_detached_jobs_are_left_and_found_again(
     assert "Found" not in result.output
     again = world.run(*options, "--slurm", "time=60", "--detach").output
     assert "2 jobs are in the queue (SLURM 100)" in again
-    assert "Found, not submitted anew: 2 jobs" in again
+    assert "Found 2 jobs of an earlier command" in again
     assert len(submitted) == 1
     known = {path.name: json.loads(path.read_text())["job"] for path in (world.results / ".jobs").glob("*.json")}
     assert sorted(known.values()) == ["100_0", "100_1"]
