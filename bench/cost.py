@@ -1,4 +1,4 @@
-"""`python -m bench.cost`: what methods cost. MACs, paired time, memory; nothing is learnt here."""
+"""`python -m bench.cost`: the cost of methods: MACs, paired time and memory, without training on data."""
 
 from __future__ import annotations
 
@@ -37,13 +37,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
-BATCH_OF_LARGE = 8  # images, where a dense image costs more than a GMAC; fewer where an image has more tokens than
-TOKENS_OF_LARGE = 196  # this, so that a step holds about as many
+# for an encoder that takes more than a GMAC for a dense image; fewer images where one has more tokens than these
+BATCH_OF_LARGE = 8
+TOKENS_OF_LARGE = 196
 ROUNDS_OF_LARGE = 10  # a round of nine methods at ViT-S/16, 224 px, takes half a minute on two cores
 TRAIN_UP_TO = 448  # pixels on a side
-WIDTH = 190  # columns of a printed table where there is no terminal to ask
-
-
+WIDTH = 190  # columns of a printed table where the output is not a terminal
 EXAMPLES = (
     "python -m bench.cost --methods sparsecontrast,tome --keep 0.3,0.5",
     "python -m bench.cost --encoder vit_small_patch16_224 --image-size 224,448 --macs-only",
@@ -57,20 +56,20 @@ class CostOptions(Options):
     size, and there may be several sizes."""
 
     methods: Methods = "all"
-    encoder: Annotated[str | None, compared(help="Encoder by name; the preset's by default.")] = None
-    image_size: Annotated[str | None, compared(help="Pixels on a side, one or more: 224,448.")] = None
-    channels: Annotated[int | None, compared(help="1 or 3."), Key("encoder.channels")] = None
+    encoder: Annotated[str | None, compared(help="Name of the encoder; by default that of the preset.")] = None
+    image_size: Annotated[str | None, compared(help="Height and width in pixels, one or more: 224,448.")] = None
+    channels: Annotated[int | None, compared(help="Channels of an image: 1 or 3."), Key("encoder.channels")] = None
     keep: Keep = None
 
-    batch: Annotated[int | None, measured(help="Images a step, each with two views."), Key("measure.batch")] = None
+    batch: Annotated[int | None, measured(help="Images in a step, each with two views."), Key("measure.batch")] = None
     rounds: Annotated[
         int | None, measured(help="Interleaved rounds of the paired measurement."), Key("measure.rounds")
     ] = None
-    threads: Annotated[int | None, measured(help="CPU threads; all cores by default.")] = None
+    threads: Annotated[int | None, measured(help="CPU threads; by default one for each core.")] = None
     train_up_to: Annotated[
-        int, measured(help="Largest image size at which training is measured too; inference is at every size.")
+        int, measured(help="Largest image size at which training is measured; inference is measured at every size.")
     ] = TRAIN_UP_TO
-    macs_only: Annotated[bool, measured("--macs-only", help="Count only; time and weigh nothing.")] = False
+    macs_only: Annotated[bool, measured("--macs-only", help="Count MACs only; no time and no memory.")] = False
 
     preset: Preset = "quick"
     results: Results = Path("results")
@@ -80,7 +79,7 @@ class CostOptions(Options):
 @app.command(epilog=examples(*EXAMPLES))
 @takes(CostOptions)
 def main(options: CostOptions) -> None:
-    """Measure what methods cost, dense first: MACs, paired time of a train step and of inference, memory."""
+    """Measure the cost of methods against dense: MACs, paired time of a train step and of inference, memory."""
     from rich.console import Console
 
     from bench.analysis.outputs import check_reports
@@ -98,14 +97,12 @@ def main(options: CostOptions) -> None:
         check_reports(options.reports)
         threads = cores() if options.threads is None else options.threads
         if threads < 1:
-            raise ValueError(f"--threads is {threads}: it is at least 1.")
+            raise ValueError(f"--threads is {threads}: it must be at least 1.")
         if options.macs_only:
             for encoder in encoders:
                 _count(grid, encoder, options.reports, console)
             return
-        geometries = [
-            _geometry(encoder) for encoder in encoders
-        ]  # what is wrong with one is said before any is measured
+        geometries = [_geometry(encoder) for encoder in encoders]  # raises before anything is measured
         check_folder(options.results, "--results")
         check_folder(options.reports, "--reports")
         planned = [
@@ -118,7 +115,7 @@ def main(options: CostOptions) -> None:
 
 
 def _encoder(grid: GridSpec, name: str | None, size: int | None) -> EncoderSpec:
-    """The preset's encoder, or another one: then at the size in its name (timm's custom), 224 where there is none."""
+    """The preset's encoder, or another one: then at the size in its name, as timm gives it, or 224 if there is none."""
     from bench.specs.grid_spec import validated
     from bench.specs.run_spec import EncoderSpec
 
@@ -140,13 +137,13 @@ def _sizes(text: str | None) -> list[int | None]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(
-            f"--image-size '{text}' is no comma list of whole numbers: write e.g. --image-size 224,448."
+            f"--image-size '{text}' is not a comma-separated list of whole numbers: write e.g. --image-size 224,448."
         ) from None
 
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """A table whose counters disagree ends the command."""
+    """End the command if the counters of MACs disagree."""
     from bench.measure.macs import CountersDisagree
 
     with exit_on(CountersDisagree, code=1, label="The table is refused."):
@@ -154,7 +151,7 @@ def _refusing() -> Iterator[None]:
 
 
 def _count(grid: GridSpec, encoder: EncoderSpec, reports: Path, console: Console) -> None:
-    """MACs alone: printed, and written to reports/macs-<encoder>-<size>.csv."""
+    """Count MACs, print them and write reports/macs-<encoder>-<size>.csv."""
     from bench.measure.macs_table import count_methods, print_macs, write_macs
     from bench.measure.show import UNKNOWN
 
@@ -166,11 +163,11 @@ def _count(grid: GridSpec, encoder: EncoderSpec, reports: Path, console: Console
         if method.name not in counted:
             console.print(f"Not counted: {method.name}. {UNKNOWN}", markup=False, highlight=False)
     where = write_macs(rows, encoder, reports)
-    console.print(f"Per image; a step has both views. Written to {where}", markup=False, highlight=False)
+    console.print(f"All per image; a train step has two views. Written to {where}", markup=False, highlight=False)
 
 
 def _affordable(measure: MeasureSpec, geometry: Geometry, batch: int | None, rounds: int | None) -> MeasureSpec:
-    """Fewer images and rounds for a large encoder, unless the user said how many."""
+    """Fewer images and rounds for a large encoder, unless they were given as options."""
     if geometry.macs(geometry.patches) <= 1e9:
         return measure
     fit = max(2, min(BATCH_OF_LARGE, BATCH_OF_LARGE * TOKENS_OF_LARGE // geometry.patches))
@@ -190,8 +187,8 @@ def _geometry(encoder: EncoderSpec) -> Geometry:
 def _planned(
     grid: GridSpec, encoder: EncoderSpec, geometry: Geometry, threads: int, options: CostOptions, console: Console
 ) -> Measurement:
-    """What is measured on one encoder. Training is left out of rows whose step does not fit into memory, which is said;
-    where dense is one of them it is left out of all, for there is nothing to compare with."""
+    """What to measure on one encoder. Training is left out for methods whose step does not fit into memory, with a
+    message; if dense is one of them, for all, since there is nothing to compare with."""
     from bench.measure.headroom import too_large
     from bench.measure.table import DENSE, Measurement
 
@@ -206,7 +203,7 @@ def _planned(
 
 
 def _measure(planned: Measurement, options: CostOptions, console: Console) -> CostTable:
-    """One table: measured, stored, printed, and drawn."""
+    """Measure one table, write it, print it and plot it."""
     from rich.progress import Progress
 
     from bench.analysis.show import cost_plots
@@ -231,15 +228,15 @@ def _measure(planned: Measurement, options: CostOptions, console: Console) -> Co
 def _write(
     tables: list[CostTable], encoder: str, tokens: dict[int, int], options: CostOptions, console: Console
 ) -> None:
-    """reports/cost.csv: the newest row of all that was measured; and how cost grows with the `tokens` of an image size,
-    where there are several."""
+    """Write reports/cost.csv with the newest row of everything that was measured; and, for several image sizes, plot
+    cost against their `tokens`."""
     from bench.analysis.read.frames import cost_csv, cost_frame, newest
     from bench.analysis.show import cost_plots
     from bench.records.store import write_atomically
 
     csv, figures = options.reports / "cost.csv", options.reports / "figures"
     write_atomically(csv, cost_csv(cost_frame(options.results)).encode())
-    console.print(f"All that was measured: {csv}", markup=False, highlight=False)
+    console.print(f"All measurements: {csv}", markup=False, highlight=False)
     name = f"{cost_plots.PREFIX}scaling-{encoder}"
     if cost_plots.scaling(newest(tables), tokens, figures, name):
         console.print(f"Cost against tokens: {figures / name}.png", markup=False, highlight=False)

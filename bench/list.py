@@ -19,10 +19,12 @@ app = typer.Typer(add_completion=False)
 @app.command()
 @takes(Options)
 def main(options: Options) -> None:
-    """List all that `bench.run` and `bench.cost` take by name, each with a line and its source."""
+    """List everything that `bench.run` and `bench.cost` take by name, each with a summary and its source."""
     console = Console()
-    console.print(_table("Methods that --methods all means", ["method"], [[name] for name in HEADLINE]))
-    console.print("Any objective goes with any strategy: objective/strategy[option=value,...].\n", markup=False)
+    console.print(_table("Methods of --methods all", ["method"], [[name] for name in HEADLINE]))
+    console.print(
+        "Any objective can be combined with any strategy: objective/strategy[option=value,...].\n", markup=False
+    )
     columns = ["name", "what", "options (default)", "source"]
     console.print(_table("Objectives", columns, _entry_rows(OBJECTIVES)))
     rows = [
@@ -62,7 +64,7 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 
 def _first_comment(text: str) -> str:
-    tomllib.loads(text)  # a preset that is not TOML shall not be listed as one
+    tomllib.loads(text)  # raises for a file that is not TOML
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):

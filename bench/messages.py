@@ -1,4 +1,5 @@
-"""Text that came from outside, for a terminal: one line, nothing in it that a terminal obeys, and not too long."""
+"""Messages on a terminal: text from outside is put on one line, without control characters, and not too long; mistakes
+end a command with one line and an exit code."""
 
 from __future__ import annotations
 
@@ -13,33 +14,33 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LONGEST = 1500  # characters of a message
-FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk that takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT)  # errors of a full disk
 
 
 def plain(text: str, most: int = LONGEST) -> str:
-    """`text` on one line: white space runs become one space, control characters are spelt out, the middle of a text
-    longer than `most` is left out."""
+    """The text on one line: white space becomes single spaces, control characters are escaped, and the middle is left
+    out of a text longer than `most` characters."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
-def account(text: str) -> str:
-    """A text of several lines, each of them plain."""
+def plain_lines(text: str) -> str:
+    """The text with each of its lines made `plain`."""
     return "\n".join(plain(line) for line in text.splitlines())
 
 
-def disk_full(said: object) -> str:
-    """What to do about a disk of which the system said so."""
-    return f"the disk is full: {said}; make room, then give the command again"
+def disk_full(error: object) -> str:
+    """What to do about a full disk, with the system's words for it."""
+    return f"the disk is full: {error}; make room, then give the command again"
 
 
 def error_line(mistake: Exception, where: str = "the paths that were given") -> str:
-    """A mistake as one line; of the system's own errors the file and the reason."""
+    """A mistake as one line; for an error of the operating system, the file and the reason."""
     if isinstance(mistake, OSError) and mistake.errno in FULL:
         return plain(f"{disk_full(mistake)}.")
     if isinstance(mistake, OSError) and mistake.errno is not None:
-        return plain(f"{mistake.filename} can't be used ({mistake.strerror}): look at {where}.")
+        return plain(f"{mistake.filename} can't be used ({mistake.strerror}): check {where}.")
     return plain(str(mistake))
 
 
@@ -47,7 +48,7 @@ def error_line(mistake: Exception, where: str = "the paths that were given") -> 
 def exit_on(
     *mistakes: type[Exception], code: int, label: str = "Error:", where: str = "the paths that were given"
 ) -> Iterator[None]:
-    """End the command with this exit code at one of these `mistakes`, which is printed as a line after the `label`."""
+    """End the command with this exit code if one of these `mistakes` is raised; it is printed on a line."""
     try:
         yield
     except mistakes as mistake:
@@ -56,7 +57,7 @@ def exit_on(
 
 
 def console_of() -> Console:
-    """The terminal; where there is none to fit, 160 columns, so that tables do not fold."""
+    """The terminal; where the output is not one, 160 columns, so that tables do not fold."""
     from rich.console import Console
 
     console = Console(soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`python -m bench.report`: results/ -> reports/. Reads records only; it never trains nor measures."""
+"""`python -m bench.report`: results/ -> reports/. It only reads records, and never trains or measures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bench.messages import account, exit_on, plain
+from bench.messages import exit_on, plain, plain_lines
 from bench.specs.options import Options, Reports, Results, examples, takes
 
 app = typer.Typer(add_completion=False)
@@ -28,7 +28,7 @@ class ReportOptions(Options):
 @app.command(epilog=examples(*EXAMPLES))
 @takes(ReportOptions)
 def main(options: ReportOptions) -> None:
-    """Write the report on all finished runs: tables, figures, the finding in sentences."""
+    """Write the report on all finished runs: tables, figures and a summary in sentences."""
     from bench.analysis.outputs import check_reports
     from bench.analysis.read.groups import ReportRefused
 
@@ -40,7 +40,7 @@ def main(options: ReportOptions) -> None:
         with exit_on(OSError, code=2, where="--results and --reports"):
             summary = write_report(options.results, options.reports)
     except ReportRefused as refused:
-        typer.echo(f"The report is refused. {account(str(refused))}", err=True)
+        typer.echo(f"The report is refused. {plain_lines(str(refused))}", err=True)
         raise typer.Exit(1) from None
     for group in summary.groups:
         typer.echo(f"\n{group.table}\n")

@@ -24,7 +24,7 @@ EXAMPLES = (
 @app.command(epilog=examples(*EXAMPLES))
 @takes(RunOptions)
 def main(options: RunOptions) -> None:
-    """Compare attention strategies in contrastive pre-training: run what of the grid is missing, then report."""
+    """Compare attention strategies in contrastive pre-training: run what is missing of the grid, then report."""
     from bench.grid.plan import plan
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -51,9 +51,9 @@ def main(options: RunOptions) -> None:
                 return
             code = run_grid(planned, left, options.reports, options.measure, console)
     except KeyboardInterrupt:
-        kept = "What is done is kept; the same command goes on from there."
+        kept = "What is done is kept; the same command continues from there."
         if options.launcher == "slurm" and any(planned.sweep.unfinished(run) for run in planned.sweep.runs):
-            kept = "The jobs go on; the same command finds them again (squeue shows them, scancel ends them)."
+            kept = "The jobs continue; the same command finds them again (squeue lists them, scancel cancels them)."
         typer.echo(f"\nInterrupted. {kept}", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"Took {(time.monotonic() - started) / 60:.1f} minutes.")
@@ -61,7 +61,7 @@ def main(options: RunOptions) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """A SIGTERM ends the command as Ctrl-C does: workers are stopped, what is done is kept."""
+    """End the command at SIGTERM as at Ctrl-C: workers are stopped, what is done is kept."""
     raise KeyboardInterrupt
 
 

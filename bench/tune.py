@@ -1,7 +1,8 @@
-"""`python -m bench.tune`: the same small budget for every method: a few learning rates, one seed, on validation data.
+"""`python -m bench.tune`: tune every method with the same small budget: a few learning rates, one seed, validation
+data.
 
 Writes `bench/presets/<preset>.tuning.json`, from which the preset takes each method's learning rate and the report the
-account of how it was found. The test split is never looked at.
+description of the tuning. The test split is never used.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 LABELS = 10.0  # per cent at which learning rates are compared
-SEED = 1000  # not one that results are reported for
+SEED = 1000  # results are reported for other seeds
 
 
 EXAMPLES = (
@@ -47,7 +48,7 @@ class TuneOptions(Options):
     """The command line of `bench.tune`."""
 
     methods: Methods = "all"
-    rates: Annotated[str, compared(help="Learning rates to try, for every method the same.")] = (
+    rates: Annotated[str, compared(help="Learning rates to try, the same for every method.")] = (
         "1e-3,2e-3,4e-3,8e-3,1.6e-2"
     )
     preset: Preset = "quick"
@@ -58,8 +59,8 @@ class TuneOptions(Options):
 @app.command(epilog=examples(*EXAMPLES))
 @takes(TuneOptions)
 def main(options: TuneOptions) -> None:
-    """Try a few learning rates for every method on validation data and write the best ones down; what was tried before
-    for other methods is kept."""
+    """Try a few learning rates for every method on validation data and write the best ones to the preset's tuning file.
+    Earlier results of other methods are kept."""
     from rich.console import Console
 
     from bench.grid.watch import Watch
@@ -72,7 +73,7 @@ def main(options: TuneOptions) -> None:
     with exit_on(ValueError, OSError, code=2):
         tried = list(numbers("--rates", options.rates, "1e-3,2e-3"))
         if not all(rate > 0 for rate in tried):
-            raise ValueError(f"--rates '{options.rates}': a learning rate is above 0.")
+            raise ValueError(f"--rates '{options.rates}': learning rates must be above 0.")
         changes = {**changes_of(options), "baselines": [], "seeds": [SEED], "tuned": {}}
         grid = load_grid(options.preset, changes=changes)
         planned = grid.runs()
@@ -123,8 +124,8 @@ def _summary(grid: GridSpec, sweep: Any, tried: list[float], path: Path) -> dict
         "chosen": chosen,
         "sentence": f"Every method had the same tuning budget: learning rates {shown}, one run each with seed {SEED}, "
         f"compared by the linear probe's macro AUROC at {LABELS:g} % of the labels "
-        f"on the validation split of '{grid.data.name}'. One seed tells no close rates apart. "
-        f"Best at the edge of that range, so perhaps better beyond it: {', '.join(edge) or 'none'}.",
+        f"on the validation split of '{grid.data.name}'. One seed cannot tell close rates apart. "
+        f"Best at an end of that range, so perhaps better outside it: {', '.join(edge) or 'none'}.",
     }
 
 

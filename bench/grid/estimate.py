@@ -1,4 +1,4 @@
-"""What a plan will take, printed by `--dry-run`: runs, data by label fraction, disk, time."""
+"""Estimates of what a plan takes, printed by `--dry-run`: runs, data by label fraction, disk, time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def describe(planned: Plan, measure: bool, console: Console) -> None:
-    """Print what would be done: runs, data, disk, time; `measure` says whether cost is measured too."""
+    """Print the plan: runs, data, disk, time; `measure` says whether cost would be measured too."""
     from rich.table import Table
 
     grid, sweep, data = planned.grid, planned.sweep, planned.data
@@ -46,7 +46,7 @@ def describe(planned: Plan, measure: bool, console: Console) -> None:
 
 
 def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) -> list[str]:
-    """How long it takes; on SLURM, what it takes and what sbatch is told."""
+    """Lines on how long the plan takes; on SLURM, on its jobs and the parameters they are submitted with."""
     sweep, launch = planned.sweep, planned.launch
     if launch.launcher != "slurm":
         minutes = left / 60 / launch.workers + 1.5
@@ -65,14 +65,14 @@ def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) 
         sbatch = ", ".join(f"{key}={value}" for key, value in values.items())
         lines.append(f"SLURM: {many}, about {hours:.1f} node-hours at this host's speed: {sbatch}")
     if measure and timed_methods(planned.grid) and not grid_table(planned.grid, sweep.results, sweep.threads).exists():
-        lines.append("SLURM: 1 job more, which measures cost")
+        lines.append("SLURM: 1 more job, which measures cost")
     return (
         [*lines, f"A job is requeued at most {launch.slurm.requeues} times."] if lines else ["SLURM: no job is needed."]
     )
 
 
 def fractions_table(grid: GridSpec, data: Dataset) -> Any:
-    """Patients, images and positives of each finding in every label fraction and in the test split."""
+    """A table of patients, images and positives of each finding in every split and label fraction."""
     import numpy as np
     from rich.table import Table
     from rich.text import Text
@@ -92,7 +92,7 @@ def fractions_table(grid: GridSpec, data: Dataset) -> Any:
 
 
 def estimate(planned: Plan) -> dict[str, float]:
-    """Seconds a run: one timed dense step of this encoder, scaled by each method's MACs and number of steps."""
+    """Estimated seconds by run id, from one timed dense step, scaled by each method's MACs and number of steps."""
     import torch
 
     from bench.measure.macs import count
@@ -119,8 +119,7 @@ def estimate(planned: Plan) -> dict[str, float]:
 
 
 def _macs_per_second(grid: GridSpec) -> float:
-    """How fast this machine trains the dense encoder, in MACs of its own step."""
-
+    """MACs per second of a dense train step on this machine."""
     from bench.measure.inputs import random_views
     from bench.measure.macs import count
     from bench.training.build import build

@@ -1,4 +1,4 @@
-"""A planned grid, done: its cost measured, what is missing run, all of it reported."""
+"""Execute a planned grid: measure its cost, run what is missing, write the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_grid(planned: Plan, left: int, reports: Path, measure: bool, console: Co
         def provisional() -> None:
             try:
                 summary = _report(planned, reports, trouble=[])
-            except Exception as error:  # the runs go on; the report at the end says what is wrong
+            except Exception as error:  # the runs continue; the report at the end says what is wrong
                 console.print(f"The provisional report failed: {error}", markup=False, highlight=False)
                 return
             if summary is not None:
@@ -65,7 +65,7 @@ def run_grid(planned: Plan, left: int, reports: Path, measure: bool, console: Co
 
 
 def _measure(planned: Plan, console: Console) -> list[Handle]:
-    """The paired measurement at the trained scale, unless it has been made, before anything else loads the machine. On
+    """Make the paired measurement of the grid's methods, unless it exists, before anything else loads the machine. On
     SLURM it is a job, whose handle is returned."""
     grid, results, threads = planned.grid, planned.sweep.results, planned.sweep.threads
     path = grid_table(grid, results, threads)
@@ -82,26 +82,29 @@ def _measure(planned: Plan, console: Console) -> list[Handle]:
 
 
 def detach(planned: Plan, measure: bool, console: Console) -> None:
-    """Submit what is missing and say how to go on."""
+    """Submit what is missing and print how to continue."""
     measuring = _measure(planned, console) if measure else []
     with workers(planned.sweep, planned.launch) as jobs:
         handles = [*measuring, *jobs]
     ids = sorted({handle.job_id.partition("_")[0] for handle in handles}, key=int)
     if not handles:
-        console.print("All is done, nothing is submitted: the same command without --detach reports.", highlight=False)
+        console.print(
+            "Everything is done and nothing was submitted. The same command without --detach writes the report.",
+            highlight=False,
+        )
         return
     count = "1 job is" if len(handles) == 1 else f"{len(handles)} jobs are"
     cost = ", one of them to measure cost" if measuring else ""
     console.print(
-        f"{count} in the queue (SLURM {', '.join(ids)}){cost}. The same command without --detach waits and reports; "
-        "scancel ends jobs.",
+        f"{count} in the queue (SLURM {', '.join(ids)}){cost}. The same command without --detach waits for them and "
+        "writes the report; scancel cancels them.",
         highlight=False,
     )
     _say_found(handles, console)
 
 
 def _say_found(handles: Sequence[Handle], console: Console) -> None:
-    """Jobs that an earlier command submitted keep its options, whatever this one's are."""
+    """Print that jobs of an earlier command keep the options that they were submitted with."""
     if found := sum(handle.found for handle in handles):
         console.print(
             f"Found in the queue: {found} {'job' if found == 1 else 'jobs'}, with the original --slurm options. "
@@ -135,9 +138,9 @@ def _failures(sweep: Sweep, known: dict[str, str]) -> list[str]:
 
 
 def _report(planned: Plan, reports: Path, trouble: list[tuple[str, str]]) -> Any:
-    """The report on all records, or None where it is refused (which is trouble)."""
+    """Write the report on all records; None where it is refused, which is added to `trouble`."""
     from bench.analysis.page import write_report
-    from bench.analysis.read.groups import ReportRefused  # pandas with it: after the training
+    from bench.analysis.read.groups import ReportRefused  # brings pandas: not before the training
 
     try:
         return write_report(planned.sweep.results, reports, planned=len(planned.sweep.runs))

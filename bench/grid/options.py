@@ -1,4 +1,4 @@
-"""The options of `bench.run`, each declared here alone; `bench.specs.options` says how."""
+"""The options of `bench.run`, each declared here and nowhere else; `bench.specs.options` explains how."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ output = partial(typer.Option, rich_help_panel="What is done")
 
 
 def seeds(option: str, text: str) -> tuple[int, ...]:
-    """The seeds that `text` names: `3` the first three, `0,4,7` those, `3,` seed 3 alone. Raises ValueError."""
+    """Read seeds: `3` means the first three, `0,4,7` means those, `3,` means seed 3 alone. Raises ValueError."""
     from bench.specs.grid_spec import SEEDS  # brings pydantic, which `--help` does not need
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
@@ -61,15 +61,19 @@ class RunOptions(Options):
     data: Annotated[str | None, compared(help="Data set; see bench.list."), Key("data.name")] = None
     encoder: Annotated[
         str | None,
-        compared(help="A plain ViT, ConvNeXt or ResNet of timm's, or a small one of ours; see bench.list."),
+        compared(help="A plain ViT, ConvNeXt or ResNet of timm, or a small one of this project; see bench.list."),
         Key("encoder.name"),
     ] = None
-    image_size: Annotated[int | None, compared(help="Pixels on a side."), Key("encoder.image_size")] = None
+    image_size: Annotated[int | None, compared(help="Height and width in pixels."), Key("encoder.image_size")] = None
     keep: Keep = None
     seeds: Annotated[
-        str | None, compared(help="3 means 0,1,2; '0,4,7' those; '3,' seed 3 alone."), Key("seeds", seeds)
+        str | None,
+        compared(help="3 means seeds 0,1,2; '0,4,7' means those; '3,' means seed 3 alone."),
+        Key("seeds", seeds),
     ] = None
-    probes: Annotated[str | None, compared(help="Of linear,knn,finetune."), Key("evaluation.probes", names)] = None
+    probes: Annotated[
+        str | None, compared(help="Comma-separated list of linear, knn, finetune."), Key("evaluation.probes", names)
+    ] = None
 
     preset: Preset = "quick"
     spec: Annotated[Path | None, settings(help="TOML file that overrides the preset.")] = None
@@ -79,22 +83,24 @@ class RunOptions(Options):
     ] = None
 
     launcher: Annotated[
-        str, execution(help="inline: in this process; local: worker processes; slurm: a job a run.")
+        str, execution(help="inline: this process; local: worker processes; slurm: one job for each run.")
     ] = "local"
     workers: Annotated[
-        int, execution(min=0, help="Worker processes; 0: one a core, or one a GPU where there are some.")
+        int, execution(min=0, help="Worker processes; 0: one for each core, or for each GPU if there are any.")
     ] = 0
     ranks: Annotated[int, execution(min=1, help="Processes that train a run together.")] = 1
     slurm: Annotated[
         list[str] | None,
         execution(help="key=value for SLURM: partition, time, gpus, cpus, mem, account, parallel, ...; repeatable."),
     ] = None
-    detach: Annotated[bool, execution("--detach", help="Submit the SLURM jobs and leave.")] = False
-    checkpoint_minutes: Annotated[float, execution(min=0.0, help="Between two checkpoints of a training.")] = 5.0
+    detach: Annotated[bool, execution("--detach", help="Submit the SLURM jobs and exit.")] = False
+    checkpoint_minutes: Annotated[float, execution(min=0.0, help="Minutes between checkpoints of a training.")] = 5.0
 
-    measure: Annotated[bool, output(help="Measure cost, paired, before training.")] = True
-    dry_run: Annotated[bool, output("--dry-run", help="Print the plan with an estimate of time, and stop.")] = False
-    fresh: Annotated[bool, output("--fresh", help="Run again what is done; the old is kept in results/.old/.")] = False
+    measure: Annotated[bool, output(help="Measure the cost of the methods before training.")] = True
+    dry_run: Annotated[bool, output("--dry-run", help="Print the plan, with disk and time, and exit.")] = False
+    fresh: Annotated[
+        bool, output("--fresh", help="Run finished runs again; the old ones are kept in .old/ of --results.")
+    ] = False
 
     data_root: DataRoot = None
     plugin: Plugin = None

@@ -1,4 +1,4 @@
-"""From options to a checked plan: the grid, its data, and what it will take. Users' mistakes are found here."""
+"""From options to a checked plan: the grid, its data, and how it is executed. Users' mistakes are found here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid that can run: its data are there and its options hold."""
+    """A grid that can run: its data are there and its options are valid."""
 
     grid: GridSpec
     sweep: Sweep
@@ -44,22 +44,22 @@ class Plan:
     launch: LaunchOptions
 
     def data_sentence(self) -> str:
-        """What was loaded, and what the cache of data sets holds on disk now."""
+        """A sentence on the data that were loaded and on the size of the cache of data sets."""
         data, cache = self.data, self.sweep.cache
         loaded = f"Data: {data.name}, {len(data)} images of {len(set(data.patients))} patients."
         if cache is None:
             return loaded
         files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()]
-        return f"{loaded} The cache {cache} holds {sum(files) / 1e6:.0f} MB (make clean-cache)."
+        return f"{loaded} The cache {cache} holds {sum(files) / 1e6:.0f} MB (make clean-cache empties it)."
 
     def put_aside(self) -> None:
-        """Move the grid's finished runs to results/.old/, so that they are made anew and nothing is lost; nobody can
-        begin one meanwhile. Raises ValueError, with all left as it is, where somebody is at work on one."""
+        """Move the grid's finished runs to results/.old/, so that they run again and nothing is lost. All leases are
+        held meanwhile. Raises ValueError, and moves nothing, if another command works on one of them."""
         leases = Leases(self.sweep.results)
         with ExitStack() as held:
             for run in self.sweep.runs:
                 if not held.enter_context(leases.hold(run.run_id, self.sweep.command_id)):
-                    raise ValueError(f"--fresh: another command is at work on {run.run_id}: wait for it, or end it.")
+                    raise ValueError(f"--fresh: another command is at work on {run.run_id}: wait for it, or stop it.")
             for run in self.sweep.runs:
                 folder = self.sweep.results / run.run_id
                 if folder.exists():
@@ -69,9 +69,9 @@ class Plan:
 
 
 def plan(options: RunOptions) -> Plan:
-    """Check all that can be checked before training.
+    """Check everything that can be checked before training.
 
-    Raises ValueError or FileNotFoundError with a sentence that says what is wrong and what would be right.
+    Raises ValueError or OSError with a sentence that says what is wrong and what would be right.
     """
     if options.launcher not in get_args(Launcher):
         raise ValueError(
@@ -134,7 +134,7 @@ def _launch_options(options: RunOptions) -> LaunchOptions:
         return LaunchOptions(launcher, 1, 0, slurm)
     gpus = 0 if launcher == "inline" else _gpus()
     if 0 < gpus < ranks:
-        raise ValueError(f"--ranks {ranks} needs as many GPUs, and there are {gpus} here.")
+        raise ValueError(f"--ranks {ranks} needs {ranks} GPUs, and this machine has {gpus}.")
     count = 1 if launcher == "inline" else options.workers or max(1, (gpus or cores()) // ranks)
     return LaunchOptions(launcher, count, gpus)
 
@@ -146,7 +146,7 @@ def _gpus() -> int:
 
 
 def _check_methods(grid: GridSpec) -> list[str]:
-    """What needs no data: do encoder, methods, views and shares hold? Returns the methods that need lesion masks."""
+    """Check encoder, methods, views and shares, which needs no data. Returns the methods that need lesion masks."""
     import torch
 
     from bench.training.batches import views_of
@@ -171,17 +171,19 @@ def _build(method: Method, encoder: EncoderSpec) -> Objective:
         if not code_of(method.objective, method.strategy):
             raise
         raise ValueError(
-            f"{method.name}, of a plug-in, can't be built: {type(error).__name__}: {error}; mend its class."
+            f"{method.name}, defined by a plug-in, can't be built: {type(error).__name__}: {error}; fix its class."
         ) from error
 
 
 def _check_data(grid: GridSpec, data: Dataset) -> None:
-    """Is there a batch to train on, can the fractions be drawn, can anything be scored?"""
+    """Check that the data fill a batch, that the label fractions can be drawn and that some finding can be scored."""
     from bench.training.build import steps_of
 
     splits = make_splits(data, grid.data.split_seed, grid.data.val, grid.data.test)
     if len(splits.train) < 2:
-        raise ValueError(f"{len(splits.train)} of {len(data.images)} images are left to train on: two are the fewest.")
+        raise ValueError(
+            f"only {len(splits.train)} of {len(data.images)} images are left for training, which needs at least two."
+        )
     if steps_of(len(splits.train), grid.train) == 0:
         raise ValueError(
             f"{len(splits.train)} training images do not fill a batch of {grid.train.batch}: use --set train.batch=N."
@@ -190,7 +192,7 @@ def _check_data(grid: GridSpec, data: Dataset) -> None:
 
 
 def _check_scores(grid: GridSpec, data: Dataset, splits: Splits) -> None:
-    """Raises ValueError where no finding has both classes, among the images that are scored or in a fraction."""
+    """Raise ValueError if no finding has both classes among the images that are scored, or in a label fraction."""
     asked = grid.evaluation.split
     rows = splits.val if asked == "val" else splits.test
     parts = {f"the {asked} images": rows}

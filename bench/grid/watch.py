@@ -1,5 +1,5 @@
-"""Watching a grid: a live table on a terminal, plain lines elsewhere. It reads files only, so that it is the same for
-workers in this process, in others and on other machines."""
+"""Progress of a running grid: a live table on a terminal, plain lines elsewhere. It reads files only, so that it works
+in the same way for workers in this process, in others and on other machines."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from bench.records.record import Record
 from bench.records.store import Store
 from bench.specs.run_spec import RunSpec
 
-INTERVAL = 0.5  # seconds between looks
-SHOWN = 20  # jobs that wait, in the table
-PLAIN_EVERY = 30.0  # seconds between lines on runs at work, without a terminal
+INTERVAL = 0.5  # seconds between updates
+SHOWN = 20  # waiting jobs in the table, at most
+PLAIN_EVERY = 30.0  # seconds between lines on runs in progress, without a terminal
 
 
 class Watch:
-    """Shows the grid while it runs, in a thread of its own; calls `first_seed` once the first seed's runs ended."""
+    """Shows the progress of a grid, in a thread of its own; calls `first_seed` when the runs of the first seed are
+    done."""
 
     def __init__(
         self,
@@ -72,14 +73,14 @@ class Watch:
             self._look()
 
     def _stamp(self, run_id: str) -> float:
-        """When the run's record was written, 0 if it was not."""
+        """Modification time of the run's record; 0 if there is none."""
         try:
             return (self.store.folder(run_id) / "record.json").stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def _look(self) -> None:
-        """Find the runs that have ended since the last look and say so."""
+        """Find the runs that have ended since the last update and print them."""
         at_work = ProgressFile.read_all(self.sweep.results)
         for run_id, run in list(self.left.items()):
             if run_id in at_work or self._stamp(run_id) == self._past[run_id] and self.sweep.unfinished(run):
@@ -97,7 +98,7 @@ class Watch:
             call()
 
     def _first_seed_is_over(self) -> bool:
-        """Are all its pre-trainings evaluated? The baselines from labels alone may still be missing."""
+        """Whether all pre-trainings of the first seed are done; its supervised baselines may still be missing."""
         first = self.sweep.runs[0].seed
         return bool(self.left) and not any(run.seed == first and run.labels is None for run in self.left.values())
 
@@ -167,13 +168,13 @@ class Watch:
         return any(handle.job_id for handle in self.handles)
 
     def _jobs(self, at_work: dict[str, Any]) -> dict[str, tuple[str, str]]:
-        """State of the job, and which, of runs that are left and not at work: queued, preempted, starting."""
+        """State and description of the job, by run id, of runs that wait: queued, requeued, starting."""
         states = {}
         for handle in self.handles:
             run_id, state, node = handle.state()
             if run_id in self.left and run_id not in at_work:
-                again = state == "queued" and self.sweep.begun_before(self.left[run_id])
-                states[run_id] = ("requeued" if again else state, f"{handle.job_id} {node}".strip())
+                requeued = state == "queued" and self.sweep.begun_before(self.left[run_id])
+                states[run_id] = ("requeued" if requeued else state, f"{handle.job_id} {node}".strip())
         return states
 
 

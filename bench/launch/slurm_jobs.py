@@ -107,7 +107,7 @@ def _refuse_older(store: Store, waiting: dict[str, str]) -> None:
     start, or write what this version does not expect."""
     older = [job_id for name, job_id in waiting.items() if _note(store, name).get("version") != NOTE_VERSION]
     if older:
-        which = "SLURM job" if len(older) == 1 else "SLURM jobs"
+        which, was, them = ("job", "was", "it") if len(older) == 1 else ("jobs", "were", "them")
         raise JobsUnknown(
             f"{which} {', '.join(older)} in the queue submitted by another version of this code can't be used: cancel "
             f"with 'scancel {' '.join(older)}', then give the command again."

@@ -41,7 +41,7 @@ class GridSpec(Frozen):
     """A whole comparison: methods x keep ratios x seeds on one data set with one encoder."""
 
     preset: str = ""
-    evidence: bool = True  # False: a test of the machinery, whose numbers say nothing
+    evidence: bool = True  # False: a test of the software, whose numbers mean nothing
     methods: str = "all"
     baselines: tuple[BaselineName, ...] = (UNTRAINED, SUPERVISED)
     seeds: Annotated[tuple[Seed, ...], Field(max_length=SEEDS), AfterValidator(once)] = (0, 1, 2)
@@ -53,7 +53,7 @@ class GridSpec(Frozen):
     evaluation: EvaluationSpec = EvaluationSpec()
     finetune: FinetuneSpec = FinetuneSpec()
     measure: MeasureSpec = MeasureSpec()
-    tuned: dict[str, Positive] = {}  # learning rate by `objective/strategy`, from `make tune`
+    tuned: dict[str, Positive] = {}  # learning rate by `objective/strategy`, from bench.tune
 
     @model_validator(mode="after")
     def _tuned_rates_are_of_methods(self) -> GridSpec:
@@ -78,8 +78,9 @@ class GridSpec(Frozen):
         return list(dict.fromkeys([*methods, *baselines]))
 
     def _asked(self) -> list[tuple[Method, bool]]:
-        """The methods as named, each with whether a keep ratio asked for goes to it: it has one and names none."""
-        parse_methods(self.methods)  # as a whole first: none at all, or far too many
+        """The methods as named, each with whether the grid's keep ratios apply: it has the option and doesn't set
+        it."""
+        parse_methods(self.methods)  # raises where there are none at all, or far too many
         asked = []
         for part in split_outside_brackets(self.methods):
             named = re.search(r"[\[,]\s*keep\s*=", part) is not None
@@ -89,7 +90,7 @@ class GridSpec(Frozen):
         return asked
 
     def check_keep(self) -> None:
-        """Raises ValueError where keep ratios are asked for and go to no method."""
+        """Raise ValueError if the grid has keep ratios that apply to no method."""
         asked = self._asked()
         if not self.keep or any(takes for _, takes in asked):
             return
@@ -99,8 +100,8 @@ class GridSpec(Frozen):
         takers = [name for name, entry in STRATEGIES.items() if "keep" in entry.options]
         meant = f"; for {rho[0]} write {rho[0]}[rho={self.keep[0]:g}]" if rho else ""
         raise ValueError(
-            f"--keep {ratios} goes to no method: {names} has no option 'keep' or names its own; leave --keep out, or "
-            f"add a method that takes it, e.g. {' or '.join(takers[:2])}{meant}."
+            f"--keep {ratios} applies to no method: {names} has no option 'keep' or sets it already; leave --keep out, "
+            f"or add a method that has it, e.g. {' or '.join(takers[:2])}{meant}."
         )
 
     def runs(self, fingerprint: str = "") -> list[RunSpec]:
@@ -140,11 +141,11 @@ class GridSpec(Frozen):
 
 
 def load_grid(preset: str, spec: Path | None = None, changes: dict[str, Any] | None = None) -> GridSpec:
-    """A preset by name, overridden by a TOML file of the same form, then by dotted keys (`train.epochs`: 5).
+    """Load a preset by name, overridden by a TOML file of the same form, then by dotted keys (`train.epochs`: 5).
 
-    Options of a data set go with it: naming another data set drops them. `train.lr` replaces the tuned rates of the
-    preset. Raises ValueError, which says where
-    and what would be right, for unknown presets, keys and values, and FileNotFoundError for a missing file.
+    Where another data set is named, the options of the preset's data set are dropped. `train.lr` replaces the tuned
+    rates of the preset. Raises ValueError, which says where the mistake is and what would be right, for unknown
+    presets, keys and values, and FileNotFoundError for a missing file.
     """
     known = sorted(path.stem for path in PRESETS.glob("*.toml"))
     if preset not in known:
@@ -177,20 +178,20 @@ def load_grid(preset: str, spec: Path | None = None, changes: dict[str, Any] | N
 
 
 def read_tuning(preset: str) -> dict[str, Any] | None:
-    """What `bench.tune` wrote of a preset: the learning rates tried and chosen, and the account of it."""
+    """What `bench.tune` wrote for a preset: the learning rates tried and chosen, and how; None if it was not tuned."""
     path = PRESETS / f"{preset}.tuning.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def validated(model: type[Any], values: dict[str, Any], where: str) -> Any:
-    """`model` from plain values; pydantic's errors become one sentence a mistake."""
+    """Make a `model` from plain values. Raises ValueError with a sentence for each of pydantic's errors."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines: dict[str, None] = {}
         for e in error.errors(include_url=False):
             place, message = e["loc"], e["msg"].removeprefix("Value error, ")
-            if len(place) > 1 and place[-1] in KINDS:  # none of the kinds that it may be
+            if len(place) > 1 and place[-1] in KINDS:  # pydantic has one error for each type of the union
                 place, message = place[:-1], "Input should be true, false, a number or a text"
             key = plain(".".join(str(part) for part in place), 100)
             if e["type"] == "extra_forbidden":
@@ -203,7 +204,7 @@ def validated(model: type[Any], values: dict[str, Any], where: str) -> Any:
 
 
 def read_change(text: str) -> tuple[str, Any]:
-    """`key=value` of `--set`, the value read as TOML where it can be, else as text."""
+    """Read `key=value` of `--set`: the value as TOML where possible, else as text. Raises ValueError."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"--set '{text}' can't be read: write key=value, e.g. train.epochs=5.")
@@ -230,13 +231,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode())
     except RecursionError:
-        raise ValueError(f"{path} is not TOML that a spec can be: it is nested too deeply.") from None
+        raise ValueError(f"{path} can't be read as a spec: it is nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"{path} is not TOML: {error}.") from None
 
 
 def _override(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`_merge`, without the options of a data set that is not used any more."""
+    """`_merge`, which drops the options of the data set if another one is named."""
     old, new = base.get("data"), over.get("data")
     if isinstance(old, dict) and isinstance(new, dict) and new.get("name", old.get("name")) != old.get("name"):
         base = {**base, "data": {key: value for key, value in old.items() if key != "options"}}
@@ -246,6 +247,6 @@ def _override(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        mine = merged.get(key)
-        merged[key] = _merge(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged

@@ -29,30 +29,30 @@ PROJECT = "sparse-attention-bench"
 @dataclass(frozen=True)
 class Key:
     """Marks an option that sets a value of the spec: the dotted `name` of that value in `GridSpec`, and `read`, which
-    makes it from the option's name (for messages) and what typer hands over. `read` raises ValueError."""
+    gets the option's name (for messages) and what typer hands over, and returns the value or raises ValueError."""
 
     name: str
     read: Callable[[str, Any], Any] = lambda option, given: given
 
 
 def numbers(option: str, text: str, example: str) -> tuple[float, ...]:
-    """The numbers of a comma list, each once. Raises ValueError, which shows the `example`, for anything else."""
+    """Read a comma-separated list of numbers, each once. Raises ValueError, which shows the `example`."""
     try:
         found = tuple(float(part) for part in text.split(",") if part.strip())
     except ValueError:
         found = ()
     if not found or not all(map(math.isfinite, found)):
-        raise ValueError(f"{option} '{text}' is no comma list of numbers: write e.g. {option} {example}.")
+        raise ValueError(f"{option} '{text}' is not a comma-separated list of numbers: write e.g. {option} {example}.")
     return tuple(dict.fromkeys(found))
 
 
 def names(option: str, text: str) -> tuple[str, ...]:
-    """The words of a comma list."""
+    """Read a comma-separated list of words."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def real_path(option: str, path: Path) -> str:
-    """The absolute path, links resolved, as a spec holds it."""
+    """The absolute path without links, as text."""
     return os.path.realpath(path)
 
 
@@ -76,7 +76,7 @@ def _print_version(asked: bool) -> None:
 
 
 def default_cache() -> Path:
-    """Where data sets that are made or resized once are kept: BENCH_CACHE, else the user's cache folder."""
+    """Folder of data sets that are rendered or resized once: BENCH_CACHE, else the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("BENCH_CACHE") or Path(home) / PROJECT)
 
@@ -84,19 +84,21 @@ def default_cache() -> Path:
 compared = partial(typer.Option, rich_help_panel="What is compared")
 settings = partial(typer.Option, rich_help_panel="Where the settings come from")
 files = partial(typer.Option, rich_help_panel="Files")
-"""Options under a heading of `--help`."""
+"""`typer.Option` under a heading of `--help`; a command adds headings of its own in the same way."""
 
 Methods = Annotated[
     str | None,
-    compared(help=r"Comma list of objective/strategy\[option=value,...]; 'all': the headline set of bench.list."),
+    compared(
+        help=r"Comma-separated list of objective/strategy\[option=value,...]; 'all': the headline set of bench.list."
+    ),
     Key("methods"),
 ]
 Keep = Annotated[
     str | None,
-    compared(help="Keep ratios, e.g. 0.5,0.7, of strategies with an option 'keep'."),
+    compared(help="Keep ratios, e.g. 0.5,0.7, for strategies with an option 'keep'."),
     Key("keep", partial(numbers, example="0.5,0.7")),
 ]
-Preset = Annotated[str, settings(help="Scale, with all its settings: a file in bench/presets/.")]
+Preset = Annotated[str, settings(help="Scale and its settings: the name of a file in bench/presets/.")]
 DataRoot = Annotated[
     Path | None,
     files(help="Folder with the files of the data set; by default the one that the spec or the record names."),
@@ -105,12 +107,14 @@ DataRoot = Annotated[
 Plugin = Annotated[list[Path] | None, files(help="Python file that defines methods of your own; repeatable.")]
 Results = Annotated[Path, files(help="Folder of the records.")]
 Reports = Annotated[Path, files(help="Folder of the report, its tables and figures.")]
-Cache = Annotated[Path | None, files(help="Folder for data that are made once; else BENCH_CACHE, else ~/.cache.")]
+Cache = Annotated[
+    Path | None, files(help="Folder of data sets rendered or resized once; by default BENCH_CACHE, else ~/.cache.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every command takes."""
+    """The options that every command has."""
 
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")

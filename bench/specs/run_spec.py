@@ -1,7 +1,7 @@
-"""What one run is: data, encoder, views, training; and beside it what is evaluated and measured.
+"""The spec of one run: data, encoder, views, training; and separately, what is evaluated and measured.
 
-A `RunSpec` holds all that determines the weights of one pre-training; its hash names the run. What is evaluated on
-the weights (`EvaluationSpec`) and how cost is measured (`MeasureSpec`) stand beside it and never retrain anything.
+A `RunSpec` holds everything that determines the weights of one pre-training; its hash names the run. What is evaluated
+(`EvaluationSpec`) and how cost is measured (`MeasureSpec`) are not part of it, so that changing them retrains nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from methods.names import Method, parse_methods
 SCIENCE_VERSION = 2
 """Raised whenever the same spec would give other weights; a test with golden losses fails until it is."""
 
-Number = Annotated[float, Field(strict=True)]  # true is no number
+Number = Annotated[float, Field(strict=True)]  # strict: true is not a number
 Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 Positive = Annotated[float, Field(gt=0.0, strict=True)]
 Count = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
@@ -32,16 +32,16 @@ Probe = Literal["linear", "knn", "finetune"]
 
 
 def once(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Each value once, in their order."""
+    """The values without repetitions, in their order."""
     return tuple(dict.fromkeys(values))
 
 
 class DataSpec(Frozen):
-    """Which images, and how patients are split. `options` are the data set's own (see `bench.list`)."""
+    """Which images, and how patients are split. `options` are those of the data set (see `bench.list`)."""
 
     name: str = "phantom"
-    root: str = ""  # where the files lie; no part of a run's identity, which holds the fingerprint of what they are
-    publish: bool = True  # may pixels stand in records and reports? no part of a run's identity either
+    root: str = ""  # folder of the files; not part of a run's identity, which has the fingerprint of their contents
+    publish: bool = True  # whether pixels may appear in records and reports; not part of a run's identity either
     options: dict[str, Value] = {}
     split_seed: Seed = 0
     val: Share = 0.15  # of the patients, where there is no official split
@@ -56,12 +56,12 @@ class EncoderSpec(Frozen):
     weights: str = ""  # "", "timm", or a .safetensors file
 
     def weights_digest(self) -> str:
-        """SHA-256 of the file that `weights` names; "" where it names none, or one that is not there."""
+        """SHA-256 of the file that `weights` names; "" if it names none, or one that does not exist."""
         return file_sha256(path) if (path := Path(self.weights)).is_file() else ""
 
 
 class ViewSpec(Frozen):
-    """Ranges from which every view of every image draws its own parameters."""
+    """Ranges from which the parameters of each view of each image are drawn."""
 
     crop_area: Range = (0.45, 1.0)
     crop_aspect: Range = (0.9, 1.1)
@@ -72,16 +72,16 @@ class ViewSpec(Frozen):
     gamma: Range = (0.8, 1.25)
     blur: Range = (0.1, 1.0)  # standard deviation in pixels
     blur_probability: Share = 0.5
-    noise: Number = 0.03  # standard deviation, of the grey range
+    noise: Number = 0.03  # standard deviation, as a share of the grey range
 
 
 class TrainSpec(Frozen):
     epochs: Count = 10
-    batch: Pair = 64  # global, in images; each gives two views
+    batch: Pair = 64  # images over all ranks; each gives two views
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0.0, strict=True)] = 0.05
     warmup: Share = 0.1  # of the steps
-    ramp: Share = 0.3  # of the run in which the keep ratio goes from 1 to its target
+    ramp: Share = 0.3  # of the run, during which the keep ratio goes from 1 to its target
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     attention: Literal["sdpa", "xformers"] = "sdpa"
 
@@ -95,26 +95,26 @@ class RunSpec(Frozen):
     views: ViewSpec
     train: TrainSpec
     seed: Seed
-    labels: float | None = None  # per cent, for `supervised` alone: its weights depend on them
-    finetune: FinetuneSpec | None = None  # likewise
-    fingerprint: str = ""  # of the images and labels that `data` names, once they have been read
+    labels: float | None = None  # per cent, for `supervised` only, whose weights depend on them
+    finetune: FinetuneSpec | None = None  # for `supervised` only
+    fingerprint: str = ""  # of the images and labels of `data`, once they have been read
     code: str = ""  # hash of the plug-in that defines the method, if one does
     weights_sha256: str = Field(default="", exclude_if=lambda said: not said)  # of the file that `encoder` starts from
-    preset: str = ""  # where it came from; no part of its identity
-    evidence: bool = True  # likewise
+    preset: str = ""  # where the settings came from; not part of the run's identity
+    evidence: bool = True  # as in the grid; not part of the run's identity either
 
     @property
     def parsed(self) -> Method:
         return parse_methods(self.method)[0]
 
     def identity(self) -> dict[str, Any]:
-        """All that determines the weights."""
+        """Everything that determines the weights."""
         dump = self.model_dump(mode="json", exclude={"preset": True, "evidence": True, "data": {"root", "publish"}})
         return {**dump, "science_version": SCIENCE_VERSION}
 
     @property
     def settings(self) -> str:
-        """Hash of what all runs of one comparison share: the identity without method, seed, learning rate, labels."""
+        """Hash of what all runs of a comparison share: the identity without method, seed, learning rate and labels."""
         dump = self.identity()
         for key in ("method", "seed", "labels", "finetune", "code"):
             dump.pop(key)
@@ -130,7 +130,7 @@ class RunSpec(Frozen):
 
 
 class FinetuneSpec(Frozen):
-    """End-to-end training on labels: `epochs` passes, but at least and at most so many steps."""
+    """End-to-end training on labels: `epochs` passes, but between `min_steps` and `max_steps` steps."""
 
     epochs: Count = 20
     batch: Count = 64
@@ -166,8 +166,8 @@ class EvaluationSpec(Frozen):
     split: Literal["test", "val"] = "test"
 
     def settings_of(self, probe: Probe, tuning: FinetuneSpec) -> str:
-        """Hash of how, not of what, is evaluated: new fractions and probes leave it alone. `tuning` is in it for the
-        probe that it is about."""
+        """Hash of how a probe is evaluated, which does not change with new label fractions and probes; `tuning` is part
+        of it for the probe `finetune`."""
         unsaid = {"repeats"} if self.repeats == 1 else set()  # as hashed before there was a choice
         how = self.model_dump(mode="json", exclude={"labels", "probes"} | unsaid)
         return _hash({**how, "finetune": tuning.model_dump(mode="json")} if probe == "finetune" else how)[:10]
@@ -197,7 +197,7 @@ class EvaluationKey(NamedTuple):
 
 
 class MeasureSpec(Frozen):
-    """The paired measurement at the trained scale that goes with a grid."""
+    """Rounds and batch size of the paired measurement of a grid's methods."""
 
     rounds: Count = 15
     batch: Pair = 32

@@ -141,9 +141,9 @@ def test_another_encoder_comes_at_its_own_size(tmp_path: Path) -> None:
     [
         (("--methods", "sparsecontras"), "did you mean simclr/sparsecontrast"),
         (("--preset", "smok"), "did you mean smoke"),
-        (("--keep", "0.5,half"), "--keep '0.5,half' is no comma list of numbers"),
+        (("--keep", "0.5,half"), "--keep '0.5,half' is not a comma-separated list of numbers"),
         (("--keep", "1.5"), "keep"),
-        (("--image-size", "big"), "--image-size 'big' is no comma list of whole numbers"),
+        (("--image-size", "big"), "--image-size 'big' is not a comma-separated list of whole numbers"),
         (("--image-size", "50"), "is not a multiple of the patch size of 'vit_stem_d64_l4_patch8', 8 pixels"),
         (
             ("--image-size", "32,50"),

@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, synthetic):
     assert done.exit_code == 2
     said = " ".join(done.output.split())
     assert said.startswith("Error: ")
-    assert "(Not a directory): look at --results and --reports." in said
+    assert "(Not a directory): check --results and --reports." in said
 
 
 def test_runs_that_all_failed_still_make_a_page(tmp_path, synthetic):

@@ -266,7 +266,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(world: small.Wor
     monkeypatch.setattr("bench.experiment.pretrain", interrupted)
     result = world.run("--methods", "dense,centre,fixed")
     assert result.exit_code == 130
-    assert "Interrupted. What is done is kept; the same command goes on from there." in result.stderr
+    assert "Interrupted. What is done is kept; the same command continues from there." in result.stderr
     assert "Traceback" not in result.output
     (folder,) = world.runs().values()
     assert Record.model_validate_json((folder / "record.json").read_bytes()).status == "done"

@@ -70,7 +70,7 @@ def test_tuning_one_method_keeps_the_others(tune) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rates", "fast"], "--rates 'fast' is no comma list of numbers"),
+        (["--rates", "fast"], "--rates 'fast' is not a comma-separated list of numbers"),
         (["--methods", "dens"], "unknown method 'dens'"),
         (["--preset", "min"], "unknown preset 'min': did you mean mine"),
         (["--rates", ","], "--rates"),

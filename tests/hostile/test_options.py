@@ -51,18 +51,21 @@ RUN: dict[str, tuple[tuple[str, ...], str | tuple[str, ...]]] = {
         "does not exist; give",
     ),
     "data root in a circle": (("--data", "folder", "--data-root", "{folder}/circle"), "circle does not exist"),
-    "labels none": (("--labels", " , "), "is no comma list of numbers: write e.g. --labels 1,10,100"),
-    "labels nan": (("--labels", "nan"), "is no comma list of numbers"),
-    "labels infinite": (("--labels", "1e999"), "is no comma list of numbers"),
+    "labels none": (("--labels", " , "), "is not a comma-separated list of numbers: write e.g. --labels 1,10,100"),
+    "labels nan": (("--labels", "nan"), "is not a comma-separated list of numbers"),
+    "labels infinite": (("--labels", "1e999"), "is not a comma-separated list of numbers"),
     "labels negative": (("--labels", "-10"), "above 0 and up to 100, and -10 is not"),
     "labels below one patient": (("--labels", "0.01"), ("0.01 % of 36 labelled", "a single patient is 2.8 %")),
     "labels with too many digits": (("--labels", "10.00000001"), "at most six digits, .*write 10"),
-    "keep none": (("--keep", "nan"), "is no comma list of numbers: write e.g. --keep 0.5,0.7"),
+    "keep none": (("--keep", "nan"), "is not a comma-separated list of numbers: write e.g. --keep 0.5,0.7"),
     "keep negative": (("--methods", "fixed", "--keep", "-0.5"), "keep.0: .*greater than or equal to 0"),
-    "keep of nobody": (("--keep", "0.5"), ("--keep 0.5 goes to no method: simclr/dense", "leave --keep out")),
+    "keep of nobody": (("--keep", "0.5"), ("--keep 0.5 applies to no method: simclr/dense", "leave --keep out")),
     "keep of a method with rho": (("--methods", "evit", "--keep", "0.5"), r"for evit write evit\[rho=0.5\]"),
-    "keep twice": (("--methods", "fixed[keep=0.3]", "--keep", "0.5"), r"goes to no method: simclr/fixed\[keep=0.3\]"),
-    "keep twice, of the default": (("--methods", "fixed[keep=0.5]", "--keep", "0.7"), "or names its own"),
+    "keep twice": (
+        ("--methods", "fixed[keep=0.3]", "--keep", "0.5"),
+        r"applies to no method: simclr/fixed\[keep=0.3\]",
+    ),
+    "keep twice, of the default": (("--methods", "fixed[keep=0.5]", "--keep", "0.7"), "or sets it already"),
     "seeds in words": (("--seeds", "three"), "--seeds 'three' can't be read: 3 means 0,1,2"),
     "seeds in another script": (("--seeds", "²"), "can't be read"),
     "seeds without end": (("--seeds", "1000000000"), "more than 1000 seeds"),
@@ -202,10 +205,16 @@ def test_what_needs_no_data_is_found_before_they_are_loaded(bench: Commands, mon
 
 COST: dict[str, tuple[tuple[str, ...], str]] = {
     "methods misspelt": (("--methods", "dens"), "did you mean .*dense"),
-    "threads none": (("--threads", "0"), "--threads is 0: it is at least 1"),
-    "keep in words": (("--keep", "half"), "--keep 'half' is no comma list of numbers: write e.g. --keep 0.5,0.7"),
-    "keep of nobody": (("--methods", "dense", "--keep", "0.5"), "--keep 0.5 goes to no method"),
-    "image size in words": (("--image-size", "224,big"), "--image-size '224,big' is no comma list of whole numbers"),
+    "threads none": (("--threads", "0"), "--threads is 0: it must be at least 1"),
+    "keep in words": (
+        ("--keep", "half"),
+        "--keep 'half' is not a comma-separated list of numbers: write e.g. --keep 0.5,0.7",
+    ),
+    "keep of nobody": (("--methods", "dense", "--keep", "0.5"), "--keep 0.5 applies to no method"),
+    "image size in words": (
+        ("--image-size", "224,big"),
+        "--image-size '224,big' is not a comma-separated list of whole numbers",
+    ),
     "image size too large": (("--image-size", "100000"), "image_size: .*4096"),
     "channels of two": (("--channels", "2"), "channels: .*1 or 3"),
     "rounds none": (("--rounds", "0"), "measure.rounds: .*greater than or equal to 1"),
@@ -227,9 +236,9 @@ def test_cost(bench: Commands, options: tuple[str, ...], says: str) -> None:
 
 
 TUNE = {
-    "rates in words": (("--rates", "fast"), "is no comma list of numbers: write e.g. --rates"),
-    "rates of nothing": (("--rates", "0,1e-3"), "a learning rate is above 0"),
-    "rates without end": (("--rates", "inf"), "is no comma list of numbers"),
+    "rates in words": (("--rates", "fast"), "is not a comma-separated list of numbers: write e.g. --rates"),
+    "rates of nothing": (("--rates", "0,1e-3"), "learning rates must be above 0"),
+    "rates without end": (("--rates", "inf"), "is not a comma-separated list of numbers"),
     "preset misspelt": (("--preset", "smokr"), r"did you mean smoke\?"),
 }
 

@@ -110,12 +110,12 @@ BAD: dict[str, tuple[str | bytes, str]] = {
 BUILT: dict[str, tuple[str, str]] = {
     "a class that takes nothing": (
         HEAD + "class Mine:\n    pass\nSTRATEGIES = {'mine': Entry(':Mine', 'a', 'b')}",
-        "simclr/mine, of a plug-in, can't be built: TypeError: .*; mend its class",
+        "simclr/mine, defined by a plug-in, can't be built: TypeError: .*; fix its class",
     ),
     "a class that fails": (
         HEAD + "class Mine(Selection):\n    def __init__(self, geometry):\n        raise KeyError('x')\n"
         "STRATEGIES = {'mine': Entry(':Mine', 'a', 'b')}",
-        "can't be built: KeyError: 'x'; mend its class",
+        "can't be built: KeyError: 'x'; fix its class",
     ),
     "a class that lacks its option": (
         defines("STRATEGIES = {'mine': Entry(':Mine', 'a', 'b', {'deepth': Option(1, 'x')})}"),

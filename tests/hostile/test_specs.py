@@ -43,7 +43,7 @@ SPECS: dict[str, tuple[str | bytes, str]] = {
     "one end of a range": (b"views.blur = [0.1]", "views.blur.1: Field required"),
     "nan in a range": (b"views.gamma = [nan, 1.0]", "views.gamma.0: Input should be a finite number"),
     "an option of a data set that is a table": (b"data.options.patients = {}", "true, false, a number or a text"),
-    "a keep of nobody": (b"methods = 'dense'\nkeep = [0.5]", "--keep 0.5 goes to no method"),
+    "a keep of nobody": (b"methods = 'dense'\nkeep = [0.5]", "--keep 0.5 applies to no method"),
     "a preset": (b"preset = 'quick'", "a preset can't be set in a spec: choose it with --preset"),
     "no method": (b"methods = ''", "--methods is empty"),
     "no seed": (b"seeds = []", "the grid is empty"),

@@ -62,11 +62,14 @@ MISTAKES = {
     "methods": (["--methods", "sparsecontrats"], r"unknown method 'sparsecontrats': did you mean .*sparsecontrast"),
     "no method": (["--methods", ","], r"--methods is empty"),
     "method option": (["--methods", "fixed[kep=0.5]"], r"simclr/fixed has no option 'kep': did you mean keep\?"),
-    "labels": (["--labels", "1,ten"], r"--labels '1,ten' is no comma list of numbers: write e.g. --labels 1,10,100"),
-    "labels empty": (["--labels", ","], r"--labels ',' is no comma list"),
+    "labels": (
+        ["--labels", "1,ten"],
+        r"--labels '1,ten' is not a comma-separated list of numbers: write e.g. --labels 1,10,100",
+    ),
+    "labels empty": (["--labels", ","], r"--labels ',' is not a comma-separated list"),
     "labels 0": (["--labels", "0,10"], r"label fractions \(--labels\) are per cent, above 0 .*, and 0 is not"),
     "labels 200": (["--labels", "200"], r"and 200 is not"),
-    "keep": (["--keep", "half"], r"--keep 'half' is no comma list of numbers: write e.g. --keep 0.5,0.7"),
+    "keep": (["--keep", "half"], r"--keep 'half' is not a comma-separated list of numbers: write e.g. --keep 0.5,0.7"),
     "keep 2": (["--keep", "2"], r"keep.0: .*less than or equal to 1"),
     "keep 0": (
         ["--methods", "fixed", "--keep", "0"],
