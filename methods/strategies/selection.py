@@ -32,7 +32,7 @@ class Choice:
     fuse: (B, patches) weights with which dropped tokens are averaged into one more token. Other tokens attend to it,
         and it is not pooled.
     keys_only: drop only the keys; the tokens of dropped patches remain as queries and in the MLPs.
-    losses, stats: as in `Encoding`.
+    scores, losses, stats: as in `Encoding`.
     """
 
     index: Tensor
@@ -43,6 +43,7 @@ class Choice:
     keys_only: bool = False
     losses: dict[str, Tensor] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
 
 
 class Selection(Strategy):
@@ -76,7 +77,7 @@ class Selection(Strategy):
             return super().forward(network, images, call)
         run = self._run_convnext if isinstance(network, ConvNeXt) else self._run_vit
         kept = as_mask(choice.index, self.geometry.patches, choice.valid)
-        return Encoding(run(network, images, choice), choice.losses, kept, choice.stats)
+        return Encoding(run(network, images, choice), choice.losses, kept, choice.stats, choice.scores)
 
     def _run_convnext(self, net: ConvNeXt, images: Tensor, choice: Choice) -> Tensor:
         """Return the features (B, C) of a CNN. Raises ValueError for a choice that concerns keys or fused tokens."""

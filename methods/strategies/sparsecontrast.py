@@ -96,7 +96,9 @@ class SparseContrast(Selection):
             return None  # the schedule has not begun to trim
         logits = self.predictor(images).float()
         if not call.training:
-            return self._choice(logits, self._kept(logits, k, training=False), k)
+            choice = self._choice(logits, self._kept(logits, k, training=False), k)
+            choice.scores = logits
+            return choice
         noise = self._noise(logits, call)
         kept = self._kept(logits.detach() + noise, k, training=True)
         if self.select == "budget":

@@ -119,6 +119,7 @@ class Encoding:
     features: (B, C).
     losses: weighted loss terms of the strategy, by name.
     kept: (B, patches) bool, for strategies that keep some of the tokens.
+    scores: (B, patches) by which patches are kept, the highest first, for strategies that rank all patches of an image.
     stats: scalars for diagnostics, by name.
     """
 
@@ -126,6 +127,7 @@ class Encoding:
     losses: dict[str, Tensor] = field(default_factory=dict)
     kept: Tensor | None = None
     stats: dict[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
 
 
 class Strategy(nn.Module):

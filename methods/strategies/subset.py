@@ -54,7 +54,10 @@ class Subset(Selection):
 
     def choose(self, images: Tensor, call: Call) -> Choice | None:
         k = self.count(call)
-        return None if k == self.geometry.patches else Choice(highest(self.scores(images, call), k))
+        if k == self.geometry.patches:
+            return None
+        scores = self.scores(images, call)
+        return Choice(highest(scores, k), scores=scores)
 
 
 class Fixed(Subset):
