@@ -38,6 +38,15 @@ class Method:
         return self._among(STRATEGIES[self.strategy].options) if self.strategy in STRATEGIES else {}
 
     @property
+    def all_options(self) -> dict[str, Value]:
+        """All options of objective and strategy with their values, in the order of the registry."""
+        known = {
+            **(OBJECTIVES[self.objective].options if self.objective in OBJECTIVES else {}),
+            **(STRATEGIES[self.strategy].options if self.strategy in STRATEGIES else {}),
+        }
+        return {key: option.default for key, option in known.items()} | dict(self.options)
+
+    @property
     def keep(self) -> float | None:
         """Requested keep ratio (`keep`, or the `rho` of each stage); None if the strategy has neither option."""
         known = STRATEGIES[self.strategy].options if self.strategy in STRATEGIES else {}

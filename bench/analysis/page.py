@@ -23,6 +23,7 @@ from bench.analysis.show import (
     plots,
     run_tables,
     saliency,
+    settings_tables,
     time_tables,
 )
 from bench.analysis.show.document import Block, Bullets, Figure, Heading, Paragraph, Table
@@ -129,7 +130,11 @@ def _group(
             *_present(accuracy_tables.regularisation(main)),
             *_present(accuracy_tables.subgroups(main)),
         ]
-    blocks += [Heading(3, "Cost"), run_tables.macs(group), *_present(time_tables.times(group, cost))]
+    blocks += [
+        Heading(3, "Cost"),
+        run_tables.macs(group),
+        *_present(time_tables.times(group, cost), time_tables.ramps(group, cost)),
+    ]
     if not any(isinstance(block, Table) and block.title.startswith("Paired time") for block in blocks):
         blocks.append(Paragraph("Times were not measured at this scale, so the report says nothing about speed."))
     if main and plots.trade_off(main, cost, figures, f"{name}-cost"):
@@ -162,7 +167,12 @@ def _group(
     if caption:
         drawn.add(f"{name}-selection")
         blocks.append(Figure(f"{name}-selection", caption))
-    blocks += [Heading(3, "Settings"), run_tables.counts(group), run_tables.settings(group, read_tuning(group.preset))]
+    blocks += [
+        Heading(3, "Settings"),
+        run_tables.counts(group),
+        settings_tables.settings(group, read_tuning(group.preset)),
+    ]
+    blocks += _present(settings_tables.hyperparameters(group))
     notes = [
         *(record.data.notes if record.data else ()),
         *(note for scores in every.values() for note in scores.notes),

@@ -17,8 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
 
+from bench.specs.run_spec import FOLDS
+
 Floats = npt.NDArray[np.floating]
-FOLDS = 3
 EXTENSIONS = 3  # powers of ten that the search may go beyond either end of its grid
 KNN_TEMPERATURE = 0.07  # of the neighbours' weights, as in Wu et al., CVPR 2018
 

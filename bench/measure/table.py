@@ -20,7 +20,7 @@ from bench.measure.parts import views_seconds
 from bench.measure.peak import NotMeasured, peak_of_training
 from bench.measure.timed_method import TimedMethod, execution
 from bench.records.environment import environment, machine, now, raise_allocator_thresholds
-from bench.records.record import AA_SUFFIX, CostRow, CostTable
+from bench.records.record import AA_SUFFIX, RAMPS, CostRow, CostTable, RampSpeedup
 from bench.records.seal import seal
 from bench.specs.run_spec import EncoderSpec, MeasureSpec, TrainSpec
 from bench.statistics.ratios import RatioEstimate
@@ -131,9 +131,13 @@ def _row(timed: TimedMethod, times: PairedTimes, threads: int) -> CostRow:
     strategy, batch, train = timed.objective.encoder.strategy, timed.views.shape[1], timed.train
     dense_step = next((name for name in times.seconds if name.startswith(f"{DENSE.name} train ")), None)
     steps = runs = step_ms = None
+    ramps: list[RampSpeedup] = []
     if timed.training and dense_step is not None:
         steps = times.speedup(timed.train_key(), dense_step)
-        runs = timed.run_speedup(times, dense_step)
+        runs = timed.run_speedup(times, dense_step, train.ramp)
+        if timed.ramps:
+            at = {ramp: timed.run_speedup(times, dense_step, ramp) for ramp in RAMPS}
+            ramps = [RampSpeedup(ramp=r, speedup=one.median, low=one.low, high=one.high) for r, one in at.items()]
         step_ms = 1e3 * times.median(timed.train_key()) / batch
     return CostRow(
         method=timed.name,
@@ -151,6 +155,7 @@ def _row(timed: TimedMethod, times: PairedTimes, threads: int) -> CostRow:
         **_columns("train", steps),
         **_columns("run", runs),
         ramp=train.ramp if timed.ramps else None,
+        ramps=tuple(ramps),
         saved_mib=None if timed.saved is None else timed.saved / 2**20,
         batch=batch,
         rounds=len(times.seconds[timed.infer_key]),

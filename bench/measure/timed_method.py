@@ -156,16 +156,16 @@ class TimedMethod:
     def _lesions(self, batch: int) -> Tensor:
         return random_lesions(batch, self.objective.encoder.geometry.patches).to(self.views.device)
 
-    def run_speedup(self, times: PairedTimes, dense_step: str) -> RatioEstimate:
-        """Time of a whole run of dense / time of a whole run of this method along its ramp, round by round."""
+    def run_speedup(self, times: PairedTimes, dense_step: str, ramp: float) -> RatioEstimate:
+        """Time of a whole run of dense / time of a whole run of this method along a ramp, round by round."""
         own = np.stack([times.seconds[self.train_key(k)] for k in self.points], axis=-1)  # (rounds, points)
-        return estimate(times.seconds[dense_step] / self._mean_step(own))
+        return estimate(times.seconds[dense_step] / self._mean_step(own, ramp))
 
-    def _mean_step(self, own: Array) -> Array:
+    def _mean_step(self, own: Array, ramp: float) -> Array:
         """Mean time of a step over a run, (rounds, points) -> (rounds,)."""
         if not self.ramps:
             return own[:, 0]
-        kept = kept_over_run(self.objective.encoder.strategy, GRID, self.train.ramp)
+        kept = kept_over_run(self.objective.encoder.strategy, GRID, ramp)
         along = interpolate(self.points, own, np.array(list(kept), dtype=float))  # (rounds, numbers of patches)
         return np.asarray(along @ np.array(list(kept.values()), dtype=float) / GRID)
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.records.environment import conditions, environment, now
-from bench.records.record import DataRecord, Record, SplitRecord, Timing
+from bench.records.record import DataRecord, Network, Record, SplitRecord, Timing
 from bench.records.store import Store, write_atomically
 from bench.specs.run_spec import SCIENCE_VERSION, RunSpec
 from methods import BASELINES
+from methods.names import Method
 from methods.objectives.objective import Objective
 
 
@@ -51,11 +52,27 @@ def record_of(
         splits=splits,
         keep=method.keep,
         keep_effective=None if strategy is None else strategy.target,
+        network=None if objective is None or method.strategy in BASELINES else network_of(method, objective),
         train_execution="none" if method.objective == "none" or strategy is None else strategy.train_execution,
         environment={**here, "also_trained_under": others} if others else here,
         started=started,
         finished=now(),
         **parts,
+    )
+
+
+def network_of(method: Method, objective: Objective) -> Network:
+    """What a method's objective consists of."""
+    encoder = objective.encoder
+    heads = [p for name, p in objective.named_parameters() if not name.startswith("encoder.")]
+    sizes = {trained: sum(p.numel() for p in heads if p.requires_grad == trained) for trained in (True, False)}
+    strategy = sum(p.numel() for p in encoder.strategy.parameters())
+    return Network(
+        options={**method.all_options, **objective.computed, **encoder.strategy.computed},
+        encoder=sum(p.numel() for p in encoder.parameters()) - strategy,
+        strategy=strategy,
+        heads=sizes[True],
+        teacher=sizes[False],
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bench.specs.frozen import Frozen
 from bench.specs.run_spec import EvaluationKey
 from datasets.limits import THREADS
-from methods import Inference
+from methods import Inference, Value
 
 SCHEMA_VERSION = 1
 SIDE_FILES = ("history.jsonl", "selection.npz")  # of a run, written before its record
@@ -101,6 +101,17 @@ class Memory(Frozen):
     peak_of: Literal["process", "device"]
 
 
+class Network(Frozen):
+    """What was built: all options of the method with the values in use (0 for "computed" is replaced by the computed
+    value), and numbers of parameters. `teacher` counts those that no optimizer changes, beside the encoder."""
+
+    options: dict[str, Value]
+    encoder: int
+    strategy: int
+    heads: int
+    teacher: int
+
+
 class Learning(Frozen):
     """Whether the run learned. `plateau_loss` is the loss of features that are the same for all images; `selection`
     holds the diagnostics of the strategy (averages over the last epoch, and on the test images at inference)."""
@@ -132,6 +143,7 @@ class Record(Frozen):
     keep: float | None = None  # asked for; None where the strategy has none
     keep_effective: float | None = None  # used, e.g. by a control at equal MACs
     train_execution: Literal["gathered", "masked", "none"] = "gathered"
+    network: Network | None = None
     macs: Macs | None = None
     time: Timing | None = None
     memory: Memory | None = None
@@ -210,6 +222,19 @@ PARTS = {
 }
 
 
+RAMPS = (0.3, 0.5, 1.0)
+"""Ramps at which the time of a whole run is given side by side, whatever the ramp of the runs."""
+
+
+class RampSpeedup(Frozen):
+    """Time of a whole run of dense / time of a whole run of a method with this ramp: median and 95 % interval."""
+
+    ramp: float
+    speedup: Ratio
+    low: Ratio
+    high: Ratio
+
+
 AA_SUFFIX = "#2"  # ends the name of the row in which dense is measured against itself
 
 
@@ -217,6 +242,8 @@ class CostRow(Frozen):
     """One method in a paired measurement; a row of `cost.csv`. Milliseconds are per image, those of a step with both
     views; a speed-up is dense time / method time, the median over rounds, with its 95 % interval. The A/A row is
     `simclr/dense#2`.
+
+    `run_speedup` is at the ramp of the request, `ramps` at each of RAMPS; they come from the same measured steps.
 
     Fields of training are None where training was not measured. The `..._ms` of PARTS divide the time of a step,
     forward and backward together: all but `views_ms` add up to `train_ms`, which leaves out making the views."""
@@ -263,6 +290,7 @@ class CostRow(Frozen):
     heads_ms: float | None = None
     teacher_ms: float | None = None
     optimizer_ms: float | None = None
+    ramps: tuple[RampSpeedup, ...] = ()  # empty without a ramp, and in tables of an earlier version
 
     @model_validator(mode="after")
     def _training_is_whole(self) -> CostRow:

@@ -21,6 +21,9 @@ from methods.names import Method, parse_methods
 SCIENCE_VERSION = 2
 """Raised whenever the same spec would give other weights; a test with golden losses fails until it is."""
 
+OPTIMIZER, BETAS = "AdamW", (0.9, 0.95)  # of every pre-training
+FOLDS = 3  # of the cross-validation of a probe
+
 Number = Annotated[float, Field(strict=True)]  # strict: true is not a number
 Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
 Positive = Annotated[float, Field(gt=0.0, strict=True)]

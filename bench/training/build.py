@@ -8,7 +8,7 @@ from timm.optim._optim_factory import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
-from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.specs.run_spec import BETAS, OPTIMIZER, EncoderSpec, TrainSpec
 from methods import DEFAULT_OBJECTIVE, REFERENCE, build_encoder, build_objective
 from methods.names import Method
 from methods.objectives.objective import Loss, Objective
@@ -36,7 +36,7 @@ def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
 def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Return timm's AdamW. Parameters of one dimension (biases, norms) have no weight decay."""
     opt: torch.optim.Optimizer = create_optimizer_v2(
-        model, opt="adamw", lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95), foreach=True
+        model, opt=OPTIMIZER.lower(), lr=lr, weight_decay=weight_decay, betas=BETAS, foreach=True
     )
     return opt
 

@@ -29,6 +29,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from methods import Value
 from methods.encoders.encoder import Encoder
 from methods.objectives.objective import Loss, Objective, follow, head_width, mlp, total
 from methods.ranks import gather_views
@@ -52,7 +53,7 @@ class MoCo(Objective):
         self.blur_probabilities = (1.0, 0.1) if views == "asymmetric" else None
         self.temperature, self.momentum, self.teacher = temperature, momentum, teacher
         dim = encoder.geometry.dim
-        hidden = hidden or head_width(dim, 4096)
+        hidden = self.hidden = hidden or head_width(dim, 4096)
         if encoder.family == "resnet":
             self.projector = mlp([dim, hidden, out], last_norm_affine=False)
             self.predictor = mlp([out, hidden, out], last_norm_affine=None)
@@ -64,6 +65,10 @@ class MoCo(Objective):
             network.patch_embed.requires_grad_(False)
         self.teacher_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    @property
+    def computed(self) -> dict[str, Value]:
+        return {"hidden": self.hidden}
 
     def forward(self, views: Tensor, call: Call) -> Loss:
         images = views.flatten(0, 1)  # view-major (2B, ...)

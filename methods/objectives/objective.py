@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from methods import Value
 from methods.encoders.encoder import Encoder
 from methods.ranks import sum_over_ranks, world
 from methods.strategies.strategy import Call, Encoding
@@ -42,6 +43,11 @@ class Objective(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
+
+    @property
+    def computed(self) -> dict[str, Value]:
+        """Values in use of options whose default stands for a computed value."""
+        return {}
 
     def forward(self, views: Tensor, call: Call) -> Loss:
         """Return the loss of the global batch, given the views (2, B, channels, H, W) of this rank."""

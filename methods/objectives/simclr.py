@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from methods import Value
 from methods.encoders.encoder import Encoder
 from methods.objectives.objective import Loss, Objective, head_width, mlp, total
 from methods.ranks import gather_views
@@ -32,8 +33,12 @@ class SimCLR(Objective):
         super().__init__(encoder)
         self.temperature = temperature
         dim = encoder.geometry.dim
-        hidden = hidden or head_width(dim, 2048)
+        hidden = self.hidden = hidden or head_width(dim, 2048)
         self.projector = mlp([dim, hidden, hidden, out], last_norm_affine=True, first_norm=True)
+
+    @property
+    def computed(self) -> dict[str, Value]:
+        return {"hidden": self.hidden}
 
     def forward(self, views: Tensor, call: Call) -> Loss:
         encoding = self.encoder(views.flatten(0, 1), call)  # view-major (2B, ...)

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from methods import Value
 from methods.ranks import gather_views, mean_over_ranks
 from methods.schedule import kept_tokens
 from methods.strategies.predictor import Predictor, predictor_width
@@ -73,10 +74,15 @@ class SparseContrast(Selection):
             )
         self.select, self.gate, self.lambda_sparsity, self.noise = select, gate, lambda_sparsity, noise
         self.fuse, self.trim = fuse, trim
-        self.predictor = Predictor(geometry, width or predictor_width(geometry))
+        self.width = width or predictor_width(geometry)
+        self.predictor = Predictor(geometry, self.width)
         self.predictor.requires_grad_(self.trained)
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(0.0))
+
+    @property
+    def computed(self) -> dict[str, Value]:
+        return {"width": self.width}
 
     @property
     def adaptive(self) -> bool:

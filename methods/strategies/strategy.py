@@ -16,7 +16,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods import Family, Inference
+from methods import Family, Inference, Value
 from methods.attention import Core, run_block
 from methods.convolution import dense_features
 from methods.noise import Noise
@@ -154,6 +154,11 @@ class Strategy(nn.Module):
     def target(self) -> float | None:
         """Keep ratio after the ramp; None for strategies without one."""
         return None
+
+    @property
+    def computed(self) -> dict[str, Value]:
+        """Values in use of options whose default stands for a computed value."""
+        return {}
 
     @property
     def adaptive(self) -> bool:

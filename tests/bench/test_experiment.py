@@ -111,6 +111,8 @@ def test_what_a_pretraining_leaves(finished) -> None:
     assert record.memory.saved_bytes_per_image > 1e4
     assert record.macs.train_step > 2 * record.macs.inference > 0
     assert record.macs.whole_run > record.macs.train_step
+    assert record.network is not None
+    assert record.network.options["momentum"] == 0.99
     assert record.learning.verdict in ("learned", "plateaued", "collapsed")
     assert {"overlap", "static_share", "kept_inference", "lesion_kept"} <= set(record.learning.selection)
     (line,) = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

@@ -17,7 +17,7 @@ from bench.analysis.judge.scores import Scores
 from bench.analysis.read import frames
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables, run_tables
+from bench.analysis.show import accuracy_tables, run_tables, settings_tables
 from tests.bench.analysis.synthetic import Method, World, write_run
 from tests.damage import Damage, cut, folder, huge, pipe, put, zero
 from tests.hostile.harness import Commands, check
@@ -249,8 +249,13 @@ def test_any_value_anywhere_is_reported_on_or_refused(
         for group in group_runs(runs):
             assert group.title and group.seeds
             frames.history_frame(group)
-            run_tables.macs(group), run_tables.learning(group), run_tables.selection(group), run_tables.counts(group)
-            run_tables.settings(group, None)
+            (
+                run_tables.macs(group),
+                run_tables.learning(group),
+                run_tables.selection(group),
+                run_tables.counts(group),
+            )
+            settings_tables.settings(group, None), settings_tables.hyperparameters(group)
             for scores in (Scores(group, probe) for probe in group.probes):
                 if scores.fractions:
                     (

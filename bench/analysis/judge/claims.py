@@ -10,15 +10,17 @@ about accuracy gets no verdict from fewer than SEEDS seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import pandas as pd
 
 from bench.analysis.judge.scores import Scores
-from bench.analysis.judge.speedups import Elsewhere, Speed, speed_up
+from bench.analysis.judge.speedups import Elsewhere, Speed, ramp_of, speed_up
 from bench.analysis.read.groups import Arm, Group
+from bench.records.record import RAMPS
 from bench.statistics.accuracy import Estimate
 
 Verdict = Literal["supported", "refuted", "undecided", "no verdict", "not measured"]
@@ -27,6 +29,7 @@ NAN = float("nan")
 MARGIN = 0.03
 SEEDS = 5
 """The fewest seeds, paired with those of the rival, that a verdict on accuracy is given from."""
+PAPER_DEVICE = "A100"
 READINGS = {"rate": 1.40, "time": 1 / 0.6}
 MEASURES = {"train": "a training step", "run": "the whole pre-training", "infer": "inference"}
 
@@ -46,7 +49,8 @@ class Claim:
     measure: str = ""  # of a speed: "train", "run", "infer"
     reading: str = ""  # of a speed: "rate", "time"
     fraction: float | None = None
-    scale: str = ""  # of a speed: encoder and size it was measured with
+    ramp: float | None = None  # of the speed of a run with another ramp than that of the runs
+    scale: str = ""  # of a speed: encoder, size, device, precision and batch size it was measured with
     why: str = ""  # nothing can decide it, or there is no verdict
     estimate: Estimate | None = None  # of an accuracy that was measured
 
@@ -150,22 +154,37 @@ def all_claims(
     """Every claim on every SparseContrast arm of the group; those on speed `elsewhere` too, if it is there."""
     out = []
     for arm in (one for one in group.arms if judged(one)):
-        here = {kind: speed_up(arm, group, cost, kind) for kind in MEASURES}
+        here = speeds_of(arm, partial(speed_up, arm, group, cost))
         out += speed_claims(arm, f"{group.encoder} at {group.image_size} px", here)
-        there = {kind: elsewhere.speed_up(arm, kind) for kind in MEASURES} if elsewhere else {}
-        if elsewhere and any(there.values()):
-            out += speed_claims(arm, elsewhere.where, there)
+        if elsewhere:
+            there = speeds_of(arm, partial(elsewhere.speed_up, arm))
+            out += speed_claims(arm, elsewhere.where, there) if any(there.values()) else []
         for fraction in scores.fractions if scores else ():
             assert scores is not None
             out += accuracy_claims(arm, scores, fraction)
     return out
 
 
-def speed_claims(arm: Arm, scale: str, speeds: Mapping[str, Speed | None]) -> list[Claim]:
-    """Both readings of each of MEASURES, by what was measured at this scale."""
+Speeds = Mapping[tuple[str, float | None], Speed | None]
+"""Speed-ups by measure and ramp; None for that of the runs."""
+
+
+def speeds_of(arm: Arm, find: Callable[[str, float | None], Speed | None]) -> Speeds:
+    """Speed-ups of each of MEASURES, and those of a run with each other ramp that was measured."""
+    others = [(ramp, find("run", ramp)) for ramp in RAMPS if ramp != ramp_of(arm)]
+    return {(kind, None): find(kind, None) for kind in MEASURES} | {("run", ramp): one for ramp, one in others if one}
+
+
+def speed_claims(arm: Arm, scale: str, speeds: Speeds) -> list[Claim]:
+    """Both readings of each measure, by what was measured at this scale."""
     out = []
-    for kind, what in MEASURES.items():
-        found = speeds[kind]
+    conditions = next((one.conditions for one in speeds.values() if one and one.conditions), "")
+    scale = f"{scale}, {conditions}" if conditions else scale
+    for (kind, ramp), found in speeds.items():
+        what = MEASURES[kind]
+        if kind == "run" and (ramp or ramp_of(arm)) is not None:
+            which = "that of these runs" if ramp is None else "not that of these runs"
+            what += f" with ramp {ramp_of(arm) if ramp is None else ramp:g}, {which},"
         for reading, threshold in READINGS.items():
             text = f"{what} is {threshold:.2f} times as fast as dense"
             value, low, high = (found.value, found.low, found.high) if found else (NAN, NAN, NAN)
@@ -176,6 +195,7 @@ def speed_claims(arm: Arm, scale: str, speeds: Mapping[str, Speed | None]) -> li
                     *("speed", arm.label, text, threshold, value, low, high, verdict),
                     measure=kind,
                     reading=reading,
+                    ramp=ramp,
                     scale=scale,
                     why=why,
                 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bench.analysis.judge.claims import (
     MARGIN,
     MEASURES,
+    PAPER_DEVICE,
     SEEDS,
     Claim,
     alike,
@@ -236,7 +237,7 @@ def _speed(name: str, scale: str, claims: list[Claim]) -> str:
         return f"The speed of {name} was not measured with {scale}, so “40 % faster” is not judged there."
     parts = []
     for kind, what in MEASURES.items():
-        by = {claim.reading: claim for claim in claims if claim.measure == kind}
+        by = {claim.reading: claim for claim in claims if claim.measure == kind and claim.ramp is None}
         rate, time = by["rate"], by["time"]
         if rate.verdict == "not measured":
             parts.append(f"{what} was not measured")
@@ -247,5 +248,8 @@ def _speed(name: str, scale: str, claims: list[Claim]) -> str:
             else f"{rate.verdict} in both readings (1.40× and 1.67×)"
         )
         because = f" ({rate.why})" if rate.why else ""
-        parts.append(f"{what} runs at {rate.value:.2f}× [{rate.low:.2f}, {rate.high:.2f}], {both}{because}")
-    return f"“Up to 40 % faster than dense”, {name}, {scale}: " + "; ".join(parts) + "."
+        others = [f"{c.value:.2f}× with ramp {c.ramp:g}" for c in claims if c.ramp is not None and c.reading == "rate"]
+        along = f" (at the ramp of these runs; {listed(others)})" if kind == "run" and others else ""
+        parts.append(f"{what} runs at {rate.value:.2f}× [{rate.low:.2f}, {rate.high:.2f}]{along}, {both}{because}")
+    theirs = "" if PAPER_DEVICE in scale else f" The paper's times are of an {PAPER_DEVICE} GPU, by its review page."
+    return f"“Up to 40 % faster than dense”, {name}, {scale}: " + "; ".join(parts) + f".{theirs}"

@@ -23,7 +23,8 @@ class Speed:
     """A speed-up with its interval.
 
     `floor` is the upper end of the noise floor of its table, 1 if unknown; `enough` says whether the rounds suffice for
-    a 95 % interval; `disturbed`, whether other processes disturbed rounds that were kept.
+    a 95 % interval; `disturbed`, whether other processes disturbed rounds that were kept; `conditions`, on what it was
+    measured.
     """
 
     value: float
@@ -32,6 +33,7 @@ class Speed:
     floor: float = 1.0
     enough: bool = True
     disturbed: bool = False
+    conditions: str = ""
 
     @property
     def no_difference(self) -> bool:
@@ -79,22 +81,31 @@ def floor_of(row: pd.Series, kind: str) -> float:
     return 1.0 if pd.isna(low) or pd.isna(high) else noise_floor(float(low), float(high))
 
 
-def speed_of(row: pd.Series, kind: str) -> Speed | None:
-    """Speed-up of a row over dense SimCLR (`kind`: "infer", "train", "run"); None if it was not measured."""
-    if pd.isna(row[f"{kind}_speedup"]):
+def conditions_of(row: pd.Series) -> str:
+    """Device, machine, threads, precision and batch size of a measurement, in words."""
+    threads = "" if row["device"] != "cpu" else f", {row['threads']} thread{'s' if row['threads'] > 1 else ''}"
+    return f"{row['device']} ({row['machine']}{threads}), {row['precision']}, batch {row['batch']}"
+
+
+def speed_of(row: pd.Series, kind: str, ramp: float | None = None) -> Speed | None:
+    """Speed-up of a row over dense SimCLR (`kind`: "infer", "train", "run"); None if it was not measured. `ramp` is one
+    of RAMPS, for a run with another ramp than the row's."""
+    name = f"{kind}_speedup" if ramp is None else f"{kind}_speedup_ramp_{ramp:g}"
+    if pd.isna(row[name]):
         return None
-    value, low, high = (float(row[f"{kind}_speedup{end}"]) for end in ("", "_low", "_high"))
-    return Speed(value, low, high, floor_of(row, kind), row["rounds"] >= ENOUGH, row["disturbed_rounds"] > 0)
+    value, low, high = (float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    enough, disturbed = row["rounds"] >= ENOUGH, row["disturbed_rounds"] > 0
+    return Speed(value, low, high, floor_of(row, kind), enough, disturbed, conditions_of(row))
 
 
-def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str) -> Speed | None:
+def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str, ramp: float | None = None) -> Speed | None:
     """Time of dense with the same objective divided by the time of an arm, with its interval; None if not measured.
 
     Measurements are relative to dense SimCLR. For another objective the speed-ups of two rows of one table are divided,
     with a conservative interval: the lower end of one over the upper end of the other, and vice versa.
     """
     row = cost_of(arm, group, cost)
-    own = None if row is None else speed_of(row, kind)
+    own = None if row is None else speed_of(row, kind, ramp)
     if row is None or own is None or arm.objective == DEFAULT_OBJECTIVE:
         return own
     dense = next((one for one in group.arms if (one.objective, one.strategy) == (arm.objective, REFERENCE)), None)
@@ -103,23 +114,28 @@ def speed_up(arm: Arm, group: Group, cost: pd.DataFrame, kind: str) -> Speed | N
     if base is None:
         return None
     ratio = own.value / base.value, own.low / base.high, own.high / base.low
-    return Speed(*ratio, own.floor, own.enough and base.enough, own.disturbed)
+    return Speed(*ratio, own.floor, own.enough and base.enough, own.disturbed, own.conditions)
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A cost table measured at another scale than that of a group; `where` names its encoder, size and machine."""
+    """A cost table measured at another scale than that of a group; `where` names its encoder and size."""
 
     frame: pd.DataFrame
     where: str
 
-    def speed_up(self, arm: Arm, kind: str) -> Speed | None:
-        """Speed-up of the arm's method with the arm's ramp; None if it was not measured, or not against dense of the
-        same objective."""
-        ramp = (arm.runs[0].record.spec.get("train") or {}).get("ramp")
+    def speed_up(self, arm: Arm, kind: str, ramp: float | None = None) -> Speed | None:
+        """Speed-up of the arm's method with the arm's ramp, or `ramp`; None if it was not measured, or not against
+        dense of the same objective."""
         for _, row in self.frame.iterrows():
             keep = None if pd.isna(row["keep"]) else float(row["keep"])
-            same = (row["method"], keep) == (arm.method, arm.keep) and (pd.isna(row["ramp"]) or row["ramp"] == ramp)
-            if same and arm.objective == DEFAULT_OBJECTIVE:
-                return speed_of(row, kind)
+            ramps = pd.isna(row["ramp"]) or row["ramp"] == ramp_of(arm)
+            if (row["method"], keep) == (arm.method, arm.keep) and ramps and arm.objective == DEFAULT_OBJECTIVE:
+                return speed_of(row, kind, ramp)
         return None
+
+
+def ramp_of(arm: Arm) -> float | None:
+    """Ramp of the runs of an arm; None if their records don't say."""
+    ramp: float | None = (arm.runs[0].record.spec.get("train") or {}).get("ramp")
+    return ramp

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bench.analysis.read.groups import Group, ReportRefused, Run
 from bench.analysis.read.results import cost_tables, encoder_of
-from bench.records.record import AA_SUFFIX, CostRow, CostTable
+from bench.records.record import AA_SUFFIX, RAMPS, CostRow, CostTable
 from bench.records.run_folder import read_history
 from methods.names import REFERENCE_METHOD
 
@@ -73,7 +73,9 @@ SETTING = ["machine", "device", "threads", "batch", "precision", "attention"]
 COST_KEY = ["method", "encoder", "image_size", "channels", "keep", "ramp", *SETTING]
 RATIOS = [f"{kind}_{what}" for kind in ("infer", "train") for what in ("macs_ratio", "time_over_macs")]
 AA = [f"aa_{kind}_{end}" for kind in ("infer", "train", "run") for end in ("low", "high")]
-COST_COLUMNS = [*CostRow.model_fields, *RATIOS, "disturbed_rounds", "measured"]
+ALONG_RAMPS = [f"run_speedup_ramp_{ramp:g}{end}" for ramp in RAMPS for end in ("", "_low", "_high")]
+_OWN = [name for name in CostRow.model_fields if name != "ramps"]
+COST_COLUMNS = [*_OWN, *ALONG_RAMPS, *RATIOS, "disturbed_rounds", "measured"]
 
 
 def cost_frame(results: Path) -> pd.DataFrame:
@@ -94,13 +96,16 @@ def newest(tables: Iterable[CostTable]) -> pd.DataFrame:
 def table_frame(table: CostTable) -> pd.DataFrame:
     """One row for each method, with the noise floor of the table (`aa_...`, the interval of dense against itself; None
     where that was not measured), dense MACs / method MACs (`..._macs_ratio`), and the speed-up as a share of that ratio
-    (`..._time_over_macs`)."""
+    (`..._time_over_macs`). Run speed-ups at RAMPS are empty where they were not measured."""
     aa = next((row for row in table.rows if row.method.endswith(AA_SUFFIX)), None)
     dense = next((row for row in table.rows if row.method == REFERENCE_METHOD.name), None)
     rows = []
     for row in table.rows:
         disturbed = table.environment.get("disturbed_rounds", 0)  # kept although other processes were running
-        one = row.model_dump() | {"disturbed_rounds": disturbed, "measured": table.finished}
+        one = row.model_dump(exclude={"ramps"}) | {"disturbed_rounds": disturbed, "measured": table.finished}
+        for at in row.ramps:
+            name = f"run_speedup_ramp_{at.ramp:g}"
+            one |= {name: at.speedup, f"{name}_low": at.low, f"{name}_high": at.high}
         for kind in ("infer", "train", "run"):
             for end in ("low", "high"):
                 one[f"aa_{kind}_{end}"] = getattr(aa, f"{kind}_speedup_{end}") if aa else None
@@ -112,7 +117,7 @@ def table_frame(table: CostTable) -> pd.DataFrame:
         rows.append(one)
     frame = pd.DataFrame(rows, columns=[*COST_COLUMNS, *AA])
     numbers = [name for name, field in CostRow.model_fields.items() if field.annotation == float | None]
-    return frame.astype(dict.fromkeys([*numbers, *RATIOS, *AA], float))
+    return frame.astype(dict.fromkeys([*numbers, *ALONG_RAMPS, *RATIOS, *AA], float))
 
 
 def cost_csv(frame: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Tables of multiply-accumulates, claims, learning, data and settings."""
+"""Tables of multiply-accumulates, claims, learning and data."""
 
 from __future__ import annotations
 
@@ -202,58 +202,3 @@ def counts(group: Group) -> Table:
         "Ranges are over draws. Label fractions are shares of the labelled training patients; within a draw, a smaller "
         "fraction is part of the larger ones. All methods and seeds have the same draws.",
     )
-
-
-def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
-    """Data, settings, learning rates and versions of the runs."""
-    record = next((run.record for run in group.runs if run.record.objective != "none"), group.runs[0].record)
-    assert record.splits is not None
-    assert record.data is not None
-    spec, environments = record.spec, [run.record.environment for run in group.runs]
-    rows = [
-        ("data", f"{record.data.name}, fingerprint {record.data.fingerprint[:12]}"),
-        (
-            "split",
-            f"{record.splits.hash[:16]}"
-            + ("" if record.data.patient_ids_known else " (by image: patients are not identified)"),
-        ),
-        ("preset", group.preset),
-        ("seeds", ", ".join(map(str, group.seeds))),
-    ]
-    for part in ("encoder", "train", "views"):  # the learning rate, which is tuned by method, has its own row
-        rows.append((part, _flat({key: value for key, value in (spec.get(part) or {}).items() if key != "lr"})))
-    rates: dict[str, set[str]] = {}
-    for arm in (one for one in group.arms if not one.baseline):
-        for run in arm.runs:
-            rate = (run.record.spec.get("train") or {}).get("lr")
-            rates.setdefault(f"{rate:g}" if isinstance(rate, int | float) else str(rate), set()).add(arm.label)
-    rows.append(
-        (
-            "learning rate",
-            "; ".join(f"{rate}: {', '.join(sorted(arms))}" for rate, arms in sorted(rates.items())),
-        )
-    )
-    rows.append(("tuning budget", _tuning(tuning)))
-    rows.append(("science version", str(record.science_version)))
-    for key in dict.fromkeys(key for one in environments for key in one):
-        values = list(dict.fromkeys(_flat(one[key]) for one in environments if key in one))
-        rows.append((key.replace("_", " "), "; ".join(values[:4]) + (" ..." if len(values) > 4 else "")))
-    return Table("Settings", ("what", "value"), tuple(rows), wide=("value",))
-
-
-def _flat(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner not in (None, ""))
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_flat, value)) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _tuning(tuning: dict[str, Any] | None) -> str:
-    if not tuning:
-        return "none: every method has the learning rate of the preset"
-    text = str(tuning.get("sentence", "")).strip()
-    chosen = tuning.get("chosen") or {}
-    if chosen:
-        text += " Chosen: " + ", ".join(f"{method} {rate:g}" for method, rate in chosen.items()) + "."
-    return text.strip()

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis.judge.speedups import Elsewhere, cost_of, floor_of, speed_of
+from bench.analysis.judge.speedups import Elsewhere, cost_of, floor_of, ramp_of, speed_of
 from bench.analysis.read.frames import table_frame
 from bench.analysis.read.groups import Group
 from bench.analysis.read.results import cost_tables
 from bench.analysis.show.accuracy_tables import NONE, keep_cell
 from bench.analysis.show.document import Table
 from bench.records.environment import machine
-from bench.records.record import AA_SUFFIX, CostTable
+from bench.records.record import AA_SUFFIX, RAMPS, CostTable
 from bench.statistics.ratios import interval_name
 from methods.names import REFERENCE_METHOD
 
@@ -65,6 +65,30 @@ def times(group: Group, frame: pd.DataFrame) -> Table | None:
     return Table(title, (*head, "run speed-up"), tuple(rows), note)
 
 
+def ramps(group: Group, frame: pd.DataFrame) -> Table | None:
+    """Speed-up of a whole run by ramp, for methods with one; None if no table has it."""
+    rows, own = [], set()
+    for arm in (one for one in group.arms if not one.baseline):
+        row = cost_of(arm, group, frame)
+        if row is None or pd.isna(row[f"run_speedup_ramp_{RAMPS[0]:g}"]):
+            continue
+        own.add(ramp_of(arm))
+        cells = (speed_cell(row, "run", ramp) for ramp in RAMPS)
+        rows.append((arm.label, keep_cell(arm), *cells, speed_cell(row, "train")))
+    if not rows:
+        return None
+    these = " and ".join(f"{ramp:g}" for ramp in sorted(one for one in own if one is not None))
+    note = (
+        "Ramp: the share of a run in which the keep ratio falls from 1 to its target. The speed-up of a run approaches"
+        " that of a step as the ramp gets shorter. All columns come from the same measured steps; the noise floor is"
+        f" that of runs in the table above. These runs were trained with ramp {these}: their accuracy, and the verdicts"
+        " on it, are of that ramp alone."
+    )
+    heads = (f"run speed-up, ramp {ramp:g}" for ramp in RAMPS)
+    title = f"Run speed-up by ramp, {group.encoder} at {group.image_size} px"
+    return Table(title, ("method", "keep", *heads, "step speed-up"), tuple(rows), note)
+
+
 def floor_text(row: pd.Series) -> str:
     """Sentences on the noise floor of the row's table."""
     parts = []
@@ -79,8 +103,9 @@ def floor_text(row: pd.Series) -> str:
     )
 
 
-def speed_cell(row: pd.Series, kind: str) -> str:
-    speed = speed_of(row, kind)
+def speed_cell(row: pd.Series, kind: str, ramp: float | None = None) -> str:
+    """`1.42 [1.39, 1.46]`: a speed-up with its interval, or why it has none."""
+    speed = speed_of(row, kind, ramp)
     if speed is None:
         return UNMEASURED
     if row["method"] == REFERENCE_METHOD.name:
@@ -117,7 +142,7 @@ class LargeTable:
         first = self.table.rows[0]
         if (group.encoder, group.image_size) == (first.encoder, first.image_size):
             return None
-        whose = "" if self.own else f", measured on another machine ({self.machine})"
+        whose = "" if self.own else ", measured on another machine"
         where = f"{first.encoder} at {first.image_size} px, {channels_text(first.channels)}{whose}"
         return Elsewhere(table_frame(self.table), where)
 

@@ -373,6 +373,12 @@ def write_cost(
                 f"{kind}_speedup_low": value * (1 - spread),
                 f"{kind}_speedup_high": value * (1 + spread),
             }
+        if method.keep is not None:
+            along = {0.3: run, 0.5: 0.95 * run, 1.0: 0.85 * run}
+            row["ramps"] = [
+                {"ramp": ramp, "speedup": value, "low": value * (1 - width), "high": value * (1 + width)}
+                for ramp, value in along.items()
+            ]
         rows.append(row | changes)
     (results / "cost").mkdir(parents=True, exist_ok=True)
     table = {"rows": rows, "environment": ENVIRONMENT, "started": finished, "finished": finished}

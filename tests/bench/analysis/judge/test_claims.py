@@ -16,7 +16,7 @@ from bench.analysis.read.frames import cost_frame
 from bench.analysis.read.results import group_runs, parse, read_runs
 from bench.analysis.show import accuracy_tables, plots
 from bench.analysis.show.run_tables import claims_tables
-from bench.analysis.show.time_tables import LargeTable, large_table, speed_cell, times
+from bench.analysis.show.time_tables import LargeTable, large_table, ramps, speed_cell, times
 from bench.records.record import CostTable
 from bench.statistics.accuracy import Estimate
 
@@ -62,7 +62,7 @@ def judged(tmp_path, synthetic):
 
 
 def verdict(claims, kind, measure="", reading=""):
-    (one,) = [c for c in claims if (c.kind, c.measure, c.reading) == (kind, measure, reading)]
+    (one,) = [c for c in claims if (c.kind, c.measure, c.reading, c.ramp) == (kind, measure, reading, None)]
     return one.verdict
 
 
@@ -145,7 +145,7 @@ def test_fewer_than_five_seeds_give_estimates_and_no_verdict(judged, seeds):
     assert all(text.endswith(f"No verdict: {why}.") for text in accuracy[1:])
     assert any(one.startswith("No verdict on accuracy: it needs 5 seeds") for one in sentences)
     (table,) = claims_tables(claims)
-    assert [row[-1] for row in table.rows[6:]] == [f"no verdict: {why}"] * 3
+    assert [row[-1] for row in table.rows[10:]] == [f"no verdict: {why}"] * 3
     scores = Scores(group, "linear")
     for strategy in ("dense", "fixed", "patchdropout"):
         found = accuracy_tables.differences(scores, strategy)
@@ -153,7 +153,7 @@ def test_fewer_than_five_seeds_give_estimates_and_no_verdict(judged, seeds):
         assert "A verdict needs 5 seeds" in found.note
     alone = "interval over test patients alone"
     assert all((alone in text) == (seeds < 3) for text in accuracy)
-    assert all(("(patients alone)" in row[2]) == (seeds < 3) for row in table.rows[6:])
+    assert all(("(patients alone)" in row[2]) == (seeds < 3) for row in table.rows[10:])
     assert not plots.shows_front(scores)
 
 
@@ -272,7 +272,8 @@ def test_rounds_that_other_work_disturbed_decide_nothing(judged):
 
 def test_speed_is_judged_at_the_scale_of_the_literature_too(judged, tmp_path, synthetic):
     group, claims, _, cost = judged(seeds=1, speed=(1.2, 1.55, 1.3))
-    assert {c.scale for c in claims if c.kind == "speed"} == {"conv_vit_d64 at 64 px"}
+    conditions = "cpu (AMD EPYC 7763, 2 cores, 1 thread), 32-true, batch 32"
+    assert {c.scale for c in claims if c.kind == "speed"} == {f"conv_vit_d64 at 64 px, {conditions}"}
     methods = [
         synthetic.Method("simclr/dense", 0.8),
         synthetic.Method("simclr/sparsecontrast", 0.8, 0.5, speed=(1.9, 1.9, 1.68)),
@@ -281,16 +282,19 @@ def test_speed_is_judged_at_the_scale_of_the_literature_too(judged, tmp_path, sy
     synthetic.write_cost(tmp_path / "committed", methods, 0.01, **large)
     found = large_table(tmp_path, tmp_path / "committed")
     claims = all_claims(group, None, cost, found.elsewhere(group))
-    verdicts = {(c.scale.split()[0], c.measure, c.reading): c.verdict for c in claims if c.kind == "speed"}
+    speeds = [c for c in claims if c.kind == "speed" and c.ramp is None]
+    verdicts = {(c.scale.split()[0], c.measure, c.reading): c.verdict for c in speeds}
     assert verdicts["conv_vit_d64", "train", "time"] == "refuted"
     assert verdicts["vit_small_patch16_224", "train", "time"] == "supported"
     assert verdicts["vit_small_patch16_224", "run", "time"] == "undecided"
     here, there = [one for one in finding(group, Scores(group, "linear"), claims) if "40 % faster" in one]
-    assert "simclr/sparsecontrast, conv_vit_d64 at 64 px: a training step runs at 1.55×" in here
-    where = "vit_small_patch16_224 at 224 px, 1 channel, measured on another machine (theirs)"
-    assert f"simclr/sparsecontrast, {where}: a training step runs at 1.90×" in there
+    assert f"simclr/sparsecontrast, conv_vit_d64 at 64 px, {conditions}: a training step runs at 1.55×" in here
+    where = "vit_small_patch16_224 at 224 px, 1 channel, measured on another machine"
+    theirs = "cpu (theirs, 1 thread), 32-true, batch 32"
+    assert f"simclr/sparsecontrast, {where}, {theirs}: a training step runs at 1.90×" in there
+    assert "The paper's times are of an A100 GPU" in there
     rows = [row for table in claims_tables(claims) for row in table.rows]
-    assert sum(where in row[0] for row in rows) == 6
+    assert sum(where in row[0] for row in rows) == 6 + 4
     other_ramp = found.elsewhere(group).frame.assign(ramp=1.0)  # another run than the group's
     assert Elsewhere(other_ramp, where).speed_up(next(a for a in group.arms if a.keep), "train") is None
     synthetic.write_cost(tmp_path / "own", methods, **(large | {"encoder": "conv_vit_d64", "image_size": 64}))
@@ -366,9 +370,28 @@ def test_failed_and_plateaued_runs_are_named(tmp_path, synthetic):
 def test_a_table_of_claims_for_each_arm(judged):
     _, claims, _, _ = judged()
     (table,) = claims_tables(claims)
-    assert len(table.rows) == 6 + 3
+    assert len(table.rows) == 6 + 4 + 3  # readings of step, run and inference; runs with two other ramps; accuracy
     assert table.rows[1][1:] == ("1.67×", "1.82 [1.80, 1.84]", "supported")
-    assert table.rows[6][1] == "−0.030"
+    assert table.rows[10][1] == "−0.030"
+
+
+def test_the_ramps_stand_beside_each_other_and_the_verdict_names_its_own(judged):
+    """A run that is 1.45 times as fast at the ramp of the runs is not with a longer one."""
+    group, claims, sentences, cost = judged(speed=(1.4, 1.6, 1.45))
+    runs = [claim for claim in claims if claim.measure == "run" and claim.reading == "rate"]
+    assert [(claim.ramp, claim.verdict) for claim in runs] == [
+        (None, "supported"),
+        (0.5, "refuted"),
+        (1.0, "refuted"),
+    ]
+    assert "with ramp 0.3, that of these runs," in runs[0].text
+    assert "with ramp 1, not that of these runs," in runs[2].text
+    (sentence,) = [one for one in sentences if "40 % faster" in one]
+    assert "at the ramp of these runs; 1.38× with ramp 0.5 and 1.23× with ramp 1" in sentence
+    table = ramps(group, cost)
+    (row,) = [row for row in table.rows if row[0] == "simclr/sparsecontrast"]
+    assert [cell.split()[0] for cell in row[2:]] == ["1.45", "1.38", "1.23", "1.60"]
+    assert ramps(group, cost.assign(**{"run_speedup_ramp_0.3": float("nan")})) is None  # an earlier version's table
 
 
 def test_a_cost_that_was_measured_with_another_ramp_or_precision_is_not_this_runs(judged, tmp_path, synthetic):

@@ -10,7 +10,7 @@ import pytest
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.frames import cost_frame
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables, run_tables, time_tables
+from bench.analysis.show import accuracy_tables, run_tables, settings_tables, time_tables
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +164,28 @@ def test_counts_and_settings_name_what_was_run(made):
     counts = run_tables.counts(group)
     assert row(counts, "test")["patients"] == "80"
     assert row(counts, "1 % labels, 5 draws")["patients"] == "8"
-    table = run_tables.settings(
+    table = settings_tables.settings(
         group, {"sentence": "One seed each.", "learning_rates": [1e-3, 3e-3], "chosen": {"simclr/dense": 1e-3}}
     )
     values = dict(table.rows)
     assert values["seeds"] == "0, 1, 2"
     assert values["tuning budget"] == ("One seed each. Chosen: simclr/dense 0.001.")
     assert re.search(r"torch 2\.14\.1", values["versions"])
-    assert "none: every method" in dict(run_tables.settings(group, None).rows)["tuning budget"]
+    assert "AdamW, betas 0.9 and 0.95" in values["optimizer"]
+    assert "none: every method" in dict(settings_tables.settings(group, None).rows)["tuning budget"]
+
+
+def test_every_option_and_number_of_parameters_is_told(tmp_path, synthetic):
+    world = synthetic.World(patients=40, seeds=(0,), probes=("linear",), fractions={10.0: 1.0})
+    methods = [synthetic.Method("simclr/dense", 0.8), synthetic.Method("simclr/sparsecontrast", 0.8, 0.5)]
+    options = {"temperature": 0.2, "width": 28, "fuse": False}
+    sizes = {"encoder": 200_000, "strategy": 9_157, "heads": 90_000, "teacher": 0}
+    synthetic.write_run(tmp_path, world, methods[0], 0)  # by an earlier version
+    synthetic.write_run(tmp_path, world, methods[1], 0, network={"options": options} | sizes)
+    (group,) = group_runs(read_runs(tmp_path))
+    table = settings_tables.hyperparameters(group)
+    assert [found[0] for found in table.rows] == ["simclr/sparsecontrast"]
+    assert table.rows[0][1:] == ("0.001", "temperature 0.2, width 28, fuse false", "200,000", "9,157", "90,000", "0")
+    synthetic.write_results(tmp_path / "earlier", world, methods)
+    (group,) = group_runs(read_runs(tmp_path / "earlier"))
+    assert settings_tables.hyperparameters(group) is None
