@@ -122,6 +122,7 @@ def _group(
             accuracy_tables.differences(main, REFERENCE),
             accuracy_tables.differences_where_dense_learns(main),
             accuracy_tables.differences(main, CONTROL),
+            accuracy_tables.selections(main),
         )
         blocks += [
             accuracy_tables.per_finding(main),

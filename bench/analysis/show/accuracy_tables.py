@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.analysis.judge.claims import MARGIN, SEEDS, better, comparable, is_sensitive, span
+from bench.analysis.judge.claims import MARGIN, SEEDS, better, comparable, equal_macs, is_sensitive, span
+from bench.analysis.judge.image_dependence import dependences
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import Arm
 from bench.analysis.show.document import Table
@@ -23,6 +24,12 @@ def keep_cell(arm: Arm) -> str:
     if arm.keep_effective is None or abs(arm.keep_effective - arm.keep) < 5e-4:
         return f"{arm.keep:g}"
     return f"{arm.keep:g} ({arm.keep_effective:.2f} used)"
+
+
+def macs_cell(arm: Arm, rival: Arm) -> str:
+    """MMACs per image at inference of both sides of a difference: one number where they are equal."""
+    mine, its = ("?" if one.inference_macs is None else f"{one.inference_macs / 1e6:,.1f}" for one in (arm, rival))
+    return mine if equal_macs(arm, rival) else f"{mine} against {its}"
 
 
 def interval_cell(estimate: Estimate | None, spread: bool = True) -> str:
@@ -241,7 +248,7 @@ def differences(scores: Scores, strategy: str) -> Table | None:
         verdict = NONE
         if primary and not arm.baseline:
             verdict = comparable(primary, sensitive) if strategy == "dense" else better(primary)
-        rows.append((arm.label, rival.label, *cells, verdict))
+        rows.append((arm.label, rival.label, macs_cell(arm, rival), *cells, verdict))
     if not rows:
         return None
     claim = f"not {MARGIN} below" if strategy == "dense" else "better"
@@ -251,6 +258,7 @@ def differences(scores: Scores, strategy: str) -> Table | None:
         (
             "method",
             "minus",
+            "inference MMACs",
             *(f"{f:g} % labels" for f in scores.fractions),
             f"{claim}, at {scores.primary:g} %",
         ),
@@ -269,7 +277,12 @@ def differences_where_dense_learns(scores: Scores) -> Table | None:
     found = {arm.label: [scores.difference(arm, rival, f, names) for f in scores.fractions] for arm, rival in pairs}
     seen = [one for row in found.values() for one in row]
     rows = [
-        (arm.label, rival.label, *(span(one) + _alone(one, seen) if one else NONE for one in found[arm.label]))
+        (
+            arm.label,
+            rival.label,
+            macs_cell(arm, rival),
+            *(span(one) + _alone(one, seen) if one else NONE for one in found[arm.label]),
+        )
         for arm, rival in pairs
         if any(found[arm.label])
     ]
@@ -278,8 +291,31 @@ def differences_where_dense_learns(scores: Scores) -> Table | None:
         f" the validation patients at {scores.primary:g} % of the labels. Left out: {', '.join(others)}. {PAIRED}"
         f" {_note(scores, seen)} {UNCORRECTED}"
     )
-    heads = ("method", "minus", *(f"{f:g} % labels" for f in scores.fractions))
+    heads = ("method", "minus", "inference MMACs", *(f"{f:g} % labels" for f in scores.fractions))
     return Table(caption(scores, "Macro AUROC over what dense learns, difference to dense"), heads, tuple(rows), note)
+
+
+def selections(scores: Scores) -> Table | None:
+    """Own selection against the mean selection and another image's, for every arm that was evaluated with them."""
+    fraction = scores.primary
+    found = dependences(scores, fraction)
+    if not found:
+        return None
+    seen: list[Estimate | None] = [estimate for one in found for estimate in (one.over_mean, one.over_shuffled)]
+    rows = tuple(
+        (one.arm.label, *(span(e) + _alone(e, seen) for e in (one.over_mean, one.over_shuffled)), one.verdict)
+        for one in found
+    )
+    note = (
+        "The same networks with three selections, each with its own probe: AUROC with the own selection of each image,"
+        " minus AUROC with one mask for all images (the highest mean scores over training images, as many patches),"
+        " and minus AUROC with the selection of another patient's image. Shown: the own selection is better than both."
+        f" {PAIRED} {_note(scores, seen)} {UNCORRECTED}"
+    )
+    head = ("method", "own minus mean selection", "own minus another image's", "selection about the image")
+    return Table(
+        caption(scores, f"Is the selection about the image? At {fraction:g} % of the labels"), head, rows, note
+    )
 
 
 def subgroups(scores: Scores) -> Table | None:

@@ -197,8 +197,8 @@ def test_the_second_macro_is_over_what_dense_learns_and_names_the_others(flat):
     arm, dense = arm_of(scores, "simclr/fixed"), arm_of(scores, "simclr/dense")
     gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.learned])
     (row,) = [one for one in table.rows if one[0] == "simclr/fixed"]
-    assert row[1:] == ("simclr/dense", span(scores.difference(arm, dense, 10.0, scores.learned)))
-    assert row[2].startswith(signed(gap))
+    assert row[1:] == ("simclr/dense", "2.0 against 4.1", span(scores.difference(arm, dense, 10.0, scores.learned)))
+    assert row[3].startswith(signed(gap))
     assert gap != pytest.approx(scores.difference(arm, dense, 10.0).value, abs=1e-3)
     assert "Left out: nodule, pneumothorax." in table.note
     text = finding(scores.group, scores, all_claims(scores.group, scores, pd.DataFrame()))
