@@ -37,7 +37,8 @@ def strength(auroc: float) -> float:
 
 @dataclass
 class Method:
-    """`auroc` at 100 % of the labels, and by other inference `modes`; `wobble` is the spread of a seed's own strength."""
+    """`auroc` at 100 % of the labels, and in `modes` that of other inference modes; `wobble` is the spread of a seed's
+    own strength."""
 
     name: str
     auroc: float
