@@ -110,7 +110,6 @@ NAMES = {  # diagnostics of all strategies that keep tokens; those of single str
     "kept_share": "kept in training",
     "kept_inference": "kept at inference",
     "static_share": "static share",
-    "lesion_kept": "lesion area kept",
 }
 
 
@@ -135,7 +134,7 @@ def selection(group: Group) -> Table | None:
         "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
         "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
         "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
-        "not saliency. Lesion area kept: to be compared with the share of patches kept."
+        "not saliency."
     )
     return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
 
