@@ -277,7 +277,7 @@ def test_a_change_of_the_science_would_be_seen(monkeypatch: pytest.MonkeyPatch) 
     assert not differences(losses(encoder, method), then)
     real_optimizer, real_order = module.optimizer_of, module.epoch_order
     with monkeypatch.context() as patch:
-        patch.setattr(module, "optimizer_of", lambda model, lr, decay: real_optimizer(model, 1.02 * lr, decay))
+        patch.setattr(module, "optimizer_of", lambda model, lr, *others: real_optimizer(model, 1.02 * lr, *others))
         assert differences(losses(encoder, method), then)
     with monkeypatch.context() as patch:
         patch.setattr(module, "epoch_order", lambda images, seed, *rest: real_order(images, seed + 1, *rest))
