@@ -185,9 +185,9 @@ def golden() -> dict[str, Any]:
 
 
 def differences(now: dict[str, list[float]], then: dict[str, dict[str, float]]) -> list[str]:
-    """Sentences on the losses that are not within their tolerance."""
-    if now.keys() != then.keys():
-        return [f"there are other losses: {', '.join(sorted(now.keys() ^ then.keys()))}"]
+    """Sentences on the losses that are not within their tolerance. A new statistic is no other weights."""
+    if missing := then.keys() - now.keys():
+        return [f"losses are missing: {', '.join(sorted(missing))}"]
     found = []
     for name, (first, second) in now.items():
         before = then[name]

@@ -33,7 +33,7 @@ ON = [(STEM, strategy) for strategy in STRATEGIES]
 ON += [(CONVNEXT, strategy) for strategy, entry in STRATEGIES.items() if "convnext" in entry.encoders]
 
 HARNESS = {"geometry", "encoder", "seed"}  # given by the harness, not by the user
-INHERITED = {
+INHERITED = {"frozen": {"gate", "lambda_sparsity", "predictor_lr"}}  # about learning the predictor, not trained here
     "frozen": {"gate", "lambda_sparsity", "predictor_lr"}
 }  # about learning the predictor, which is not trained here
 
