@@ -189,8 +189,8 @@ def differences(now: dict[str, list[float]], then: dict[str, dict[str, float]]) 
     if missing := then.keys() - now.keys():
         return [f"losses are missing: {', '.join(sorted(missing))}"]
     found = []
-    for name, (first, second) in now.items():
-        before = then[name]
+    for name, before in then.items():
+        first, second = now[name]
         if first != pytest.approx(before["first"], rel=FIRST, abs=1e-9):
             found.append(f"{name} of the first step: {before['first']} became {first}")
         if second != pytest.approx(before["second"], rel=FIRST, abs=MARGIN * before["rounding"]):
