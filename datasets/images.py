@@ -95,6 +95,19 @@ def geometry(width: int, height: int, size: int, fit: Fit) -> tuple[Box, Box]:
     return (0, 0, width, height), (left, top, left + across, top + down)
 
 
+def fit_notes(extents: Array, fit: Fit) -> list[str]:
+    """Return a sentence on the images that are not square, given widths and heights (N, 2); none if all are."""
+    count = int((extents[:, 0] != extents[:, 1]).sum())
+    if not count:
+        return []
+    how = {
+        "pad": "padded with black to a square",
+        "stretch": "stretched to a square, which changes their proportions",
+        "crop": "cropped to the central square, and lesions outside it are lost",
+    }
+    return [f"{count:,} of {len(extents):,} images are not square: they are {how[fit]} (fit={fit})."]
+
+
 def fit_image(image: Image.Image, size: int, fit: Fit) -> Array:
     """Fit and resize an image to (size, size) uint8; padding is black."""
     source, target = geometry(image.width, image.height, size, fit)

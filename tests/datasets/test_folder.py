@@ -426,3 +426,29 @@ def test_real_masks_lie_in_the_images(tmp_path):
         share = ((data.masks[place[row["path"]]] & bit) > 0).mean()
         errors.append(share - float(row["area_share"]))
     assert abs(np.mean(errors)) < 0.002 and np.abs(errors).max() < 0.03
+
+
+@pytest.mark.parametrize(("fit", "words"), [("pad", "padded with black"), ("stretch", "stretched"), ("crop", "cropped")])
+def test_how_images_that_are_not_square_come_to_one_is_said(tmp_path, fit, words):
+    manifest = "path,patient_id,A\na.png,p,1\nb.png,q,0\nc.png,r,1"
+    pictures = {"a.png": picture(20, 20), "b.png": picture(10, 20), "c.png": picture(20, 15)}
+    data = load(write(tmp_path, manifest, pictures), fit=fit)
+    (note,) = [note for note in data.notes if "not square" in note]
+    assert note.startswith("2 of 3 images are not square")
+    assert words in note
+    assert (data.frames is not None) == (fit == "pad")
+    square = load(write(tmp_path / "square", manifest), fit=fit)
+    assert not [note for note in square.notes if "square" in note]
+
+
+def test_padding_by_patch_is_what_pixels_say(tmp_path):
+    """White images: what is black was added. Bars end inside patches, and at their edges."""
+    shapes = [(16, 16), (8, 16), (16, 10), (11, 16)]
+    manifest = "path,patient_id,A\n" + "".join(f"{i}.png,p{i},1\n" for i in range(4))
+    pictures = {f"{i}.png": np.full(shape, 255, np.uint8) for i, shape in enumerate(shapes)}
+    data = load(write(tmp_path, manifest, pictures), size=16)
+    index = np.array([3, 0, 1, 2])
+    black = (np.asarray(data.images[index]) == 0).reshape(4, 4, 4, 4, 4).mean((2, 4)).reshape(4, 16)
+    np.testing.assert_allclose(data.padding(index, 4), black)
+    assert (data.padding(index, 4).sum(1) > 0).tolist() == [True, False, True, True]
+    assert (data.replace(frames=None).padding(index, 4) == 0).all()
