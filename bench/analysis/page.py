@@ -18,7 +18,9 @@ from bench.analysis.read.groups import Group, Run
 from bench.analysis.read.results import group_runs, read_runs
 from bench.analysis.show import (
     accuracy_tables,
+    cells,
     cost_plots,
+    difference_tables,
     document,
     plots,
     run_tables,
@@ -114,18 +116,18 @@ def _group(
                 f"{name}-labels",
                 f"Label efficiency: macro AUROC against the share of labelled patients, {group.data}; bars are"
                 " intervals; points are set side by side within a fraction. "
-                + accuracy_tables.intervals_note([main.estimate(arm, f) for arm in group.arms for f in main.fractions]),
+                + cells.intervals_note([main.estimate(arm, f) for arm in group.arms for f in main.fractions]),
             ),
         ]
         blocks += [accuracy_tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
         blocks += _present(
-            accuracy_tables.differences(main, REFERENCE),
-            accuracy_tables.differences_where_dense_learns(main),
-            accuracy_tables.differences(main, CONTROL),
+            difference_tables.differences(main, REFERENCE),
+            difference_tables.differences_where_dense_learns(main),
+            difference_tables.differences(main, CONTROL),
         )
         blocks += [
             accuracy_tables.per_finding(main),
-            *_present(accuracy_tables.differences_per_finding(main, REFERENCE)),
+            *_present(difference_tables.differences_per_finding(main, REFERENCE)),
             accuracy_tables.precision(main),
             *_present(accuracy_tables.regularisation(main)),
             *_present(accuracy_tables.subgroups(main)),
@@ -144,9 +146,7 @@ def _group(
                 f"{name}-cost",
                 f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; {_front(main)}"
                 " Bars are intervals; those of points of (nearly) equal cost are set side by side. "
-                + accuracy_tables.intervals_note(
-                    [main.estimate(arm, main.primary) for arm in group.arms if not arm.baseline]
-                ),
+                + cells.intervals_note([main.estimate(arm, main.primary) for arm in group.arms if not arm.baseline]),
             )
         )
     blocks += [Heading(3, "Claims"), *run_tables.claims_tables(claims)]

@@ -27,7 +27,7 @@ from bench.analysis.judge.scores import Scores
 from bench.analysis.judge.speedups import cost_of
 from bench.analysis.read.groups import Arm, Group
 from bench.analysis.show import styles
-from bench.analysis.show.accuracy_tables import PROBES
+from bench.analysis.show.cells import PROBES
 from methods import UNTRAINED
 
 TWINS = "^vP*Xd"  # markers of further arms with the same strategy and objective

@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.analysis.judge.claims import READINGS, SEEDS, Claim, signed, span
 from bench.analysis.read.groups import Group
-from bench.analysis.show.accuracy_tables import ALONE, NONE, keep_cell
+from bench.analysis.show.cells import ALONE, NONE, keep_cell
 from bench.analysis.show.document import Table
 from methods import REFERENCE, STRATEGIES
 

@@ -14,7 +14,7 @@ from bench.analysis.judge.scores import Scores
 from bench.analysis.judge.speedups import Elsewhere, Speed, cost_of, speed_of, speed_up
 from bench.analysis.read.frames import cost_frame
 from bench.analysis.read.results import group_runs, parse, read_runs
-from bench.analysis.show import accuracy_tables, plots
+from bench.analysis.show import difference_tables, plots
 from bench.analysis.show.run_tables import claims_tables
 from bench.analysis.show.time_tables import LargeTable, large_table, ramps, speed_cell, times
 from bench.records.record import CostTable
@@ -148,7 +148,7 @@ def test_fewer_than_five_seeds_give_estimates_and_no_verdict(judged, seeds):
     assert [row[-1] for row in table.rows[10:]] == [f"no verdict: {why}"] * 3
     scores = Scores(group, "linear")
     for strategy in ("dense", "fixed", "patchdropout"):
-        found = accuracy_tables.differences(scores, strategy)
+        found = difference_tables.differences(scores, strategy)
         assert {row[-1] for row in found.rows} <= {"no verdict", "–"}
         assert "A verdict needs 5 seeds" in found.note
     alone = "interval over test patients alone"

@@ -16,7 +16,7 @@ from bench.analysis.judge.findings import finding
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables
+from bench.analysis.show import accuracy_tables, difference_tables
 
 SAVED = (("evaluations", "json"), ("predictions", "npz"))
 
@@ -147,8 +147,8 @@ def test_fewer_than_three_seeds_have_intervals_over_test_patients_alone_named_so
     for table in (
         accuracy_tables.accuracy(scores),
         accuracy_tables.per_finding(scores),
-        accuracy_tables.differences(scores, "dense"),
-        accuracy_tables.differences_per_finding(scores, "dense"),
+        difference_tables.differences(scores, "dense"),
+        difference_tables.differences_per_finding(scores, "dense"),
     ):
         assert "95 % intervals: test patients alone (t); seeds, fewer than 3, are taken as they are" in table.note
 
@@ -193,7 +193,7 @@ def test_what_dense_learns_is_chosen_on_validation_patients_alone(flat):
 
 def test_the_second_macro_is_over_what_dense_learns_and_names_the_others(flat):
     scores = scores_of(flat)
-    table = accuracy_tables.differences_where_dense_learns(scores)
+    table = difference_tables.differences_where_dense_learns(scores)
     arm, dense = arm_of(scores, "simclr/fixed"), arm_of(scores, "simclr/dense")
     gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.learned])
     (row,) = [one for one in table.rows if one[0] == "simclr/fixed"]
@@ -233,7 +233,7 @@ def test_where_dense_learns_nothing_it_is_said_and_there_is_no_second_macro(tmp_
     synthetic.write_results(tmp_path, world, named(synthetic, "untrained", "simclr/dense", "simclr/fixed"), cost=False)
     scores = scores_of(tmp_path)
     assert scores.learned == ()
-    assert accuracy_tables.differences_where_dense_learns(scores) is None
+    assert difference_tables.differences_where_dense_learns(scores) is None
     text = finding(scores.group, scores, [])
     assert any(
         one.endswith("is not seen to beat the untrained encoder on any finding at 10 % of the labels.") for one in text
@@ -243,7 +243,7 @@ def test_where_dense_learns_nothing_it_is_said_and_there_is_no_second_macro(tmp_
 def test_records_without_validation_scores_have_no_second_macro_and_say_so(folder):
     scores = scores_of(folder)
     assert scores.learned is None
-    assert accuracy_tables.differences_where_dense_learns(scores) is None
+    assert difference_tables.differences_where_dense_learns(scores) is None
     assert any("was not scored on the validation patients" in note for note in scores.notes)
 
 

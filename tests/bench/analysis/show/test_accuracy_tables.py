@@ -10,7 +10,7 @@ import pytest
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.frames import cost_frame
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables, run_tables, settings_tables, time_tables
+from bench.analysis.show import accuracy_tables, difference_tables, run_tables, settings_tables, time_tables
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +80,21 @@ def test_auprc_stands_beside_the_share_of_positives(made):
 
 def test_differences_to_dense_and_to_fixed(made):
     _, scores, _ = made
-    dense = accuracy_tables.differences(scores, "dense")
+    dense = difference_tables.differences(scores, "dense")
     assert row(dense, "untrained")["minus"] == "simclr/dense"
     assert row(dense, "simclr/fixed")["10 % labels"].startswith("−0.0")
     assert row(dense, "untrained")["not 0.03 below, at 10 %"] == "–"
     assert "simclr/dense" not in [one[0] for one in dense.rows]
-    fixed = accuracy_tables.differences(scores, "fixed")
+    fixed = difference_tables.differences(scores, "fixed")
     assert row(fixed, "simclr/sparsecontrast")["better, at 10 %"] == "no verdict"  # of three seeds
     assert {one[1] for one in fixed.rows} == {"simclr/fixed"}
     assert not {"untrained", "simclr/fixed", "moco/dense"} & {one[0] for one in fixed.rows}
-    assert accuracy_tables.differences(scores, "oracle") is None
+    assert difference_tables.differences(scores, "oracle") is None
 
 
 def test_differences_finding_by_finding(made):
     group, scores, _ = made
-    table = accuracy_tables.differences_per_finding(scores, "dense")
+    table = difference_tables.differences_per_finding(scores, "dense")
     assert table.columns == ("method", *scores.names)
     assert "difference to dense, at 10 % of the labels" in table.title
     assert {one[0] for one in table.rows} == {arm.label for arm in group.arms} - {"simclr/dense"}
@@ -107,7 +107,7 @@ def test_differences_finding_by_finding(made):
     assert "Paired" in table.note
     assert "3 seeds, 80 test patients" in table.note
     assert "none is corrected" in table.note
-    assert accuracy_tables.differences_per_finding(scores, "oracle") is None
+    assert difference_tables.differences_per_finding(scores, "oracle") is None
 
 
 def test_subgroups_are_means_over_seeds(made):
