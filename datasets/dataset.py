@@ -31,9 +31,11 @@ class Dataset:
     official_split: (N,) of "train", "val", "test", or None.
     masks: (N, H, W) uint16 with bit l set inside a lesion of label l, or None. With masks, L <= 16.
     has_mask: (N, L) bool, whether the image has a mask of the finding; None without masks.
+    uncertain: (N, L) bool, whether the label was uncertain before the loader resolved it; None if none was.
     details: (N, L) float32 by name, NaN where absent. Names are "size_mm", "contrast", "cnr", "side".
     subgroups: (N,) str by name, "" where unknown. Names are "sex", "age" (bands), "view".
-    notes: sentences that a report must show. They are recorded with every run and compared when a run is verified, so
+    notes: sentences that a report must show and that hold for every split; `datasets.splits.usage_notes` has those
+        that depend on it. They are recorded with every run and compared when a run is verified, so
         that changing their wording has the same effect as changing the data.
     fingerprint: sha256 (hex) of what identifies the data: version, seed and options of a generator, or the bytes.
 
@@ -48,6 +50,7 @@ class Dataset:
     official_split: Array | None = None
     masks: Array | None = None
     has_mask: Array | None = None
+    uncertain: Array | None = None
     details: dict[str, Array] = field(default_factory=dict)
     subgroups: dict[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -76,6 +79,8 @@ class Dataset:
             self._require(self.masks.dtype == np.uint16, "masks must be uint16")
             self._require(self.masks.shape == self.images.shape, "masks must have the shape of the images")
             self._require(self.has_mask.shape == (n, findings), f"has_mask must be ({n}, {findings})")
+        if self.uncertain is not None:
+            self._require(self.uncertain.shape == (n, findings), f"uncertain must be ({n}, {findings})")
         for name, detail in self.details.items():
             self._require(name in DETAIL_NAMES, f"details are {DETAIL_NAMES}, not '{name}'")
             self._require(detail.shape == (n, findings), f"details['{name}'] must be ({n}, {findings})")
@@ -97,7 +102,8 @@ class Dataset:
 
     @property
     def labelled(self) -> Array:
-        """(N,) bool, whether the image has a label. Images without one are used only for pre-training."""
+        """(N,) bool, whether the image has a label. Images without one are used for pre-training, or not at all if
+        their patient is in the validation or test split."""
         return np.asarray((~np.isnan(self.labels)).any(axis=1))
 
     def replace(self, **changes: Any) -> Dataset:

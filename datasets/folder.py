@@ -83,6 +83,7 @@ def load(
         official_split=manifest.split,
         masks=arrays.get("masks"),
         has_mask=arrays.get("has_mask"),
+        uncertain=manifest.uncertain,
         subgroups=manifest.subgroups,
         notes=(*manifest.notes, *notes),
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.analysis.read.compatible import refuse_changed_data, refuse_strangers, refuse_twins
-from bench.analysis.read.groups import Arm, Group, ReportRefused, Run
+from bench.analysis.read.groups import UNLEARNED, Arm, Group, ReportRefused, Run
 from bench.records.record import CostTable, Evaluation, Record
 from bench.records.run_folder import evaluation_paths, misplaced, side_files
 from bench.records.seal import Sealed, read_sealed
@@ -197,6 +197,8 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
             label += f" lr {rate:g}"
         if len({key[3] for key in rivals}) > 1 and inference == ALL_TOKENS:
             label += " (all tokens at inference)"
+        if any(run.unlearned for run in members):
+            label += f" {UNLEARNED}"
         first = members[0].record
         arms.append(
             Arm(

@@ -5,78 +5,80 @@ from __future__ import annotations
 import numpy as np
 
 from bench.analysis.judge.scores import Scores
-from bench.analysis.read.groups import Arm
-from bench.analysis.show.cells import NONE, alone_mark, caption, crossed, interval_cell, keep_cell, sample_note
+from bench.analysis.show.cells import (
+    NONE,
+    alone_mark,
+    caption,
+    crossed,
+    few_seeds_note,
+    interval_cell,
+    keep_cell,
+    sample_note,
+    spread_cell,
+)
 from bench.analysis.show.document import Table
-
-
-def _fewer_draws(scores: Scores, arm: Arm) -> bool:
-    """Whether some other arm was scored on more draws of a fraction."""
-    return any(
-        0 < scores.draws(arm, fraction) < max(scores.draws(one, fraction) for one in scores.group.arms)
-        for fraction in scores.fractions
-    )
+from bench.analysis.show.rows import draws_note, labelled, rows_of
 
 
 def accuracy(scores: Scores) -> Table:
     """Method x label fraction; a star marks a cell that lacks seeds."""
-    rows, starred = [], False
-    found = {(a.label, f): scores.estimate(a, f) for a in scores.group.arms for f in scores.fractions}
-    seen = [*found.values()]
-    for arm in scores.group.arms:
+    lines, starred, shown = [], False, []
+    rows = rows_of(scores, scores.fractions)
+    found = {row: [row.estimate(scores, fraction) for fraction in scores.fractions] for row in rows}
+    seen = [one for estimates in found.values() for one in estimates]
+    for row, estimates in found.items():
         cells = []
-        for fraction in scores.fractions:
-            estimate = found[arm.label, fraction]
+        for estimate in estimates:
             cell = interval_cell(estimate) + alone_mark(estimate, seen)
             if estimate and estimate.seeds < len(scores.group.seeds):
                 cell, starred = f"{cell} * ({estimate.seeds})", True
             cells.append(cell)
-        counts = {len(arm.evaluations(scores.probe, fraction)) for fraction in scores.fractions}
+        counts = {len(row.arm.evaluations(scores.probe, fraction)) for fraction in scores.fractions}
         counted = "–".join(f"{n}" for n in sorted({min(counts), max(counts)}))
-        if any(cell != NONE for cell in cells):
-            rows.append((arm.label, keep_cell(arm), counted, *cells))
+        if any(estimates):
+            shown.append(row)
+            lines.append((row.label, keep_cell(row.arm), counted, *cells))
     same = {scores.findings(fraction) for fraction in scores.fractions}
     over = ", ".join(next(iter(same))) if len(same) == 1 else "the findings defined at each fraction"
     note = f"Mean ± standard deviation over seeds [95 % interval]; macro over {over}. {sample_note(scores, seen)}"
-    few = [arm.label for arm in scores.group.arms if _fewer_draws(scores, arm)]
-    if few:
-        note += f" {', '.join(few)}: the first draw of a fraction alone; the others: the mean over its draws."
+    note += draws_note(shown)
     if starred:
         note += " * provisional: seeds are missing (number of seeds in brackets)."
     heads = tuple(f"{fraction:g} % labels" for fraction in scores.fractions)
-    return Table(caption(scores, "Macro AUROC"), ("method", "keep", "seeds", *heads), tuple(rows), note)
+    return Table(caption(scores, "Macro AUROC"), ("method", "keep", "seeds", *heads), tuple(lines), note)
 
 
 def per_finding(scores: Scores) -> Table:
     """AUROC of each finding at the primary fraction, findings as rows."""
     fraction = scores.primary
     arms = [arm for arm in scores.group.arms if arm.evaluations(scores.probe, fraction)]
-    names = [name for name in scores.names if any(scores.estimate(arm, fraction, name) for arm in arms)]
-    found = {(name, arm.label): scores.estimate(arm, fraction, name) for name in names for arm in arms}
+    rows = rows_of(scores, [fraction], arms)
+    found = {(name, row): row.estimate(scores, fraction, name) for name in scores.names for row in rows}
+    names = [name for name in scores.names if any(found[name, row] for row in rows)]
     seen = [*found.values()]
-    cells = {key: interval_cell(e, spread=False) + alone_mark(e, seen) for key, e in found.items()}
+    cells = {
+        (name, row.label): interval_cell(one, spread=False) + alone_mark(one, seen)
+        for (name, row), one in found.items()
+    }
     title = caption(scores, f"AUROC by finding at {fraction:g} % of the labels")
-    note = f"Mean over seeds [95 % interval]. {sample_note(scores, seen)}"
-    return crossed(title, "finding", names, [arm.label for arm in arms], cells, note)
+    note = f"Mean over seeds [95 % interval]. {sample_note(scores, seen)}{draws_note(rows)}"
+    return crossed(title, "finding", names, [row.label for row in rows], cells, note)
 
 
 def precision(scores: Scores) -> Table:
     """Macro AUPRC; the first row is what scores without information reach: the share of positives."""
-    rows = []
-    for arm in scores.group.arms:
-        cells = []
-        for fraction in scores.fractions:
-            values = scores.seed_means(arm, fraction, "auprc")
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3f}{spread}" if values else NONE)
-        if any(cell != NONE for cell in cells):
-            rows.append((arm.label, *cells))
+    lines, shown = [], []
+    for row in rows_of(scores, scores.fractions):
+        found = [scores.precisions(row.arm, fraction, row.draws) for fraction in scores.fractions]
+        if any(found):
+            shown.append(row)
+            lines.append((row.label, *map(spread_cell, found)))
     chance = [f"{_prevalence(scores, fraction):.3f}" for fraction in scores.fractions]
     return Table(
         caption(scores, "Macro AUPRC"),
         ("method", *(f"{fraction:g} % labels" for fraction in scores.fractions)),
-        (("(chance: share of positives)", *chance), *rows),
-        "Mean ± standard deviation over seeds.",
+        (("(chance: share of positives)", *chance), *lines),
+        f"Mean ± standard deviation over seeds.{draws_note(shown)}{few_seeds_note(len(scores.group.seeds))}",
     )
 
 
@@ -118,28 +120,34 @@ def _prevalence(scores: Scores, fraction: float) -> float:
 
 
 def subgroups(scores: Scores) -> Table | None:
-    """Macro AUROC inside each known subgroup at the primary fraction, mean over seeds."""
+    """Macro AUROC inside each known subgroup at the primary fraction, mean over seeds.
+
+    Records have subgroups as means over draws, so methods with the first draw alone have no row.
+    """
     fraction = scores.primary
-    arms = [arm for arm in scores.group.arms if arm.evaluations(scores.probe, fraction)]
+    most = max(scores.draws(arm, fraction) for arm in scores.group.arms)
+    arms = [arm for arm in scores.group.arms if scores.draws(arm, fraction) == most]
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for arm in arms:
         for _, one in arm.evaluations(scores.probe, fraction).values():
             for kind, parts in one.subgroups.items():
                 for part, value in parts.items():
-                    found.setdefault((kind, part), {}).setdefault(arm.label, []).append(value)
+                    if np.isfinite(value):
+                        found.setdefault((kind, part), {}).setdefault(arm.label, []).append(value)
     if not found:
         return None
-    cells = {}
-    for (kind, part), by_arm in sorted(found.items()):
-        for arm in arms:
-            values = np.array(by_arm.get(arm.label, []))
-            values = values[np.isfinite(values)]
-            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-            cells[f"{kind}: {part}", arm.label] = f"{values.mean():.3f}{spread}" if len(values) else NONE
+    cells = {
+        (f"{kind}: {part}", arm.label): spread_cell(by_arm.get(arm.label, []))
+        for (kind, part), by_arm in sorted(found.items())
+        for arm in arms
+    }
     title = caption(scores, f"Macro AUROC by subgroup at {fraction:g} % of the labels")
     note = (
         "Mean ± standard deviation over seeds, over the findings defined in the subgroup: compare methods"
         " within a subgroup, not subgroups with each other."
     )
+    left = [labelled(arm, 1) for arm in scores.group.arms if 0 < scores.draws(arm, fraction) < most]
+    note += f" Left out, for its scores are no means over draws: {', '.join(left)}." if left else ""
     names = list(dict.fromkeys(name for name, _ in cells))
+    note += few_seeds_note(len(scores.group.seeds))
     return crossed(title, "subgroup", names, [arm.label for arm in arms], cells, note)

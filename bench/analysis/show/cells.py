@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from bench.analysis.judge.claims import ANOTHER_PROCESSOR, SEEDS
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import Arm
 from bench.analysis.show.document import Table
@@ -31,6 +34,14 @@ def interval_cell(estimate: Estimate | None, spread: bool = True) -> str:
         text += f" ± {estimate.std:.3f}"
     bounds = f"[{estimate.low:.3f}, {estimate.high:.3f}]" if estimate.bounded else "(no interval)"
     return f"{text} {bounds}{' (rough)' if estimate.rough else ''}"
+
+
+def spread_cell(values: Sequence[float]) -> str:
+    """`0.308 ± 0.010`: mean ± std over seeds."""
+    if not len(values):
+        return NONE
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
 
 
 def alone_mark(estimate: Estimate | None, seen: list[Estimate | None]) -> str:
@@ -62,7 +73,13 @@ def intervals_note(estimates: list[Estimate | None]) -> str:
             " interval may be too narrow."
         )
     reasons = dict.fromkeys(one.reason for one in known if one.reason)
-    return text + (f" No interval: {'; '.join(reasons)}." if reasons else "")
+    text += f" No interval: {'; '.join(reasons)}." if reasons else ""
+    return text + few_seeds_note(min((one.seeds for one in known), default=SEEDS))
+
+
+def few_seeds_note(seeds: int) -> str:
+    """What has to be known of an accuracy over so few seeds, beginning with a space; empty for SEEDS or more."""
+    return f" Fewer than {SEEDS} seeds: {ANOTHER_PROCESSOR}." if seeds < SEEDS else ""
 
 
 def _covered(bases: set[tuple[str, ...]]) -> str:

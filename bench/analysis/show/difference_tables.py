@@ -2,87 +2,101 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from bench.analysis.judge.claims import MARGIN, SEEDS, better, comparable, is_sensitive, span
 from bench.analysis.judge.scores import Scores
+from bench.analysis.read.groups import Arm
 from bench.analysis.show.cells import NONE, alone_mark, caption, crossed, sample_note
 from bench.analysis.show.document import Table
+from bench.analysis.show.rows import labels_of_pair
+from bench.statistics.accuracy import Estimate
 
 PAIRED = "Paired: the same seeds, initial weights, views, draws of labelled patients and test patients."
 UNCORRECTED = "Intervals stand alone: none is corrected for the number of comparisons."
+Pair = tuple[Arm, Arm]
 
 
 def differences_per_finding(scores: Scores, strategy: str) -> Table | None:
     """Every arm minus the arm of `strategy`, finding by finding at the primary fraction, findings as columns."""
     fraction = scores.primary
     found = {
-        (name, arm.label): scores.difference(arm, rival, fraction, (name,))
-        for arm in scores.group.arms
-        if (rival := scores.reference(arm, strategy))
-        for name in scores.names
+        pair: {name: scores.difference(*pair, fraction, (name,)) for name in scores.names}
+        for pair in _pairs(scores, strategy)
     }
-    seen = [*found.values()]
-    names = [name for name in scores.names if any(one for (of, _), one in found.items() if of == name)]
-    arms = [label for label in dict.fromkeys(label for _, label in found) if any(found[name, label] for name in names)]
-    if not arms:
+    found = {pair: by_name for pair, by_name in found.items() if any(by_name.values())}
+    if not found:
         return None
-    cells = {key: span(one) + alone_mark(one, seen) if one else NONE for key, one in found.items()}
+    seen = [one for by_name in found.values() for one in by_name.values()]
+    names = [name for name in scores.names if any(by_name[name] for by_name in found.values())]
+    labels = {pair: labels_of_pair(scores, *pair, [fraction])[0] for pair in found}
+    cells = {(name, labels[pair]): _cell(by_name[name], seen) for pair, by_name in found.items() for name in names}
     title = caption(scores, f"AUROC by finding, difference to {strategy}, at {fraction:g} % of the labels")
-    return crossed(title, "finding", names, arms, cells, f"{PAIRED} {sample_note(scores, seen)} {UNCORRECTED}")
+    note = f"{PAIRED} {sample_note(scores, seen)} {UNCORRECTED}"
+    return crossed(title, "finding", names, [*labels.values()], cells, note)
 
 
 def differences(scores: Scores, strategy: str) -> Table | None:
     """Every arm minus the arm of `strategy` ("dense", "fixed", ...), paired by seed and patient."""
-    rows = []
-    sensitive = is_sensitive(scores, scores.primary)
-    pairs = [(arm, rival) for arm in scores.group.arms if (rival := scores.reference(arm, strategy))]
+    pairs = _pairs(scores, strategy)
     if strategy != "dense":
         pairs = [(arm, rival) for arm, rival in pairs if not arm.baseline and arm.strategy != strategy]
-    found = {arm.label: [scores.difference(arm, rival, f) for f in scores.fractions] for arm, rival in pairs}
-    seen = [one for row in found.values() for one in row]
-    for arm, rival in pairs:
-        if not any(found[arm.label]):
-            continue
-        cells = [span(one) + alone_mark(one, seen) if one else NONE for one in found[arm.label]]
-        primary = found[arm.label][scores.fractions.index(scores.primary)]
-        verdict = NONE
+    found = _macro(scores, pairs)
+    if not found:
+        return None
+    seen = [one for estimates in found.values() for one in estimates]
+    place, sensitive, rows = scores.fractions.index(scores.primary), is_sensitive(scores, scores.primary), []
+    for (arm, rival), estimates in found.items():
+        primary, verdict = estimates[place], NONE
         if primary and not arm.baseline:
             verdict = comparable(primary, sensitive) if strategy == "dense" else better(primary)
-        rows.append((arm.label, rival.label, *cells, verdict))
-    if not rows:
-        return None
+        rows.append((*_row(scores, (arm, rival), estimates, seen), verdict))
     claim = f"not {MARGIN} below" if strategy == "dense" else "better"
     rule = f" A verdict needs {SEEDS} seeds and an interval." if any(row[-1] == "no verdict" for row in rows) else ""
-    return Table(
-        caption(scores, f"Macro AUROC, difference to {strategy}"),
-        (
-            "method",
-            "minus",
-            *(f"{f:g} % labels" for f in scores.fractions),
-            f"{claim}, at {scores.primary:g} %",
-        ),
-        tuple(rows),
-        f"{PAIRED} {sample_note(scores, seen)} {UNCORRECTED}{rule}",
-    )
+    heads = (*_heads(scores), f"{claim}, at {scores.primary:g} %")
+    note = f"{PAIRED} {sample_note(scores, seen)} {UNCORRECTED}{rule}"
+    return Table(caption(scores, f"Macro AUROC, difference to {strategy}"), heads, tuple(rows), note)
 
 
-def differences_where_dense_learns(scores: Scores) -> Table | None:
-    """Every arm minus dense, over the findings that dense learns; None where these are all, none, or not known."""
-    names, arms = scores.learned, scores.dense_and_untrained
+def differences_over_chosen(scores: Scores) -> Table | None:
+    """Every arm minus dense, over the findings chosen on the validation patients; None where these are all, none, or
+    not known."""
+    names, arms = scores.chosen_findings, scores.dense_and_untrained
     others = [name for name in scores.findings(scores.primary) if name not in (names or ())]
     if not names or not others or arms is None:
         return None
-    pairs = [(arm, rival) for arm in scores.group.arms if (rival := scores.reference(arm, "dense"))]
-    found = {arm.label: [scores.difference(arm, rival, f, names) for f in scores.fractions] for arm, rival in pairs}
-    seen = [one for row in found.values() for one in row]
-    rows = [
-        (arm.label, rival.label, *(span(one) + alone_mark(one, seen) if one else NONE for one in found[arm.label]))
-        for arm, rival in pairs
-        if any(found[arm.label])
-    ]
+    found = _macro(scores, _pairs(scores, "dense"), names)
+    seen = [one for estimates in found.values() for one in estimates]
+    rows = tuple(_row(scores, pair, estimates, seen) for pair, estimates in found.items())
     note = (
-        f"Over {', '.join(names)}: the findings on which {arms[0].label} is seen to beat the untrained encoder among"
-        f" the validation patients at {scores.primary:g} % of the labels. Left out: {', '.join(others)}. {PAIRED}"
-        f" {sample_note(scores, seen)} {UNCORRECTED}"
+        f"Over {', '.join(names)}: chosen because the interval of {arms[0].label} minus the untrained encoder among the"
+        f" validation patients lies above 0 at {scores.primary:g} % of the labels. Left out: {', '.join(others)}."
+        f" {PAIRED} {sample_note(scores, seen)} {UNCORRECTED}"
     )
-    heads = ("method", "minus", *(f"{f:g} % labels" for f in scores.fractions))
-    return Table(caption(scores, "Macro AUROC over what dense learns, difference to dense"), heads, tuple(rows), note)
+    title = "Macro AUROC over findings chosen on validation patients, difference to dense"
+    return Table(caption(scores, title), _heads(scores), rows, note)
+
+
+def _pairs(scores: Scores, strategy: str) -> list[Pair]:
+    return [(arm, rival) for arm in scores.group.arms if (rival := scores.reference(arm, strategy))]
+
+
+def _macro(
+    scores: Scores, pairs: Iterable[Pair], names: tuple[str, ...] | None = None
+) -> dict[Pair, list[Estimate | None]]:
+    """The differences of the pairs at each fraction, over these findings or all of the macro mean; pairs without any
+    are left out."""
+    found = {pair: [scores.difference(*pair, fraction, names) for fraction in scores.fractions] for pair in pairs}
+    return {pair: estimates for pair, estimates in found.items() if any(estimates)}
+
+
+def _heads(scores: Scores) -> tuple[str, ...]:
+    return ("method", "minus", *(f"{fraction:g} % labels" for fraction in scores.fractions))
+
+
+def _row(scores: Scores, pair: Pair, estimates: list[Estimate | None], seen: list[Estimate | None]) -> tuple[str, ...]:
+    return (*labels_of_pair(scores, *pair, scores.fractions), *(_cell(one, seen) for one in estimates))
+
+
+def _cell(estimate: Estimate | None, seen: list[Estimate | None]) -> str:
+    return span(estimate) + alone_mark(estimate, seen) if estimate else NONE

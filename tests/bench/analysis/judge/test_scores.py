@@ -185,7 +185,7 @@ def flat(tmp_path_factory, synthetic):
 
 def test_what_dense_learns_is_chosen_on_validation_patients_alone(flat):
     scores = scores_of(flat)
-    assert scores.learned == ("consolidation", "effusion", "cardiomegaly")
+    assert scores.chosen_findings == ("consolidation", "effusion", "cardiomegaly")
     dense, untrained = scores.dense_and_untrained
     assert (dense.label, untrained.label) == ("simclr/dense", "untrained")
     assert scores.difference(dense, untrained, 10.0, ("nodule",)).low > 0  # had test patients been asked
@@ -193,18 +193,18 @@ def test_what_dense_learns_is_chosen_on_validation_patients_alone(flat):
 
 def test_the_second_macro_is_over_what_dense_learns_and_names_the_others(flat):
     scores = scores_of(flat)
-    table = difference_tables.differences_where_dense_learns(scores)
+    table = difference_tables.differences_over_chosen(scores)
     arm, dense = arm_of(scores, "simclr/fixed"), arm_of(scores, "simclr/dense")
-    gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.learned])
+    gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.chosen_findings])
     (row,) = [one for one in table.rows if one[0] == "simclr/fixed"]
-    assert row[1:] == ("simclr/dense", span(scores.difference(arm, dense, 10.0, scores.learned)))
+    assert row[1:] == ("simclr/dense", span(scores.difference(arm, dense, 10.0, scores.chosen_findings)))
     assert row[2].startswith(signed(gap))
     assert gap != pytest.approx(scores.difference(arm, dense, 10.0).value, abs=1e-3)
     assert "Left out: nodule, pneumothorax." in table.note
     text = finding(scores.group, scores, all_claims(scores.group, scores, pd.DataFrame()))
     (others,) = [one for one in text if "Among the validation patients" in one]
     assert "simclr/dense is not seen to beat the untrained encoder on nodule and pneumothorax at 10 %" in others
-    sparse = scores.difference(arm_of(scores, "simclr/sparsecontrast"), dense, 10.0, scores.learned)
+    sparse = scores.difference(arm_of(scores, "simclr/sparsecontrast"), dense, 10.0, scores.chosen_findings)
     over = (
         "Over consolidation, effusion and cardiomegaly, which dense learns, simclr/sparsecontrast against dense at 10 %"
     )
@@ -222,8 +222,8 @@ def test_without_predictions_what_dense_learns_is_chosen_by_the_recorded_aurocs(
     ]
     assert found.value == pytest.approx(np.mean(values[0]) - np.mean(values[1]))
     assert found.basis == ("seeds",)
-    assert "effusion" in scores.learned
-    assert "nodule" not in scores.learned
+    assert "effusion" in scores.chosen_findings
+    assert "nodule" not in scores.chosen_findings
 
 
 def test_where_dense_learns_nothing_it_is_said_and_there_is_no_second_macro(tmp_path, synthetic):
@@ -232,8 +232,8 @@ def test_where_dense_learns_nothing_it_is_said_and_there_is_no_second_macro(tmp_
     )
     synthetic.write_results(tmp_path, world, named(synthetic, "untrained", "simclr/dense", "simclr/fixed"), cost=False)
     scores = scores_of(tmp_path)
-    assert scores.learned == ()
-    assert difference_tables.differences_where_dense_learns(scores) is None
+    assert scores.chosen_findings == ()
+    assert difference_tables.differences_over_chosen(scores) is None
     text = finding(scores.group, scores, [])
     assert any(
         one.endswith("is not seen to beat the untrained encoder on any finding at 10 % of the labels.") for one in text
@@ -242,8 +242,8 @@ def test_where_dense_learns_nothing_it_is_said_and_there_is_no_second_macro(tmp_
 
 def test_records_without_validation_scores_have_no_second_macro_and_say_so(folder):
     scores = scores_of(folder)
-    assert scores.learned is None
-    assert difference_tables.differences_where_dense_learns(scores) is None
+    assert scores.chosen_findings is None
+    assert difference_tables.differences_over_chosen(scores) is None
     assert any("was not scored on the validation patients" in note for note in scores.notes)
 
 
@@ -254,7 +254,7 @@ def test_other_validation_patients_are_refused(tmp_path, synthetic):
             synthetic.write_run(tmp_path, world, method, seed)
     scores = scores_of(tmp_path)
     with pytest.raises(ReportRefused, match="other validation patients"):
-        assert scores.learned
+        assert scores.chosen_findings
 
 
 def test_an_undefined_finding_leaves_every_fraction_and_is_named(tmp_path, synthetic):
