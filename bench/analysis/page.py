@@ -219,11 +219,7 @@ def _explained(block: B, group: Group) -> B:
     text = mark_explained(group)
     if text and isinstance(block, Figure):
         return replace(block, caption=f"{block.caption} {text}")
-    if (
-        text
-        and isinstance(block, Table)
-        and any(UNLEARNED in cell for row in (block.columns, *block.rows) for cell in row)
-    ):
+    if text and isinstance(block, Table) and UNLEARNED in "".join(sum(block.rows, block.columns)):
         return replace(block, note=f"{block.note} {text}".lstrip())
     return block
 

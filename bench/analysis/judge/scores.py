@@ -134,7 +134,8 @@ class Scores:
         Without predictions a record has the mean over all draws by finding, and single draws as a macro mean alone.
         Seeds whose record does not have what is asked for are left out.
         """
-        out, draws = {}, draws or self.draws(arm, fraction)
+        out: dict[int, tuple[Array | None, float]] = {}
+        draws = draws or self.draws(arm, fraction)
         for seed, (run, one) in arm.evaluations(self.probe, fraction).items():
             values = self._run_values(run, one, names, draws)
             if values is not None:

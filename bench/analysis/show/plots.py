@@ -174,8 +174,8 @@ def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bo
 def _common_legend(panels: Sequence[Axes], group: Group) -> None:
     """Draw one legend for all panels, with each label once, to the right of the last panel."""
     handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    where = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
-    panels[-1].legend(handles.values(), handles.keys(), **where, **_legend_title(group))
+    axes, title = panels[-1], _legend_title(group)
+    axes.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5), **title)
 
 
 def _legend_title(group: Group) -> dict[str, Any]:
