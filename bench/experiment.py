@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from bench.evaluation.diagnose import learning, selection_figure
-from bench.evaluation.evaluate import Features
+from bench.evaluation.features import Features
 from bench.evaluation.missing import evaluate_missing
 from bench.measure.run_cost import macs_of, memory_of
 from bench.records.environment import now

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from methods.objectives.objective import Objective
 
 Value = bool | int | float | str
-Inference = Literal["pruned", "dense"]  # "pruned": the strategy is active; "dense": all tokens are computed
+Inference = Literal["pruned", "dense", "mean", "shuffled"]
+"""What a strategy does at inference. pruned: it is active. dense: all tokens are computed. For strategies that select
+patches of the image besides, mean: one mask for all images, the highest of their mean scores over training images;
+shuffled: each image is given the selection of an image of another patient."""
 Family = Literal["vit", "convnext", "resnet"]  # encoder families
 BaselineName = Literal["untrained", "supervised"]
 
 PRUNED: Inference = "pruned"
 ALL_TOKENS: Inference = "dense"
+MEAN: Inference = "mean"
+SHUFFLED: Inference = "shuffled"
 REFERENCE = "dense"  # strategy that the others are compared with, and that baselines use
 CONTROL = "fixed"  # strategy with one mask for all images; a selection that depends on the image should beat it
 DEFAULT_OBJECTIVE = "simclr"  # objective of methods named by their strategy alone, and of the reference for times
@@ -88,6 +93,7 @@ SELECTION = {
     "fuse": Option(False, "add the weighted mean of the dropped tokens as one token"),
     "trim": Option("tokens", "drop whole tokens, or only their keys", ("tokens", "keys")),
 }
+OF_THE_IMAGE: tuple[Inference, ...] = (PRUNED, ALL_TOKENS, MEAN, SHUFFLED)  # of strategies that select by the image
 SPREADS = {"logit_spread": "logit spread", "noise_spread": "noise spread"}
 
 OBJECTIVES: dict[str, Entry] = {
@@ -148,6 +154,7 @@ STRATEGIES: dict[str, Entry] = {
             "execution": EXECUTION,
         },
         encoders=PATCHES,
+        inference=OF_THE_IMAGE,
         colour="#D55E00",
         diagnostics=SPREADS,
     ),
@@ -207,6 +214,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: does the selection depend on the image?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
         encoders=PATCHES,
+        inference=(PRUNED, ALL_TOKENS),
         colour="#CC79A7",
     ),
     "patchdropout": Entry(
@@ -224,6 +232,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: is the selection more than a crop?",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
         encoders=PATCHES,
+        inference=(PRUNED, ALL_TOKENS),
         tuned_as="fixed",
         colour="#8C6D31",
     ),
@@ -233,6 +242,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: what does learning the selection add?",
         {"keep": KEEP, **SELECTION, "execution": EXECUTION},
         encoders=PATCHES,
+        inference=OF_THE_IMAGE,
         tuned_as="sparsecontrast",
         colour="#7B4F9E",
         diagnostics=SPREADS,

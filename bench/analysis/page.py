@@ -129,6 +129,7 @@ def _group(
             difference_tables.differences(main, REFERENCE),
             difference_tables.differences_over_chosen(main),
             difference_tables.differences(main, CONTROL),
+            difference_tables.selections(main),
         )
         blocks += [
             accuracy_tables.per_finding(main),

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.evaluation.evaluate import Features, features_of
+from bench.evaluation.features import Features, features_of
 from bench.records.record import Learning
 from bench.training.data import RunData
 from bench.training.pretrain import Trained

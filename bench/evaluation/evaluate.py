@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.evaluation.features import BATCH, Features, Floats
 from bench.evaluation.probes import knn_probe, linear_probe
 from bench.records.environment import conditions, environment
 from bench.records.record import Draw, Evaluation, LabelScore
@@ -20,52 +21,9 @@ from bench.training.data import Indices, RunData
 from bench.training.finetune import Classifier, finetune
 from bench.training.history import ProgressCallback
 from datasets.dataset import Dataset
-from methods import Inference
-from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call
 
-Floats = npt.NDArray[np.floating]
-BATCH = 256
 VALIDATION = "validation_"  # begins the names of the predictions on validation images
-
-
-@torch.no_grad()
-def features_of(encoder: Encoder, run_data: RunData, index: Indices, inference: Inference) -> dict[str, Floats]:
-    """`features` (n, C) and, where the strategy keeps tokens, `kept` (n, patches) bool; batches don't matter."""
-    encoder = encoder.to(run_data.fabric.device).eval()
-    lesions = Lesions(run_data.dataset, encoder, run_data.seed)
-    collected: dict[str, list[Floats]] = {"features": []}
-    for start in range(0, len(index), BATCH):
-        rows = index[start : start + BATCH]
-        images = run_data.views.normalise(torch.from_numpy(run_data.dataset.images[rows]).to(run_data.fabric.device))
-        with run_data.fabric.autocast():
-            encoding = encoder(images, lesions.call_for(rows, Call(inference=inference), run_data.fabric.device))
-        collected["features"].append(encoding.features.float().cpu().numpy())
-        if encoding.kept is not None:
-            collected.setdefault("kept", []).append(encoding.kept.cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in collected.items()}
-
-
-class Features:
-    """Features of a frozen encoder, computed once an image and inference mode."""
-
-    def __init__(self, encoder: Encoder, run_data: RunData) -> None:
-        self.encoder, self.run_data = encoder, run_data
-        self._known: dict[Inference, tuple[Indices, Floats]] = {}
-
-    def at(self, index: Indices, inference: Inference) -> Floats:
-        """(n, C)."""
-        if inference not in self._known:
-            self._known[inference] = (np.empty(0, np.int64), np.empty((0, self.encoder.geometry.dim), np.float32))
-        have, features = self._known[inference]
-        new = np.setdiff1d(index, have)
-        if len(new):
-            more = features_of(self.encoder, self.run_data, new, inference)["features"]
-            have, features = np.concatenate([have, new]), np.concatenate([features, more])
-            order = have.argsort()
-            have, features = have[order], features[order]
-            self._known[inference] = (have, features)
-        return features[np.searchsorted(have, index)]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy.typing as npt
 from safetensors.torch import load as load_tensors
 
-from bench.evaluation.evaluate import EvaluationRequest, Features, ScoredDraw, classify, evaluate, summarise
+from bench.evaluation.evaluate import EvaluationRequest, ScoredDraw, classify, evaluate, summarise
+from bench.evaluation.features import Features
 from bench.records.record import Evaluation
 from bench.records.seal import sha256
 from bench.records.store import Store, missing_evaluations

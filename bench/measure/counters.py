@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.measure import formula
 from bench.measure.formula.products import by_part
 from bench.measure.inputs import IMAGES, random_lesions
+from methods import ALL_TOKENS, Inference
 from methods.encoders.encoder import Encoder
 from methods.strategies.strategy import Call
 
@@ -51,33 +52,37 @@ class CountersDisagree(Exception):
     """Two counters of the same network differ by more than 1 %; the message lists the MACs by part."""
 
 
-def inference_macs(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float], dict[str, float]]:
-    """MACs per image in the encoder's default inference mode: in total, by part, and by counter.
+Counts = tuple[float, dict[str, float], dict[str, float]]
+
+
+def inference_macs(encoder: Encoder, images: Tensor, mode: Inference | None = None) -> Counts:
+    """MACs per image in an inference mode, by default the encoder's own: in total, by part, and by counter.
 
     The counters see the first images as one batch. If the number of kept tokens depends on the image, the total and the
     parts are means over all images, each counted alone (a batch is padded to the image that keeps most), by the formula
     if there is one. Raises CountersDisagree.
     """
     encoder = encoder.eval()
-    total, parts, counters = _counted(encoder, images[:IMAGES])
-    if encoder.strategy.adaptive:
+    mode = mode or encoder.strategy.inference[0]
+    total, parts, counters = _counted(encoder, images[:IMAGES], mode)
+    if encoder.strategy.adaptive and mode != ALL_TOKENS:
         few = images if "formula" in counters else images[:IMAGES]  # without a formula, an image takes a second
-        alone = [_alone(encoder, image[None]) for image in few]
+        alone = [_alone(encoder, image[None], mode) for image in few]
         names = dict.fromkeys(name for one in alone for name in one)
         parts = {name: sum(one.get(name, 0.0) for one in alone) / len(alone) for name in names}
         total = sum(parts.values())
     return total, parts, counters
 
 
-def _alone(encoder: Encoder, image: Tensor) -> dict[str, float]:
+def _alone(encoder: Encoder, image: Tensor, mode: Inference) -> dict[str, float]:
     """MACs of one image (1, channels, H, W), by part."""
-    derived = formula.inference(encoder, image, _Features(encoder).call(1))
-    return by_part(derived) if derived is not None else _counted(encoder, image)[1]
+    derived = formula.inference(encoder, image, _Features(encoder, mode).call(1))
+    return by_part(derived) if derived is not None else _counted(encoder, image, mode)[1]
 
 
-def _counted(encoder: Encoder, images: Tensor) -> tuple[float, dict[str, float], dict[str, float]]:
+def _counted(encoder: Encoder, images: Tensor, mode: Inference) -> Counts:
     """MACs per image of a batch: in total, by part, and by counter. Raises CountersDisagree."""
-    network = _Features(encoder)
+    network = _Features(encoder, mode)
     with _quiet(), torch.no_grad():
         with FlopCounterMode(display=False) as seen, sdpa_kernel(SDPBackend.MATH):
             network(images)
@@ -114,13 +119,13 @@ class _Features(nn.Module):
     """An encoder as a module from tensor to tensor, as tracing requires; strategies that need lesions get random
     ones."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, mode: Inference) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.mode = encoder, mode
 
     def call(self, batch: int) -> Call:
         lesions = random_lesions(batch, self.encoder.geometry.patches)
-        return Call(inference=self.encoder.strategy.inference[0], lesions=lesions)
+        return Call(inference=self.mode, lesions=lesions)
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.encoder(images, self.call(images.shape[0])).features

@@ -32,6 +32,7 @@ from bench.measure.formula.products import by_kind, by_part
 from bench.measure.inputs import random_lesions, random_views
 from bench.records.record import Macs
 from bench.specs.run_spec import EncoderSpec, TrainSpec
+from methods import ALL_TOKENS
 from methods.encoders.encoder import Encoder
 from methods.noise import Noise
 from methods.objectives.objective import Objective
@@ -64,7 +65,10 @@ def count(
     """
     views = random_views(encoder) if images is None else images.detach().cpu()
     subject = _copy(objective)
-    inference, parts, counters = inference_macs(subject.encoder, views[0] if plain is None else plain.detach().cpu())
+    images = views[0] if plain is None else plain.detach().cpu()
+    inference, parts, counters = inference_macs(subject.encoder, images)
+    others = subject.encoder.strategy.inference[1:]
+    all_tokens = inference_macs(subject.encoder, images, ALL_TOKENS)[0] if ALL_TOKENS in others else None
     step = StepMacs(subject, train.batch, views)
     strategy = subject.encoder.strategy
     target = strategy.target if strategy.ramps and strategy.target is not None else None
@@ -78,6 +82,7 @@ def count(
         inference=inference,
         train_step=at_target,
         whole_run=train.batch * total,
+        all_tokens=all_tokens,
         inference_parts=parts,
         counters=counters,
         train_parts=train_parts,

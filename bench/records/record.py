@@ -75,9 +75,10 @@ class Macs(Frozen):
     """Multiply-accumulates. `inference` and `train_step` are per image (a step: both views, forward and backward,
     teacher, predictor and heads, at the target keep ratio); `whole_run` is the total of all steps, with the ramp."""
 
-    inference: float
+    inference: float  # in the default inference mode of the strategy
     train_step: float
     whole_run: float
+    all_tokens: float | None = None  # at inference with all tokens, where the strategy is evaluated so too
     inference_parts: dict[str, float]
     counters: dict[str, float]  # inference per image by each counter: "fvcore", "flop_counter", "formula"
     train_parts: dict[str, float] = {}  # of `train_step`

@@ -184,13 +184,10 @@ def missing_evaluations(
 
 
 def wanted_evaluations(spec: RunSpec, evaluation: EvaluationSpec) -> list[EvaluationKey]:
-    """Every probe at every fraction, in every way that the strategy runs at inference."""
+    """Every probe at every fraction in the default inference mode of the strategy; the linear probe in its others."""
     if spec.labels is not None:
         return [EvaluationKey("finetune", spec.labels, ALL_TOKENS)]
-    modes = inference_modes(spec.parsed.strategy)
-    return [
-        EvaluationKey(probe, labels, mode)
-        for mode in modes
-        for probe in evaluation.probes
-        for labels in evaluation.labels
-    ]
+    default, *others = inference_modes(spec.parsed.strategy)
+    probes = [(probe, default) for probe in evaluation.probes]
+    probes += [(probe, mode) for mode in others for probe in evaluation.probes if probe == "linear"]
+    return [EvaluationKey(probe, labels, mode) for probe, mode in probes for labels in evaluation.labels]

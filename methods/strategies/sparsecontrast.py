@@ -100,16 +100,18 @@ class SparseContrast(Selection):
         k = self.count(call)
         if call.training and k == self.geometry.patches and self.select != "threshold":
             return None  # the schedule has not begun to trim
+        if call.kept is not None:
+            return self._choice(call.kept, k, self.predictor(images).float() if self.fuse else None)
         logits = self.predictor(images).float()
         if not call.training:
-            choice = self._choice(logits, self._kept(logits, k, training=False), k)
+            choice = self._choice(self._kept(logits, k, training=False), k, logits)
             choice.scores = logits
             return choice
         noise = self._noise(logits, call)
         kept = self._kept(logits.detach() + noise, k, training=True)
         if self.select == "budget":
             self._update_threshold(logits.detach(), k)
-        choice = self._choice(logits, kept, k)
+        choice = self._choice(kept, k, logits)
         choice.stats = self._stats(logits, noise, kept, k)
         if self.trained:
             self._attach_gradients(choice, logits, kept, call.keep)
@@ -137,14 +139,17 @@ class SparseContrast(Selection):
             kept = scores > self.threshold  # stays 0 for "threshold"
         return kept | as_mask(highest(scores, 1), self.geometry.patches)
 
-    def _choice(self, logits: Tensor, kept: Tensor, k: int) -> Choice:
-        """Turn a mask (B, patches) into a choice with ascending indices, padded if images keep different numbers."""
+    def _choice(self, kept: Tensor, k: int, logits: Tensor | None) -> Choice:
+        """Turn a mask (B, patches) into a choice with ascending indices, padded if images keep different numbers.
+
+        `logits` weight the dropped tokens where these are fused.
+        """
         most = k if self.select == "topk" else int(kept.sum(1).max())
         order = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         return Choice(
             order,
             valid=None if self.select == "topk" else kept.gather(1, order),
-            fuse=logits.sigmoid() * ~kept if self.fuse else None,
+            fuse=logits.sigmoid() * ~kept if self.fuse and logits is not None else None,
             keys_only=self.trim == "keys",
         )
 

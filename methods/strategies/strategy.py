@@ -92,7 +92,9 @@ class Call:
     keep: current keep ratio of the schedule.
     progress: completed share of the run, 0 to 1.
     noise: random numbers of the training step; None at inference.
-    inference: at inference, "pruned" lets the strategy act and "dense" computes all tokens.
+    inference: at inference, "pruned" lets the strategy act, "dense" computes all tokens, "mean" and "shuffled" keep the
+        patches `kept`.
+    kept: (B, patches) bool, patches that inference keeps instead of the strategy's own choice.
     lesions: (B, patches) share of each patch inside a lesion, where masks exist.
     """
 
@@ -100,6 +102,7 @@ class Call:
     progress: float = 1.0
     noise: Noise | None = None
     inference: Inference = "pruned"
+    kept: Tensor | None = None
     lesions: Tensor | None = None
 
     @property

@@ -90,11 +90,12 @@ def test_each_method_is_evaluated_in_its_own_ways(done) -> None:
     def stems(name: str) -> set[str]:
         return {path.stem for path in (done.runs[name] / "evaluations").iterdir()}
 
-    def probes(*inference: str) -> set[str]:
-        return {f"{probe}-{labels}-{way}" for probe in ("linear", "knn") for labels in (50, 100) for way in inference}
+    def probes(default: str, *others: str) -> set[str]:
+        ways = [("linear", default), ("knn", default), *(("linear", way) for way in others)]
+        return {f"{probe}-{labels}-{way}" for probe, way in ways for labels in (50, 100)}
 
     assert stems("moco-random-s0") == probes("pruned", "dense")
-    assert stems("sparsecontrast-s0") == probes("pruned")
+    assert stems("sparsecontrast-s0") == probes("pruned", "dense", "mean", "shuffled")
     assert stems("dense-s0") == stems("untrained-s0") == probes("dense")
     assert stems("supervised-50pct-s0") == {"finetune-50-dense"}
     assert stems("supervised-100pct-s0") == {"finetune-100-dense"}

@@ -61,14 +61,14 @@ def _did_not_learn(group: Group) -> list[str]:
     parts = []
     for verdict, what in (("plateaued", "did not leave the plateau of their loss"), ("collapsed", "collapsed")):
         count = sum(run.unlearned == verdict for run in trained)
-        by_arm = {arm: sum(run.unlearned == verdict for run in arm.runs) for arm in group.arms}
+        by_arm = {arm: sum(run.unlearned == verdict for run in arm.runs) for arm in group.trained}
         named = ", ".join(f"{arm.label} ({n} of {len(arm.runs)})" for arm, n in by_arm.items() if n)
         if count:
             parts.append(f"{count} of {len(trained)} runs {what}: {named}")
     if not parts:
         return []
     text = f"{'. '.join(parts)}. Their scores are in the means."
-    if any(run.unlearned for arm in group.arms if arm.strategy == REFERENCE for run in arm.runs):
+    if any(arm.unlearned for arm in group.trained if arm.strategy == REFERENCE):
         text += f" Differences to {REFERENCE} are differences to networks that did not all learn."
     return [text]
 
@@ -77,7 +77,7 @@ def mark_explained(group: Group) -> str:
     """What the mark UNLEARNED at a label means; empty where no label has it."""
     marked = [
         f"{arm.label.removesuffix(UNLEARNED).rstrip()} ({arm.unlearned} of {len(arm.runs)})"
-        for arm in group.arms
+        for arm in group.trained
         if arm.unlearned
     ]
     return f"{UNLEARNED} Means include runs that did not learn: {', '.join(marked)}." if marked else ""

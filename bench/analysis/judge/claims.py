@@ -32,6 +32,7 @@ SEEDS = 5
 ANOTHER_PROCESSOR = "the same seeds on another processor can give other results"
 """Said beside every accuracy over fewer than SEEDS seeds: training that selects tokens amplifies rounding.
 docs/intervals.md has an example."""
+EQUAL = 0.02  # MACs that differ by less are called equal
 PAPER_DEVICE = "A100"
 READINGS = {"rate": 1.40, "time": 1 / 0.6}
 MEASURES = {"train": "a training step", "run": "the whole pre-training", "infer": "inference"}
@@ -56,6 +57,7 @@ class Claim:
     scale: str = ""  # of a speed: encoder, size, device, precision and batch size it was measured with
     why: str = ""  # nothing can decide it, or there is no verdict
     estimate: Estimate | None = None  # of an accuracy that was measured
+    macs: str = ""  # of an accuracy: what both sides take at inference, in words
 
 
 def judge(low: float, high: float, threshold: float) -> Verdict:
@@ -151,6 +153,33 @@ def judged(arm: Arm) -> bool:
     return arm.strategy == "sparsecontrast" and arm.inference == "pruned"
 
 
+def equal_macs(arm: Arm, rival: Arm) -> bool:
+    """Whether two arms take the same number of MACs at inference, within EQUAL."""
+    mine, its = arm.inference_macs, rival.inference_macs
+    return mine is not None and its is not None and abs(mine / its - 1) <= EQUAL
+
+
+def at_equal_macs(arm: Arm, strategy: str, scores: Scores) -> Arm:
+    """The arm of the same runs that takes as many MACs at inference as its rival of a strategy, or else the arm."""
+    runs = {run.record.run_id for run in arm.runs}
+    same = [arm, *(one for one in scores.group.arms if one is not arm and runs & {r.record.run_id for r in one.runs})]
+    for one in same:
+        rival = scores.reference(one, strategy)
+        if rival is not None and equal_macs(one, rival):
+            return one
+    return arm
+
+
+def at_inference(arm: Arm, rival: Arm) -> str:
+    """What two arms take at inference, in words."""
+    mine, its = arm.inference_macs, rival.inference_macs
+    if mine is None or its is None:
+        return "MACs at inference not recorded"
+    if equal_macs(arm, rival):
+        return f"at equal MACs at inference ({'' if arm.main else 'all tokens, '}{mine / 1e6:,.1f} M)"
+    return f"with {mine / 1e6:,.1f} MMACs at inference against {its / 1e6:,.1f}"
+
+
 def all_claims(
     group: Group, scores: Scores | None, cost: pd.DataFrame, elsewhere: Elsewhere | None = None
 ) -> list[Claim]:
@@ -213,10 +242,13 @@ def accuracy_claims(arm: Arm, scores: Scores, fraction: float) -> list[Claim]:
         ("fixed", "fixed", 0.0, "better than one fixed mask for all images"),
         ("patchdropout", "patchdropout", 0.0, "better than dropping patches at random in training only"),
     ):
-        rival = scores.reference(arm, strategy)
+        mine = arm if kind == "accuracy" else at_equal_macs(arm, strategy, scores)
+        rival = scores.reference(mine, strategy)
         if rival is not None and rival.keep not in (None, arm.keep):
             rival = None  # with more of the image, or less, it is no control
-        found = scores.difference(arm, rival, fraction) if rival else None
+        found = scores.difference(mine, rival, fraction) if rival else None
+        macs = at_inference(mine, rival) if rival else ""
+        text += f", {macs}" if macs else ""
         if found is None:
             out.append(Claim(kind, arm.label, text, threshold, NAN, NAN, NAN, "not measured", fraction=fraction))
             continue
@@ -227,6 +259,7 @@ def accuracy_claims(arm: Arm, scores: Scores, fraction: float) -> list[Claim]:
                 fraction=fraction,
                 why=no_verdict(found),
                 estimate=found,
+                macs=macs,
             )
         )
     return out

@@ -17,6 +17,7 @@ from bench.analysis.judge.claims import (
     sensitivity,
     signed,
 )
+from bench.analysis.judge.image_dependence import dependences
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import Group
 
@@ -38,6 +39,7 @@ def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: i
             for c in mine
             if c.kind in ("fixed", "patchdropout") and c.verdict != "not measured"
         ]
+        out += [one.sentence(fraction) for one in dependences(scores, fraction) if one.arm.label == name]
         speeds = [c for c in mine if c.kind == "speed"]
         out += [_speed(name, scale, speeds) for scale in dict.fromkeys(c.scale for c in speeds)]
     names = failed(group)
@@ -110,7 +112,7 @@ def _weak_baseline(scores: Scores, fraction: float) -> list[str]:
 
 def _accuracy(claim: Claim, scores: Scores, fraction: float) -> str:
     assert claim.estimate is not None
-    text = f"{claim.arm} against dense at {fraction:g} % of the labels: {in_words(claim.estimate)}"
+    text = f"{claim.arm} against dense at {fraction:g} % of the labels, {claim.macs}: {in_words(claim.estimate)}"
     if claim.verdict == "no verdict":
         return f"{text}. {_withheld(claim)}"
     if claim.verdict == "supported":
@@ -134,7 +136,7 @@ def _withheld(claim: Claim) -> str:
 
 def _rival(claim: Claim, group: Group, scores: Scores, fraction: float) -> str:
     assert claim.estimate is not None
-    cell = f"{in_words(claim.estimate)}, at {fraction:g} %"
+    cell = f"{in_words(claim.estimate)}, at {fraction:g} %, {claim.macs}"
     fixed = claim.kind == "fixed"
     rival = (
         "one fixed random mask for all images"
@@ -178,7 +180,7 @@ def _where(group: Group, label: str) -> str:
             f"but {100 * static:.0f} % of its positions are kept or dropped alike in nearly all images, so it has "
             "learnt a crop rather than to look at the image"
         )
-    return f"where it looks matters, and {100 * (1 - static):.0f} % of the positions depend on the image"
+    return f"where it looks matters; {100 * (1 - static):.0f} % of the positions are kept in some images only"
 
 
 def _speed(name: str, scale: str, claims: list[Claim]) -> str:

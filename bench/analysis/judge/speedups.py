@@ -52,7 +52,7 @@ def _setting(group: Group, cost: pd.DataFrame) -> tuple[object, ...] | None:
     """Setting in which most arms of a group were measured; among several, the one measured last."""
     arms: dict[tuple[object, ...], set[str]] = defaultdict(set)
     last: dict[tuple[object, ...], str] = {}
-    for arm in group.arms:
+    for arm in group.trained:
         for row in _fitting(arm, group, cost):
             setting = tuple(row[SETTING])
             arms[setting].add(arm.label)

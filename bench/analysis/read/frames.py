@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.read.groups import Group, ReportRefused, Run
+from bench.analysis.read.groups import Group, ReportRefused, Run, inference_macs
 from bench.analysis.read.results import cost_tables, encoder_of
 from bench.records.record import AA_SUFFIX, RAMPS, CostRow, CostTable
 from bench.records.run_folder import read_history
@@ -39,7 +39,6 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
         tail: dict[str, Any] = {"verdict": record.learning.verdict if record.learning else None}
         if record.macs:
             tail |= {
-                "infer_gmacs": record.macs.inference / 1e9,
                 "train_step_gmacs": record.macs.train_step / 1e9,
                 "run_tmacs": record.macs.whole_run / 1e12,
             }
@@ -50,8 +49,10 @@ def results_frame(runs: Iterable[Run]) -> pd.DataFrame:
         for one in run.evaluations or (None,):
             middle: dict[str, Any] = {"inference": None, "probe": None, "labels": None, "macro_auroc": None}
             if one is not None:
+                macs = inference_macs(record, one.inference)
                 middle = {
                     "inference": one.inference,
+                    "infer_gmacs": None if macs is None else macs / 1e9,
                     "probe": one.probe,
                     "labels": one.labels,
                     "macro_auroc": one.macro_auroc,

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.records.record import Evaluation, Record
 from bench.records.run_folder import predictions_path
-from methods import BASELINES, SUPERVISED
+from methods import ALL_TOKENS, BASELINES, STRATEGIES, SUPERVISED, Inference, inference_modes
 
 UNLEARNED = "†"
 """Ends the label of an arm with runs that did not learn, in every table, figure and sentence."""
@@ -47,6 +47,17 @@ class Run:
         return predictions_path(self.folder, evaluation.key.name)
 
 
+def inference_macs(record: Record, mode: Inference) -> float | None:
+    """MACs per image in an inference mode; None if they were not recorded."""
+    macs = record.macs
+    if macs is None:
+        return None
+    if mode == ALL_TOKENS and macs.all_tokens is not None:
+        return macs.all_tokens
+    other = mode == ALL_TOKENS and record.strategy in STRATEGIES and inference_modes(record.strategy)[0] != mode
+    return None if other else macs.inference
+
+
 @dataclass(frozen=True, eq=False)
 class Arm:
     """Runs of one method at one keep ratio in one inference mode: a row of the tables. `label` is unique in a group.
@@ -58,9 +69,10 @@ class Arm:
     strategy: str
     keep: float | None
     keep_effective: float | None
-    inference: str
+    inference: Inference
     train_execution: str
     runs: tuple[Run, ...]
+    main: bool = True  # in the default inference mode of the strategy
 
     @property
     def unlearned(self) -> int:
@@ -71,6 +83,11 @@ class Arm:
     def baseline(self) -> bool:
         """Whether the arm is the untrained or the supervised baseline."""
         return self.strategy in BASELINES
+
+    @property
+    def inference_macs(self) -> float | None:
+        """MACs per image at inference, in the mode of this arm; None if they were not recorded."""
+        return inference_macs(self.runs[0].record, self.inference)
 
     def evaluations(self, probe: str, labels: float) -> dict[int, tuple[Run, Evaluation]]:
         """Runs and evaluations by seed. The supervised baseline trains its own head and counts as linear."""
@@ -96,6 +113,12 @@ class Group:
     settings: dict[str, Any]  # those that differ from other groups of the same data, split, preset and encoder
     arms: tuple[Arm, ...]
     failed: tuple[Record, ...]
+    other_selections: tuple[Arm, ...] = ()  # the same runs, evaluated with selections that are not those of the image
+
+    @property
+    def trained(self) -> tuple[Arm, ...]:
+        """The arms of trained methods, each training once: in its default inference mode."""
+        return tuple(arm for arm in self.arms if arm.main and not arm.baseline)
 
     @property
     def runs(self) -> tuple[Run, ...]:

@@ -21,8 +21,15 @@ from bench.records.run_folder import evaluation_paths, misplaced, side_files
 from bench.records.seal import Sealed, read_sealed
 from bench.specs.frozen import mistakes
 from bench.specs.run_spec import RunSpec
-from methods import ALL_TOKENS, BASELINES, OBJECTIVES, STRATEGIES, place_in
+from methods import ALL_TOKENS, BASELINES, MEAN, OBJECTIVES, PRUNED, SHUFFLED, STRATEGIES, place_in
 
+NOT_OWN = (MEAN, SHUFFLED)
+MODES = {
+    PRUNED: "",
+    ALL_TOKENS: " (all tokens at inference)",
+    MEAN: " (mean selection)",
+    SHUFFLED: " (selection of another image)",
+}
 SHOWN = 6  # runs that a refusal lists
 MEND = "put the original back, or move it away and rerun the command that made it"
 
@@ -167,7 +174,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         for k in sorted(trained):
             mine = [r for r in failed if _same_place(r, key) and (len(trained) == 1 or _variant(r) == k)]
             settings = {name: shared[k].get(name) for name in varying}
-            groups.append(Group(*key, settings, _arms(variants[k] + loose), tuple(mine)))
+            arms = _arms(variants[k] + loose)
+            own, others = ([a for a in arms if (a.inference in NOT_OWN) == told] for told in (False, True))
+            groups.append(Group(*key, settings, tuple(own), tuple(mine), tuple(others)))
     return groups
 
 
@@ -195,10 +204,10 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
             label += f" keep {keep:g}" if keep is not None else ""
         if len({key[2] for key in rivals if key[1] == keep}) > 1:
             label += f" lr {rate:g}"
-        if len({key[3] for key in rivals}) > 1 and inference == ALL_TOKENS:
-            label += " (all tokens at inference)"
-        if any(run.unlearned for run in members):
-            label += f" {UNLEARNED}"
+        modes = {key[3] for key in rivals}
+        main = inference == (PRUNED if PRUNED in modes else ALL_TOKENS)
+        label += "" if main else MODES[inference]
+        label += f" {UNLEARNED}" if any(run.unlearned for run in members) else ""
         first = members[0].record
         arms.append(
             Arm(
@@ -211,6 +220,7 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
                 inference,
                 first.train_execution,
                 tuple(members),
+                main,
             )
         )
     return tuple(sorted(arms, key=_order))

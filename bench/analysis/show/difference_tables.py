@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bench.analysis.judge.claims import MARGIN, SEEDS, better, comparable, is_sensitive, span
+from bench.analysis.judge.claims import MARGIN, SEEDS, better, comparable, equal_macs, is_sensitive, span
+from bench.analysis.judge.image_dependence import dependences
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import Arm
 from bench.analysis.show.cells import NONE, alone_mark, caption, crossed, sample_note
@@ -77,6 +78,34 @@ def differences_over_chosen(scores: Scores) -> Table | None:
     return Table(caption(scores, title), _heads(scores), rows, note)
 
 
+def selections(scores: Scores) -> Table | None:
+    """Own selection against the mean selection and another image's, for every arm that was evaluated with them."""
+    fraction = scores.primary
+    found = dependences(scores, fraction)
+    if not found:
+        return None
+    seen: list[Estimate | None] = [estimate for one in found for estimate in (one.over_mean, one.over_shuffled)]
+    rows = tuple(
+        (one.arm.label, *(_cell(estimate, seen) for estimate in (one.over_mean, one.over_shuffled)), one.verdict)
+        for one in found
+    )
+    note = (
+        "The same networks with three selections, each with its own probe: AUROC with the own selection of each image,"
+        " minus AUROC with one mask for all images (the highest mean scores over training images, as many patches),"
+        " and minus AUROC with the selection of another patient's image. Shown: the own selection is better than both."
+        f" {PAIRED} {sample_note(scores, seen)} {UNCORRECTED}"
+    )
+    head = ("method", "own minus mean selection", "own minus another image's", "selection about the image")
+    title = f"Is the selection about the image? At {fraction:g} % of the labels"
+    return Table(caption(scores, title), head, rows, note)
+
+
+def macs_cell(arm: Arm, rival: Arm) -> str:
+    """MMACs per image at inference of both sides of a difference: one number where they are equal."""
+    mine, its = ("?" if one.inference_macs is None else f"{one.inference_macs / 1e6:,.1f}" for one in (arm, rival))
+    return mine if equal_macs(arm, rival) else f"{mine} against {its}"
+
+
 def _pairs(scores: Scores, strategy: str) -> list[Pair]:
     return [(arm, rival) for arm in scores.group.arms if (rival := scores.reference(arm, strategy))]
 
@@ -91,11 +120,12 @@ def _macro(
 
 
 def _heads(scores: Scores) -> tuple[str, ...]:
-    return ("method", "minus", *(f"{fraction:g} % labels" for fraction in scores.fractions))
+    return ("method", "minus", "inference MMACs", *(f"{fraction:g} % labels" for fraction in scores.fractions))
 
 
 def _row(scores: Scores, pair: Pair, estimates: list[Estimate | None], seen: list[Estimate | None]) -> tuple[str, ...]:
-    return (*labels_of_pair(scores, *pair, scores.fractions), *(_cell(one, seen) for one in estimates))
+    labels = labels_of_pair(scores, *pair, scores.fractions)
+    return (*labels, macs_cell(*pair), *(_cell(one, seen) for one in estimates))
 
 
 def _cell(estimate: Estimate | None, seen: list[Estimate | None]) -> str:

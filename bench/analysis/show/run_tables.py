@@ -19,17 +19,20 @@ def macs(group: Group) -> Table:
     """MACs and memory of the methods, from their records."""
     rows = []
     dense = {arm.objective: arm for arm in group.arms if arm.strategy == REFERENCE}
-    for arm in (one for one in group.arms if not one.baseline):
+    for arm in group.trained:
         record = arm.runs[0].record
         base = dense[arm.objective].runs[0].record.macs if arm.objective in dense else None
         cells = [
             _ratio(getattr(record.macs, kind, None), getattr(base, kind, None), scale, digits)
             for kind, scale, digits in (("inference", 1e6, 1), ("train_step", 1e6, 1), ("whole_run", 1e12, 3))
         ]
+        if record.macs and record.macs.all_tokens:
+            cells[0] += f"; all tokens: {record.macs.all_tokens / 1e6:,.1f}"
         saved = f"{record.memory.saved_bytes_per_image / 2**20:.2f}" if record.memory else NONE
         rows.append((arm.label, keep_cell(arm), arm.train_execution, *cells, saved))
     note = (
-        "MACs are multiply-accumulates. Inference: per image. Step: per image, for both views, forward and backward,"
+        "MACs are multiply-accumulates. Inference: per image; all tokens: in the inference mode that computes them all,"
+        " for methods that are evaluated so too. Step: per image, for both views, forward and backward,"
         " with teacher, predictor and heads, at the target keep ratio. Run: all steps, with the ramp. In brackets: MACs"
         " of dense with the same objective divided by those of the method, which is the speed-up on a machine limited"
         " by arithmetic alone. Saved MiB: memory that such a step keeps for its backward pass, per image; a run with a"
@@ -82,9 +85,9 @@ def _claim_row(claim: Claim) -> tuple[str, ...]:
 def learning(group: Group) -> Table | None:
     """Whether each method learned: means over seeds, and counts of verdicts."""
     rows = []
-    for arm in group.arms:
+    for arm in group.trained:
         found = [run.record.learning for run in arm.runs if run.record.learning]
-        if not found or arm.baseline:
+        if not found:
             continue
         verdicts = [one.verdict for one in found]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
@@ -115,7 +118,7 @@ NAMES = {  # diagnostics of all strategies that keep tokens; those of single str
 def selection(group: Group) -> Table | None:
     """Diagnostics of strategies that keep tokens: mean over seeds (range)."""
     by_arm: dict[str, dict[str, list[float]]] = {}
-    for arm in group.arms:
+    for arm in group.trained:
         for run in arm.runs:
             found = run.record.learning.selection if run.record.learning else {}
             for key, value in found.items():

@@ -41,7 +41,7 @@ def read(group: Group) -> list[Kept]:
     """Selections of the arms, each of its first seed: arms with judged claims first, and only those that saved the same
     images as the first."""
     found: list[Kept] = []
-    for arm in sorted(group.arms, key=lambda one: not judged(one)):
+    for arm in sorted(group.trained, key=lambda one: not judged(one)):
         if any(one.arm.runs[0].folder == arm.runs[0].folder for one in found):
             continue
         path = arm.runs[0].folder / "selection.npz"

@@ -13,10 +13,10 @@ from bench.specs.run_spec import BETAS, FOLDS, OPTIMIZER
 def hyperparameters(group: Group) -> Table | None:
     """All options of every method with the values in use, its numbers of parameters and its learning rate; None for
     records of an earlier version, which don't hold them."""
-    rows: list[tuple[str, ...]] = []
-    for arm in group.arms:
+    rows = []
+    for arm in group.trained:
         network = arm.runs[0].record.network
-        if network is None or arm.label in (row[0] for row in rows):
+        if network is None:
             continue
         options = ", ".join(f"{key} {_flat(value)}" for key, value in network.options.items())
         counts = (f"{getattr(network, part):,}" for part in ("encoder", "strategy", "heads", "teacher"))
@@ -65,7 +65,7 @@ def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
     )
     rows += [(f"{probe}", text) for probe, text in _probes(group).items()]
     rates: dict[str, set[str]] = {}
-    for arm in (one for one in group.arms if not one.baseline):
+    for arm in group.trained:
         for run in arm.runs:
             rate = (run.record.spec.get("train") or {}).get("lr")
             rates.setdefault(f"{rate:g}" if isinstance(rate, int | float) else str(rate), set()).add(arm.label)

@@ -31,7 +31,7 @@ COMMITTED = Path(__file__).parents[3] / "results" / "reference"
 def times(group: Group, frame: pd.DataFrame) -> Table | None:
     """Paired times at the scale of the runs; None if nothing was measured."""
     rows, floors, settings, intervals = [], set(), set(), set()
-    for arm in (one for one in group.arms if not one.baseline):
+    for arm in group.trained:
         row = cost_of(arm, group, frame)
         if row is None:
             rows.append((arm.label, keep_cell(arm), arm.train_execution, *[UNMEASURED] * 5))
@@ -68,7 +68,7 @@ def times(group: Group, frame: pd.DataFrame) -> Table | None:
 def ramps(group: Group, frame: pd.DataFrame) -> Table | None:
     """Speed-up of a whole run by ramp, for methods with one; None if no table has it."""
     rows, own = [], set()
-    for arm in (one for one in group.arms if not one.baseline):
+    for arm in group.trained:
         row = cost_of(arm, group, frame)
         if row is None or pd.isna(row[f"run_speedup_ramp_{RAMPS[0]:g}"]):
             continue

@@ -37,7 +37,8 @@ def strength(auroc: float) -> float:
 
 @dataclass
 class Method:
-    """`auroc` at 100 % of the labels; `wobble` is the spread of a seed's own strength."""
+    """`auroc` at 100 % of the labels, and in `modes` that of other inference modes; `wobble` is the spread of a seed's
+    own strength."""
 
     name: str
     auroc: float
@@ -47,6 +48,7 @@ class Method:
     speed: tuple[float, float, float] = (1.0, 1.0, 1.0)  # inference, step, run
     execution: str = "gathered"
     verdict: str = "learned"
+    modes: dict[str, float] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -161,6 +163,7 @@ def write_run(results: Path, world: World, method: Method, seed: int, **changes:
             "inference": 4.1e6 * (factor if method.inference == "pruned" else 1),
             "train_step": 2.6e7 * factor,
             "whole_run": 3.7e11 * (0.3 + 0.7 * factor) * (1.2 if method.objective == "moco" else 1),
+            **({"all_tokens": 4.1e6} if "dense" in method.modes else {}),
             "inference_parts": {"encoder": 4.1e6},
             "counters": {"fvcore": 4.1e6},
         },
@@ -207,16 +210,19 @@ def _write(
     if record["status"] == "failed":
         return
     key = [ord(letter) for letter in method.name] + [seed, int(100 * (method.keep or 0))]
-    for probe in probes:
+    modes = [(probe, method.inference, method.auroc) for probe in probes]
+    modes += [("linear", mode, auroc) for mode, auroc in method.modes.items()]
+    for probe, mode, auroc in modes:
         for fraction, share in fractions.items():
-            random = np.random.default_rng([*key, int(fraction * 10), len(probe)])
+            own_mode = [] if mode == method.inference else [len(mode)]
+            random = np.random.default_rng([*key, int(fraction * 10), len(probe), *own_mode])
             draws = 1 if fraction == 100 else world.draws
-            power = strength(method.auroc) * share * (0.9 if probe == "knn" else 1.0)
+            power = strength(auroc) * share * (0.9 if probe == "knn" else 1.0)
             power += np.random.default_rng(key).normal(0, method.wobble)
             own = random.normal(0, np.sqrt(0.1), (draws, *world.truth.shape))
             scores = (power * world.truth + world.noise + own).astype(np.float32)
-            name = f"{probe}-{fraction:g}-{method.inference}"
-            write_evaluation(folder, name, record["run_id"], world, probe, fraction, method.inference, scores)
+            name = f"{probe}-{fraction:g}-{mode}"
+            write_evaluation(folder, name, record["run_id"], world, probe, fraction, mode, scores)
             beside = _on_validation(world, power, draws, random)
             if world.validation:
                 path, truth = folder / "evaluations" / f"{name}.json", world.validation_truth

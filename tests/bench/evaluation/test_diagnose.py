@@ -10,7 +10,7 @@ import pytest
 
 from bench.evaluation import diagnose
 from bench.evaluation.diagnose import feature_std, learning, rankme, selection_figure, selection_statistics
-from bench.evaluation.evaluate import features_of
+from bench.evaluation.features import features_of
 from bench.training.data import RunData
 from bench.training.pretrain import Trained
 from datasets.splits import make_splits

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from bench.evaluation import evaluate as module
-from bench.evaluation.evaluate import EvaluationRequest, Features, evaluate, features_of
+from bench.evaluation.evaluate import EvaluationRequest, evaluate
+from bench.evaluation.features import Features
 from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec
 from bench.training.data import RunData
 from datasets.splits import fraction, make_splits
@@ -218,43 +218,3 @@ def test_subgroups_are_scikit_learns_of_their_images(features: Features) -> None
         rows = sex[stored["index"]] == group
         aurocs = [roc_auc_score(stored["labels"][rows, i], stored["scores"][0, rows, i]) for i in range(4)]
         assert value == pytest.approx(np.mean(aurocs))
-
-
-def test_features_are_computed_once_and_come_in_the_order_asked_for(run_data: RunData, monkeypatch) -> None:
-    asked: list[int] = []
-    real = module.features_of
-
-    def counted(encoder, run_data, index, inference):
-        asked.extend((inference, int(i)) for i in index)
-        return real(encoder, run_data, index, inference)
-
-    monkeypatch.setattr(module, "features_of", counted)
-    features = Features(encoder("random"), run_data)
-    for index in ([5, 3, 9], [9, 4, 3, 3], [0, 1]):
-        for inference in ("pruned", "dense"):
-            direct = real(features.encoder, run_data, np.array(index), inference)["features"]
-            np.testing.assert_allclose(features.at(np.array(index), inference), direct, atol=1e-5)
-    assert sorted(asked) == [(inference, i) for inference in ("dense", "pruned") for i in (0, 1, 3, 4, 5, 9)]
-
-
-@pytest.mark.parametrize("strategy", ["dense", "random", "sparsecontrast", "dynamicvit", "oracle"])
-def test_features_do_not_depend_on_the_batch(run_data: RunData, monkeypatch, strategy: str) -> None:
-    one = encoder(strategy)
-    index = np.arange(20)
-    together = features_of(one, run_data, index, one.strategy.inference[0])
-    monkeypatch.setattr(module, "BATCH", 7)
-    apart = features_of(one, run_data, index, one.strategy.inference[0])
-    assert together.keys() == apart.keys()
-    np.testing.assert_allclose(apart["features"], together["features"], atol=1e-5)
-    assert together["features"].std(0).max() > 0.01
-    if "kept" in together:
-        assert together["kept"].shape == (20, 16)
-        assert (apart["kept"] == together["kept"]).all()
-
-
-def test_features_are_made_in_evaluation_mode(run_data: RunData) -> None:
-    """Batch norm of the stem uses what it has learnt, and learns nothing."""
-    one = encoder().train()
-    before = {name: tensor.clone() for name, tensor in one.state_dict().items()}
-    features_of(one, run_data, np.arange(10), "dense")
-    assert all((one.state_dict()[name] == tensor).all() for name, tensor in before.items())

@@ -197,8 +197,9 @@ def test_the_second_macro_is_over_what_dense_learns_and_names_the_others(flat):
     arm, dense = arm_of(scores, "simclr/fixed"), arm_of(scores, "simclr/dense")
     gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.chosen_findings])
     (row,) = [one for one in table.rows if one[0] == "simclr/fixed"]
-    assert row[1:] == ("simclr/dense", span(scores.difference(arm, dense, 10.0, scores.chosen_findings)))
-    assert row[2].startswith(signed(gap))
+    macro = span(scores.difference(arm, dense, 10.0, scores.chosen_findings))
+    assert row[1:] == ("simclr/dense", "2.0 against 4.1", macro)
+    assert row[3].startswith(signed(gap))
     assert gap != pytest.approx(scores.difference(arm, dense, 10.0).value, abs=1e-3)
     assert "Left out: nodule, pneumothorax." in table.note
     text = finding(scores.group, scores, all_claims(scores.group, scores, pd.DataFrame()))
