@@ -23,6 +23,7 @@ from torch import nn
 
 from bench.evaluation.diagnose import learning, selection_figure
 from bench.evaluation.features import Features
+from bench.evaluation.lesions import lesions_kept
 from bench.evaluation.missing import evaluate_missing
 from bench.measure.run_cost import macs_of, memory_of
 from bench.records.environment import now
@@ -67,6 +68,7 @@ class Made:
     parts: dict[str, Any]  # of the record: learning, macs, time, memory
     history: list[dict[str, Any]] | None = None  # one entry per epoch
     figure: dict[str, npt.NDArray[Any]] | None = None  # images and what is kept of them
+    lesions: dict[str, npt.NDArray[Any]] | None = None  # what is kept of them
     trained_under: list[dict[str, Any]] = field(default_factory=list)  # conditions, see `bench.records.environment`
 
 
@@ -104,15 +106,17 @@ def pretrain_and_measure(run: Experiment, run_data: RunData) -> Made:
     objective = build(spec.parsed, spec.encoder, spec.seed) if trained is None else trained.objective
     encoder = objective.encoder.eval()
     run.progress({"doing": "diagnosing"})
-    parts: dict[str, Any] = {"learning": learning(trained, Features(encoder, run_data), run_data, spec.train.batch)}
+    features = Features(encoder, run_data)
+    parts: dict[str, Any] = {"learning": learning(trained, features, run_data, spec.train.batch)}
+    lesions = lesions_kept(features)
     figure = selection_figure(encoder, run_data) if spec.data.publish else None
     weights = _packed(encoder)
     parts["macs"] = macs_of(objective, spec, run_data, trained.steps if trained else 0)
     if trained is None:
-        return Made(objective, weights, parts, [], figure)
+        return Made(objective, weights, parts, [], figure, lesions)
     parts["time"] = timing(trained.steps, trained.seconds, trained.resumed)
     parts["memory"] = memory_of(objective, spec, run_data)
-    return Made(objective, weights, parts, trained.history, figure, trained.conditions)
+    return Made(objective, weights, parts, trained.history, figure, lesions, trained.conditions)
 
 
 def _pretrain(run: Experiment, run_data: RunData) -> Trained:
@@ -171,6 +175,8 @@ def write_run(run: Experiment, run_data: RunData, made: Made, started: str) -> R
     write_atomically(store.folder(run_id) / "checkpoint.safetensors", made.weights)
     if made.figure is not None:
         store.write_arrays(store.folder(run_id) / "selection.npz", made.figure)
+    if made.lesions is not None:
+        store.write_arrays(store.folder(run_id) / "lesions.npz", made.lesions)
     if made.history is not None:
         store.write_history(run_id, made.history)
     record = record_of(

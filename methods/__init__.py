@@ -89,12 +89,17 @@ SELECTION = {
         ("topk", "budget", "threshold"),
     ),
     "noise": Option(1.0, "scale of the Gumbel noise on the logits in training, annealed to 0", low=0.0, high=10.0),
+    "logits": Option(
+        "raw",
+        "use the logits as they are, standardised per image, or bounded, so that the sigmoid does not saturate",
+        ("raw", "standardised", "bounded"),
+    ),
     "width": Option(0, "width of the predictor; 0: same relative cost as at ViT-S/16 scale", low=0, high=4096),
     "fuse": Option(False, "add the weighted mean of the dropped tokens as one token"),
     "trim": Option("tokens", "drop whole tokens, or only their keys", ("tokens", "keys")),
 }
 OF_THE_IMAGE: tuple[Inference, ...] = (PRUNED, ALL_TOKENS, MEAN, SHUFFLED)  # of strategies that select by the image
-SPREADS = {"logit_spread": "logit spread", "noise_spread": "noise spread"}
+SPREADS = {"logit_spread": "logit spread", "noise_spread": "noise spread", "slope": "mean s(1 − s)"}
 
 OBJECTIVES: dict[str, Entry] = {
     "simclr": Entry(
@@ -150,6 +155,7 @@ STRATEGIES: dict[str, Entry] = {
             "keep": KEEP,
             "gate": Option("token", "path of the gradient from the loss to the predictor", ("token", "key_bias")),
             "lambda_sparsity": Option(0.1, "weight of the sparsity loss", low=0.0, high=100.0),
+            "predictor_lr": Option(1.0, "factor on the learning rate of the predictor", low=0.0, high=100.0),
             **SELECTION,
             "execution": EXECUTION,
         },
@@ -243,7 +249,7 @@ STRATEGIES: dict[str, Entry] = {
         {"keep": KEEP, **SELECTION, "execution": EXECUTION},
         encoders=PATCHES,
         inference=OF_THE_IMAGE,
-        tuned_as="sparsecontrast",
+        tuned_as="fixed",
         colour="#7B4F9E",
         diagnostics=SPREADS,
     ),
@@ -253,7 +259,7 @@ STRATEGIES: dict[str, Entry] = {
         "control: a selection that knows where lesions are",
         {"keep": KEEP, "equal_macs": EQUAL_MACS, "execution": EXECUTION},
         encoders=PATCHES,
-        tuned_as="sparsecontrast",
+        tuned_as="fixed",
         colour="#B5A800",
     ),
     "random": Entry(

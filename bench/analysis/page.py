@@ -24,6 +24,7 @@ from bench.analysis.show import (
     cost_plots,
     difference_tables,
     document,
+    lesion_tables,
     plots,
     run_tables,
     saliency,
@@ -159,7 +160,7 @@ def _group(
     if not claims:
         blocks.append(Paragraph("This group has no SparseContrast run, so there is no claim to judge."))
     blocks += [Heading(3, "Training and selection"), *_trouble(group)]
-    blocks += _present(run_tables.learning(group), run_tables.selection(group))
+    blocks += _present(run_tables.learning(group), run_tables.selection(group), lesion_tables.lesions(group))
     if plots.curves(frames.history_frame(group), group, figures, f"{name}-training"):
         drawn.add(f"{name}-training")
         blocks.append(

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from bench.evaluation.features import Features, features_of
 from bench.records.record import Learning
@@ -90,8 +89,7 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
 
     `kept_inference`: share of the patches that are kept, and `kept_inference_1`, ... by stage for a strategy that keeps
     another share in training. `static_share`: share of the positions that are kept, or dropped, in 95 % of the images;
-    1 means that a crop was learnt, not saliency. `lesion_kept`, where masks exist: share of the lesion area inside kept
-    patches, to be compared with `kept_inference`.
+    1 means that a crop was learnt, not saliency.
     """
     if encoder.strategy.inference[0] == ALL_TOKENS:
         return {}
@@ -99,18 +97,11 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
     if kept is None:
         return {}
     share = kept.mean(0)
-    found = {
+    return {
         "kept_inference": float(kept.mean()),
         "static_share": float(((share >= STATIC) | (share <= 1 - STATIC)).mean()),
         **{f"kept_inference_{stage}": part for stage, part in enumerate(encoder.strategy.stage_shares, 1)},
     }
-    if run_data.dataset.masks is not None:
-        grid = encoder.geometry.grid
-        lesions = torch.from_numpy(run_data.dataset.masks[index] != 0).float()
-        area = torch.nn.functional.adaptive_avg_pool2d(lesions[:, None], grid).flatten(1).numpy()  # (n, patches)
-        if area.sum() > 0:
-            found["lesion_kept"] = float((area * kept).sum() / area.sum())
-    return found
 
 
 def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArray[Any]] | None:

@@ -141,7 +141,7 @@ class TimedMethod:
 
     @cached_property
     def _set_up(self) -> tuple[Objective, torch.optim.Optimizer]:
-        optimizer = optimizer_of(self.objective, self.train.lr, self.train.weight_decay)
+        optimizer = optimizer_of(self.objective, self.train.lr, self.train.weight_decay, self.objective.lr_factors)
         model, optimizer = self.fabric.setup(self.objective, optimizer)
         model.train()
         return model, optimizer

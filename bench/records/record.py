@@ -17,7 +17,7 @@ from datasets.limits import THREADS
 from methods import Inference, Value
 
 SCHEMA_VERSION = 1
-SIDE_FILES = ("history.jsonl", "selection.npz")  # of a run, written before its record
+SIDE_FILES = ("history.jsonl", "selection.npz", "lesions.npz")  # of a run, written before its record
 
 
 def _readable(environment: dict[str, Any]) -> dict[str, Any]:

@@ -111,13 +111,16 @@ class GridSpec(Frozen):
         return [run.model_copy(update=found) for run in runs]
 
     def _learning_rate(self, method: Method) -> float:
-        """The method's own tuned rate, or that of its strategy, of the strategy it is tuned as, of dense, or of the
-        same strategy under SimCLR; without any of them the preset's `train.lr`."""
+        """The method's own tuned rate; or that of its strategy, then of the strategy that trains the same (`tuned_as`),
+        each with its own objective before SimCLR; or that of dense. Without any of them the preset's `train.lr`.
+
+        The strategy comes before the objective, because it decides what is trained: an encoder on all tokens, on a
+        subset, or together with a predictor.
+        """
         entry = STRATEGIES.get(method.strategy)
-        names = [method.name, f"{method.objective}/{method.strategy}"]
-        if entry is not None:
-            names += [f"{method.objective}/{strategy}" for strategy in (entry.tuned_as, REFERENCE)]
-            names.append(f"{DEFAULT_OBJECTIVE}/{method.strategy}")
+        names = [method.name]
+        for strategy in (method.strategy, entry.tuned_as, REFERENCE) if entry is not None else ():
+            names += [f"{objective}/{strategy}" for objective in (method.objective, DEFAULT_OBJECTIVE)]
         return next((self.tuned[name] for name in names if name in self.tuned), self.train.lr)
 
     def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from lightning_fabric import Fabric
 from timm.optim._optim_factory import create_optimizer_v2
+from timm.optim._param_groups import param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import Tensor
 
@@ -33,16 +37,40 @@ def build(method: Method, encoder: EncoderSpec, seed: int) -> Objective:
     return build_objective(objective, built, method.objective_options, seed=seed)
 
 
-def optimizer_of(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return timm's AdamW. Parameters of one dimension (biases, norms) have no weight decay."""
+def optimizer_of(
+    model: torch.nn.Module, lr: float, weight_decay: float, lr_factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """Return timm's AdamW. Parameters of one dimension (biases, norms) have no weight decay.
+
+    `lr_factors` are factors on the learning rate by the beginning of parameter names; `schedule_of` applies them.
+    """
+    what = _scaled_groups(model, weight_decay, lr_factors) if lr_factors else model
     opt: torch.optim.Optimizer = create_optimizer_v2(
-        model, opt=OPTIMIZER.lower(), lr=lr, weight_decay=weight_decay, betas=BETAS, foreach=True
+        what, opt=OPTIMIZER.lower(), lr=lr, weight_decay=weight_decay, betas=BETAS, foreach=True
     )
     return opt
 
 
+def _scaled_groups(model: torch.nn.Module, weight_decay: float, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return timm's parameter groups, each divided by factor; a group with one has it as `lr_scale`. Those without a
+    factor come first."""
+    factor_of = {
+        parameter: next((factor for start, factor in factors.items() if name.startswith(start)), 1.0)
+        for name, parameter in model.named_parameters()
+    }
+    groups = []
+    for factor in sorted({1.0, *factor_of.values()}, key=lambda one: (one != 1, one)):
+        for group in param_groups_weight_decay(model, weight_decay):
+            params = [parameter for parameter in group["params"] if factor_of[parameter] == factor]
+            groups += [{**group, "params": params, **({} if factor == 1 else {"lr_scale": factor})}] if params else []
+    return groups
+
+
 def schedule_of(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> CosineLRScheduler:
-    """Return timm's schedule: linear warm-up over the first `warmup` share of the steps, then a cosine to zero."""
+    """Return timm's schedule: linear warm-up over the first `warmup` share of the steps, then a cosine to zero.
+
+    It applies the factors of parameter groups.
+    """
     rising = int(steps * warmup)
     return CosineLRScheduler(
         optimizer, t_initial=max(1, steps - rising), warmup_t=rising, warmup_prefix=True, t_in_epochs=False

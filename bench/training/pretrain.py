@@ -67,7 +67,7 @@ def pretrain(
         raise TrainingFailed(f"{len(images)} training images do not fill one batch of {train.batch}")
     objective = build(spec.parsed, spec.encoder, spec.seed)
     objective.use_attention(train.attention, fabric.device)
-    optimizer = optimizer_of(objective, train.lr, train.weight_decay)
+    optimizer = optimizer_of(objective, train.lr, train.weight_decay, objective.lr_factors)
     if world() > 1:
         try:
             globalise(objective)

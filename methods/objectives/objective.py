@@ -45,6 +45,11 @@ class Objective(nn.Module):
         self.encoder = encoder
 
     @property
+    def lr_factors(self) -> dict[str, float]:
+        """Factors on the learning rate, by the beginning of the names of parameters."""
+        return {f"encoder.strategy.{name}": factor for name, factor in self.encoder.strategy.lr_factors.items()}
+
+    @property
     def computed(self) -> dict[str, Value]:
         """Values in use of options whose default stands for a computed value."""
         return {}

@@ -40,6 +40,21 @@ def _parameters(geometry: Geometry, width: int) -> int:
     return predictor_macs(geometry, width) // geometry.patches + 2 * width + 1
 
 
+BOUND = 4.0
+"""Bound of `logits=bounded`: where a logit reaches it, sigmoid's slope is 0.018, a fourteenth of its largest."""
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Shift and scale the logits (B, patches) of each image to mean 0 and standard deviation 1; equal ones become 0."""
+    centred = logits - logits.mean(1, keepdim=True)
+    return centred / (centred.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
+
+
+def bounded(logits: Tensor) -> Tensor:
+    """Limit logits to (-BOUND, BOUND) by a tanh that leaves small ones as they are."""
+    return BOUND * (logits / BOUND).tanh()
+
+
 class Predictor(nn.Module):
     """Map images (B, channels, H, W) to one logit per patch (B, patches)."""
 

@@ -20,12 +20,13 @@ from torch import Tensor
 from methods import Value
 from methods.ranks import gather_views, mean_over_ranks
 from methods.schedule import kept_tokens
-from methods.strategies.predictor import Predictor, predictor_width
+from methods.strategies.predictor import Predictor, bounded, predictor_width, standardised
 from methods.strategies.selection import Choice, Selection, highest
 from methods.strategies.strategy import Call, Geometry, as_mask
 
 Select = Literal["topk", "budget", "threshold"]
 Gate = Literal["token", "key_bias"]
+Logits = Literal["raw", "standardised", "bounded"]
 
 
 class SparseContrast(Selection):
@@ -41,6 +42,10 @@ class SparseContrast(Selection):
         gradient on the logit of a kept token would never vanish; logits then grew to hundreds and noise had no effect.
     lambda_sparsity: weight of L_sparsity = (mean(s) - keep)^2. For "threshold" the mean is over the decisions.
     noise: scale of the Gumbel noise on the logits in training, annealed to 0 along half a cosine.
+    logits: "raw"; "standardised" per image; or "bounded" by a tanh. Raw logits can grow until their sigmoid is 0 or 1:
+        then gradients and noise no longer change the selection. Standardised logits carry no difference between images,
+        so that "budget" compares shapes alone, and L_sparsity hardly depends on them.
+    predictor_lr: factor on the learning rate of the predictor.
     width: of the predictor; 0 for the relative cost of the paper.
     fuse: add the weighted mean of the dropped tokens as one token.
     trim: "tokens" drops queries, keys and MLPs; "keys" drops only keys and computes all tokens.
@@ -59,7 +64,9 @@ class SparseContrast(Selection):
         select: Select = "topk",
         gate: Gate = "token",
         lambda_sparsity: float = 0.1,
+        predictor_lr: float = 1.0,
         noise: float = 1.0,
+        logits: Logits = "raw",
         width: int = 0,
         fuse: bool = False,
         trim: Literal["tokens", "keys"] = "tokens",
@@ -72,13 +79,24 @@ class SparseContrast(Selection):
             raise ValueError(
                 f"SparseContrast's {option} is not defined on a CNN, which has neither keys nor tokens: leave it out."
             )
+        if logits == "standardised" and select == "threshold":
+            raise ValueError(
+                "SparseContrast's logits=standardised can't be combined with select=threshold: their mean is 0 in "
+                "every image, so L_sparsity could not control how many lie above 0. Use logits=bounded, or another "
+                "select."
+            )
         self.select, self.gate, self.lambda_sparsity, self.noise = select, gate, lambda_sparsity, noise
+        self.logits, self.predictor_lr = logits, predictor_lr
         self.fuse, self.trim = fuse, trim
         self.width = width or predictor_width(geometry)
         self.predictor = Predictor(geometry, self.width)
         self.predictor.requires_grad_(self.trained)
         self.threshold: Tensor
         self.register_buffer("threshold", torch.tensor(0.0))
+
+    @property
+    def lr_factors(self) -> dict[str, float]:
+        return {} if self.predictor_lr == 1 else {"predictor.": self.predictor_lr}
 
     @property
     def computed(self) -> dict[str, Value]:
@@ -92,7 +110,7 @@ class SparseContrast(Selection):
     def calibrate(self, images: Tensor) -> bool:
         """Set the threshold of "budget" so that `images` keep their budget; what "threshold" keeps must be learned."""
         if self.select == "budget":
-            logits = self.predictor(images).float()
+            logits = self._logits(images)
             self.threshold.copy_(_budget_cut(logits, kept_tokens(self.geometry.patches, self.keep)))
         return self.select != "threshold"
 
@@ -101,8 +119,8 @@ class SparseContrast(Selection):
         if call.training and k == self.geometry.patches and self.select != "threshold":
             return None  # the schedule has not begun to trim
         if call.kept is not None:
-            return self._choice(call.kept, k, self.predictor(images).float() if self.fuse else None)
-        logits = self.predictor(images).float()
+            return self._choice(call.kept, k, self._logits(images) if self.fuse else None)
+        logits = self._logits(images)
         if not call.training:
             choice = self._choice(self._kept(logits, k, training=False), k, logits)
             choice.scores = logits
@@ -116,6 +134,13 @@ class SparseContrast(Selection):
         if self.trained:
             self._attach_gradients(choice, logits, kept, call.keep)
         return choice
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Return the logits (B, patches) from which selection, gates and noise follow."""
+        logits = self.predictor(images).float()
+        if self.logits == "standardised":
+            return standardised(logits)
+        return bounded(logits) if self.logits == "bounded" else logits
 
     def _noise(self, logits: Tensor, call: Call) -> Tensor:
         """Draw Gumbel noise, with which the top k are a sample without replacement.
@@ -174,14 +199,16 @@ class SparseContrast(Selection):
     def _stats(self, logits: Tensor, noise: Tensor, kept: Tensor, k: int) -> dict[str, Tensor]:
         """Return diagnostics of a training selection, all scalars.
 
-        They are the standard deviations of logits and noise within an image, the share of the selection that inference
-        would select too (with the current threshold), and the share of the patches that is kept.
+        They are the standard deviations of logits and noise within an image, the mean slope s (1 - s) of the sigmoid
+        (0.25 at a logit of 0, 0 where it is saturated), the share of the selection that inference would select too
+        (with the current threshold), and the share of the patches that is kept.
         """
         with torch.no_grad():
             clean = self._kept(logits, k, training=False)
             return {
                 "logit_spread": logits.std(1).mean(),
                 "noise_spread": noise.std(1).mean(),
+                "slope": (logits.sigmoid() * (-logits).sigmoid()).mean(),
                 "overlap": (kept & clean).sum() / kept.sum(),
                 "kept_share": kept.float().mean(),
             }

@@ -159,6 +159,11 @@ class Strategy(nn.Module):
         return None
 
     @property
+    def lr_factors(self) -> dict[str, float]:
+        """Factors on the learning rate, by the beginning of the names of the strategy's own parameters."""
+        return {}
+
+    @property
     def computed(self) -> dict[str, Value]:
         """Values in use of options whose default stands for a computed value."""
         return {}

@@ -114,7 +114,7 @@ def test_what_a_pretraining_leaves(finished) -> None:
     assert record.network is not None
     assert record.network.options["momentum"] == 0.99
     assert record.learning.verdict in ("learned", "plateaued", "collapsed")
-    assert {"overlap", "static_share", "kept_inference", "lesion_kept"} <= set(record.learning.selection)
+    assert {"overlap", "static_share", "kept_inference"} <= set(record.learning.selection)
     (line,) = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert (line["epoch"], line["step"], line["loss"]) == (1, 4, record.learning.final_loss)
     with np.load(folder / "selection.npz", allow_pickle=False) as shown:
@@ -206,6 +206,7 @@ def test_pixels_stay_away_from_records_when_they_may_not_be_published(setup: Set
     _, folder = setup.run("fixed", data__publish=False)
     assert (folder / "record.json").exists()
     assert not (folder / "selection.npz").exists()
+    assert (folder / "lesions.npz").exists()  # neither pixels nor ids
 
 
 def test_a_failed_training_is_recorded_with_its_reason_and_can_be_tried_again(setup: Setup, monkeypatch) -> None:

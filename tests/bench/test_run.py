@@ -72,7 +72,7 @@ def test_every_run_leaves_what_the_readme_promises(done) -> None:
         if not name.startswith("supervised"):
             expected |= {"history.jsonl"}
         if name in ("sparsecontrast-s0", "moco-random-s0"):
-            expected |= {"selection.npz"}
+            expected |= {"selection.npz", "lesions.npz"}
         assert files == expected, name
         evaluations = {path.stem for path in (folder / "evaluations").glob("*.json")}
         assert evaluations == {path.stem for path in (folder / "predictions").glob("*.npz")}

@@ -38,6 +38,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(
         folder / RUN / "selection.npz", images=images, kept=images[:, :4, :4] > 0, labels=images[:, 0, :5], rule="r"
     )
+    kept = {"share": np.full(5, 0.5), "by_area": np.full(5, 0.6), "images": np.full(5, 40), "patients": np.full(5, 20)}
+    np.savez(folder / RUN / "lesions.npz", pseudo=np.full((5, 3, 40), 0.1), **kept)
     return folder
 
 
@@ -169,6 +171,10 @@ BAD: dict[str, tuple[str, Damage, str]] = {
     "selection: no rule": ("selection.npz", resave(rule=None), "has no array 'rule'.*delete it, or rerun the run"),
     "selection: of another shape": ("selection.npz", resave(images=np.zeros(9, np.uint8)), "does not hold images and"),
     "selection: of no patches": ("selection.npz", resave(kept=np.zeros((2, 0, 0), bool)), "does not hold images and"),
+    "lesions: nothing in it": ("lesions.npz", put(b""), "lesions.npz is damaged.*delete it, or rerun the run"),
+    "lesions: no areas": ("lesions.npz", resave(by_area=None), "has no array 'by_area'.*delete it, or rerun the run"),
+    "lesions: of two findings": ("lesions.npz", resave(pseudo=np.zeros((2, 3, 40))), "does not hold what is kept of 5"),
+    "lesions: in words": ("lesions.npz", resave(images=np.array(["a"] * 5)), "does not hold what is kept of 5"),
     "cost: nothing in it": ("../cost/a.json", put(b""), "a.json can't be read as a cost table"),
     "cost: a list": ("../cost/a.json", put(b"[]"), "a.json can't be read as a cost table"),
 }

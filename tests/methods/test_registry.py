@@ -33,7 +33,8 @@ ON = [(STEM, strategy) for strategy in STRATEGIES]
 ON += [(CONVNEXT, strategy) for strategy, entry in STRATEGIES.items() if "convnext" in entry.encoders]
 
 HARNESS = {"geometry", "encoder", "seed"}  # given by the harness, not by the user
-INHERITED = {"frozen": {"gate", "lambda_sparsity"}}  # about learning the predictor, which is not trained here
+# options about learning the predictor, which is not trained here
+INHERITED = {"frozen": {"gate", "lambda_sparsity", "predictor_lr"}}
 
 
 @pytest.mark.parametrize(("name", "entry"), [*OBJECTIVES.items(), *STRATEGIES.items()])

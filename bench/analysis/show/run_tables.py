@@ -111,7 +111,6 @@ NAMES = {  # diagnostics of all strategies that keep tokens; those of single str
     "kept_share": "kept in training",
     "kept_inference": "kept at inference",
     "static_share": "static share",
-    "lesion_kept": "lesion area kept",
 }
 
 
@@ -132,11 +131,13 @@ def selection(group: Group) -> Table | None:
     rows = [(label, *(_by_stage(one, key) for key in names)) for label, one in by_arm.items()]
     note = (
         "Mean over seeds (range). Spreads are of the last epoch, when the noise is nearly gone; logit spread / noise "
-        "is of the whole run: well under 1, and the noise chose the tokens in training. Overlap: of the tokens kept in "
+        "is of the whole run: well under 1, and the noise chose the tokens in training. Mean s(1 − s): slope of the "
+        "sigmoid of the logits, 0.25 at most; near 0 they are saturated, and neither gradients nor noise change the "
+        "selection. Overlap: of the tokens kept in "
         "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
         "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
         "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
-        "not saliency. Lesion area kept: to be compared with the share of patches kept."
+        "not saliency."
     )
     return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
 

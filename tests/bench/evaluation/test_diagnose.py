@@ -136,19 +136,6 @@ def test_selection_against_loops(run_data: RunData) -> None:
     share = [sum(row[patch] for row in kept.tolist()) / len(kept) for patch in range(16)]
     assert found["static_share"] == sum(s >= diagnose.STATIC or s <= 1 - diagnose.STATIC for s in share) / 16
     assert found["kept_inference"] == pytest.approx(sum(share) / 16)
-    inside = total = 0
-    for image, row, column in zip(*np.nonzero(run_data.dataset.masks[index]), strict=True):
-        total += 1
-        inside += kept[image, row // 8 * 4 + column // 8]
-    assert found["lesion_kept"] == pytest.approx(inside / total)
-    assert 0.1 < found["lesion_kept"] < 0.9
-
-
-def test_the_oracle_keeps_the_lesions(run_data: RunData) -> None:
-    index = np.flatnonzero((run_data.dataset.masks != 0).any((1, 2)))
-    oracle = selection_statistics(encoder("oracle", keep=0.5), run_data, index)["lesion_kept"]
-    random = selection_statistics(encoder("random", keep=0.5), run_data, index)["lesion_kept"]
-    assert oracle > random + 0.2
 
 
 @pytest.mark.parametrize("strategy", ["dense", "patchdropout"])

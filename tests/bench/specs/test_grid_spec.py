@@ -52,13 +52,15 @@ def test_keep_ratios_go_to_those_that_have_one_and_name_none() -> None:
 
 
 def test_learning_rates_from_tuning() -> None:
-    """A method's own, else that of what it is a control of, else the dense one of its objective, else the preset's."""
-    methods = "dense,sparsecontrast[keep=0.7],sparsecontrast[gate=key_bias],frozen,centre,oracle,moco/random"
+    """A method's own, else that of its strategy, of what trains the same, or of dense, with its own objective first."""
+    methods = "dense,sparsecontrast[keep=0.7],sparsecontrast[gate=key_bias],frozen,centre,oracle,moco/random,"
+    methods += "moco/sparsecontrast,moco/tome,moco/fixed"
     tuned = {
         "simclr/dense": 0.25,
         "simclr/sparsecontrast": 0.5,
         "simclr/sparsecontrast[gate=key_bias]": 0.75,
         "simclr/fixed": 0.125,
+        "moco/fixed": 0.0625,
     }
     grid = GridSpec(methods=methods, baselines=("untrained",), seeds=(0,), tuned=tuned)
     default = STRATEGIES["sparsecontrast"].options["gate"].default
@@ -67,10 +69,13 @@ def test_learning_rates_from_tuning() -> None:
         "simclr/dense": 0.25,
         "simclr/sparsecontrast[keep=0.7]": 0.5,
         "simclr/sparsecontrast[gate=key_bias]": 0.75,
-        "simclr/frozen": 0.5,
+        "simclr/frozen": 0.125,  # its predictor is not trained
         "simclr/centre": 0.125,
-        "simclr/oracle": tuned["simclr/" + STRATEGIES["oracle"].tuned_as],
-        "moco/random": grid.train.lr,
+        "simclr/oracle": 0.125,
+        "moco/random": 0.25,
+        "moco/sparsecontrast": 0.5,
+        "moco/tome": 0.25,
+        "moco/fixed": 0.0625,
         "untrained": grid.train.lr,
     }
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from methods import build_encoder
 from methods.encoders.vit import build_vit, geometry_of
-from methods.strategies.predictor import Predictor, predictor_macs, predictor_width
+from methods.strategies.predictor import BOUND, Predictor, bounded, predictor_macs, predictor_width, standardised
 from methods.strategies.strategy import Geometry
 
 
@@ -89,3 +89,29 @@ def test_logits_are_the_three_convolutions_in_reading_order() -> None:
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     return x * 0.5 * (1 + torch.erf(x / 2**0.5))
+
+
+def test_standardised_logits_have_mean_0_and_spread_1_in_every_image() -> None:
+    logits = torch.tensor([[300.0, 320.0, 340.0, 360.0], [0.1, 0.2, 0.3, 0.4], [7.0, 7.0, 7.0, 7.0]])
+    found = standardised(logits)
+    expected = torch.tensor([-1.5, -0.5, 0.5, 1.5]) / 1.25**0.5  # of 0, 1, 2, 3
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(found[1], expected, rtol=1e-3, atol=1e-4)
+    assert (found[2] == 0).all()
+
+
+def test_bounded_logits_keep_small_ones_and_their_order() -> None:
+    logits = torch.tensor([[-300.0, -1.0, 0.01, 3.0, 5.0]])
+    found = bounded(logits)
+    assert found.abs().max() <= BOUND
+    assert found[0, 2].item() == pytest.approx(0.01, rel=1e-4)
+    assert (found.diff() > 0).all()
+
+
+@pytest.mark.parametrize("how", [standardised, bounded])
+def test_where_raw_logits_are_saturated_these_still_have_a_slope(how) -> None:
+    """At logits of 20 the slope s (1 - s) of the sigmoid is 2e-9; bounded by 4 it is at least 0.018."""
+    raw = torch.tensor([[-25.0, -20.0, 20.0, 30.0]])
+    slope = [(z.sigmoid() * (-z).sigmoid()).mean().item() for z in (raw, how(raw))]
+    assert slope[0] < 1e-8
+    assert slope[1] > 0.017

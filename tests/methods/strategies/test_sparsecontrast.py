@@ -199,3 +199,21 @@ def test_no_trimming_before_the_ramp_and_frozen_learns_nothing() -> None:
     assert not any(p.requires_grad for p in frozen.parameters())
     assert not encoding.losses
     assert torch.equal(encoding.kept, strategy(vit, images(), TRAIN).kept)
+
+
+@pytest.mark.parametrize("logits", ["raw", "standardised", "bounded"])
+def test_the_slope_that_is_recorded_is_that_of_the_logits_in_use(logits: str) -> None:
+    vit, strategy = make(logits=logits)
+    with torch.no_grad():
+        strategy.predictor.layers[-1].weight.mul_(200)  # far beyond where the sigmoid saturates
+    raw = strategy.predictor(images())
+    z = {"raw": raw, "standardised": (raw - raw.mean(1, keepdim=True)) / raw.std(1, correction=0, keepdim=True)}
+    used = z.get(logits, 4 * (raw / 4).tanh())
+    found = strategy(vit, images(), TRAIN).stats["slope"]
+    torch.testing.assert_close(found, (used.sigmoid() * (1 - used.sigmoid())).mean(), rtol=1e-3, atol=1e-6)
+    assert (found < 0.01) == (logits == "raw")
+
+
+def test_standardised_logits_leave_a_threshold_nothing_to_control() -> None:
+    with pytest.raises(ValueError, match="logits=standardised can't be combined with select=threshold"):
+        make(logits="standardised", select="threshold")

@@ -1,0 +1,115 @@
+"""How much of a lesion a selection keeps, against the same lesion under other patients' selections.
+
+For image i with a finding, a_j is the area of its lesion in patch j and m_j says whether patch j is kept. The lesion
+area kept is R = sum_j a_j m_j / sum_j a_j. Its null R0 replaces m_j by the mean over the images of all other patients,
+at the number of patches that image i keeps: what a selection keeps of the lesion that knows where lesions lie in
+general, and nothing about this image. R has three parts:
+
+    share kept            what any selection of this size keeps on average
+    place = R0 - share    what the places add that are kept in other images
+    image = R - R0        what the image itself adds
+
+Each is averaged over the images with the finding. Uncertainty is over patients, by the jackknife: leaving out a patient
+takes its images out of the mean and out of the null of all others, so the mean is a U-statistic of order two divided by
+a number of images, for which pseudo-values are exact to the first order (Arvesen, Annals of Mathematical Statistics
+1969).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+PARTS = ("kept", "place", "image")  # R, R0 - share, R - R0
+DIGITS = 12  # to which pseudo-values are rounded: a part that is 0 in every image has none that are not
+
+
+@dataclass(frozen=True)
+class LesionParts:
+    """One finding. `pseudo` (3, K) are the pseudo-values of PARTS for the K patients of all images, in sorted order;
+    their means are the estimates, NaN where there is no null. `share` is the mean share of patches kept, `by_area` R
+    weighted by area; all over the `images` with the finding, of `patients` patients."""
+
+    pseudo: Array
+    share: float
+    by_area: float
+    images: int
+    patients: int
+
+
+def lesion_parts(areas: Array, kept: Array, patients: Array, scores: Array | None = None) -> LesionParts | None:
+    """Split the lesion area that a selection keeps into its parts; None where no image has a lesion.
+
+    areas (n, patches) >= 0, kept (n, patches) bool, patients (n,). `scores` (n, patches), by which patches are kept,
+    the highest first, give other images' selections at an image's own number; they are needed only where numbers
+    differ, and without them there is no null. Nor is there one with fewer than three patients.
+    """
+    total = areas.sum(1)
+    found = np.flatnonzero(total > 0)
+    if not len(found):
+        return None
+    names, member = np.unique(patients, return_inverse=True)
+    size, owner = len(names), member[found]
+    weight = areas[found] / total[found, None]  # (f, patches)
+    each, shares = (weight * kept[found]).sum(1), kept[found].mean(1)
+    null, null_without = _nulls(weight, found, kept, member, scores)
+    estimates = np.array([each.mean(), (null - shares).mean(), (each - null).mean()])
+    left = len(found) - np.bincount(owner, minlength=size)
+    sums = np.stack(
+        [
+            each.sum() - np.bincount(owner, each, size),
+            null_without - shares.sum() + np.bincount(owner, shares, size),
+            each.sum() - np.bincount(owner, each, size) - null_without,
+        ]
+    )
+    # without the only patient with the finding nothing is left: it tells nothing about the spread
+    without = np.where(left > 0, sums / np.maximum(left, 1), estimates[:, None])
+    pseudo = size * estimates[:, None] - (size - 1) * without
+    pseudo += (estimates - pseudo.mean(1))[:, None]  # the bias that the jackknife removes is of second order
+    return LesionParts(
+        pseudo=np.round(pseudo, DIGITS) + 0.0,  # no negative zeros
+        share=float(shares.mean()),
+        by_area=float((areas[found] * kept[found]).sum() / areas[found].sum()),
+        images=len(found),
+        patients=len(np.unique(owner)),
+    )
+
+
+def _nulls(weight: Array, found: Array, kept: Array, member: Array, scores: Array | None) -> tuple[Array, Array]:
+    """The null R0 of each image of `found` (f,), and the sum of the nulls of all images of other patients when one
+    patient is left out altogether (K,). NaN where there is no null.
+
+    weight (f, patches) is the share of the lesion in each patch, member (n,) the number of an image's patient.
+    """
+    size, counts = int(member.max()) + 1, kept.sum(1)
+    alike = len(np.unique(counts)) == 1
+    if size < 3 or not (alike or scores is not None):
+        return np.full(len(found), np.nan), np.full(size, np.nan)
+    images, owner = np.bincount(member), member[found]
+    null, without = np.empty(len(found)), np.zeros(size)
+    for count in np.unique(counts[found]):
+        masks = kept if alike else _highest(scores, int(count))
+        at = np.flatnonzero(counts[found] == count)
+        by_patient = np.zeros((size, kept.shape[1]))
+        np.add.at(by_patient, member, masks)
+        others = by_patient.sum(0) - by_patient[owner[at]]  # (f', patches)
+        among = len(kept) - images[owner[at]]
+        null[at] = (weight[at] * (others / among[:, None])).sum(1)
+        inside = (weight[at] * others).sum(1)[:, None] - weight[at] @ by_patient.T  # (f', K): of neither patient
+        one_less = inside / (among[:, None] - images[None, :])
+        one_less[np.arange(len(at)), owner[at]] = 0.0  # a patient's own images are left out with it
+        without += one_less.sum(0)
+    return null, without
+
+
+def _highest(scores: Array | None, count: int) -> Array:
+    """Masks (n, patches) of the `count` highest scores of each image; ties go to the first."""
+    assert scores is not None
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
+    masks = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(masks, order, True, axis=1)
+    return masks
