@@ -108,7 +108,7 @@ def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         tuned = any(row.arm.strategy == SUPERVISED for row in found)
-        probe = PROBES[scores.probe] + (f" ({SUPERVISED}: fine-tuned)" if tuned else "")
+        probe = PROBES[scores.probe] + (f"\n({SUPERVISED}: fine-tuned)" if tuned else "")
         axes.set(xlabel="labelled training patients (%)", ylabel=f"macro AUROC, {probe}")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **_legend_title(group))
         save(canvas, folder, name)
@@ -165,8 +165,8 @@ def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bo
             _panel(axes, scores, points, scale)
             axes.set_xlabel(title)
         grid[0][0].set_ylabel(f"macro AUROC, {fraction:g} % labels, {PROBES[scores.probe]}")
-        _common_legend(grid[0], group)
         canvas.tight_layout()
+        _common_legend(grid[0], group)
         save(canvas, folder, name)
     return True
 
@@ -267,7 +267,7 @@ def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool
             axes.set(title=objective, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0][0].set_ylabel("contrastive loss")
-        _common_legend(grid[0], group)
         canvas.tight_layout()
+        _common_legend(grid[0], group)
         save(canvas, folder, name)
     return True

@@ -1,7 +1,7 @@
 """The rows of tables and the lines of figures on accuracy: each names the draws of the labelled patients that it is on.
 
 Small label fractions are drawn several times, and rows are means over the draws. The supervised baseline is trained on
-the first draw alone, and draws differ by more than methods do. Its row says so, and its reference follows on that draw.
+the first draw alone, which can't stand beside a mean. Its row says so, and its reference follows on that draw.
 """
 
 from __future__ import annotations

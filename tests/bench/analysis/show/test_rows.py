@@ -100,7 +100,7 @@ def test_figure_and_report_never_name_supervised_without_its_draw(folder, scores
     assert f"<!-- {SUPERVISED} -->" in drawn
     assert f"<!-- {DENSE} -->" in drawn
     assert "<!-- supervised -->" not in drawn
-    assert "<!-- macro AUROC, linear probe (supervised: fine-tuned) -->" in drawn
+    assert "(supervised: fine-tuned) -->" in drawn  # the second line of the axis' name
     write_report(folder, tmp_path / "reports")
     page = (tmp_path / "reports" / "report.md").read_text().replace("\\", "")
     cells = [part.strip() for line in page.splitlines() if line.startswith("|") for part in line.split("|")]
