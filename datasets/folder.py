@@ -83,6 +83,7 @@ def load(
         official_split=manifest.split,
         masks=arrays.get("masks"),
         has_mask=arrays.get("has_mask"),
+        uncertain=manifest.uncertain,
         subgroups=manifest.subgroups,
         frames=arrays["frames"] if fit == "pad" else None,
         notes=(*manifest.notes, *notes, *fit_notes(arrays["extents"], fit)),

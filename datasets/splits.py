@@ -117,6 +117,40 @@ def fraction(data: Dataset, splits: Splits, percent: float, draw: int) -> Indice
     return np.asarray(rows[chosen[of_row]])
 
 
+def draws(data: Dataset, splits: Splits, percent: float, count: int) -> list[Indices]:
+    """Return the first `count` draws of a label fraction, as `fraction` does; 100 % has a single draw."""
+    return [fraction(data, splits, percent, draw) for draw in range(1 if percent >= 100 else count)]
+
+
+def usage_notes(data: Dataset, splits: Splits) -> tuple[str, ...]:
+    """Return sentences on images that are used for pre-training alone or not at all, and on uncertain labels in use.
+
+    Images without any label are part of the pre-training, unless their patient is in the validation or test split.
+    """
+    unlabelled = int((~data.labelled[splits.train]).sum())
+    used = np.concatenate([splits.train, splits.val, splits.test])
+    notes = []
+    if unlabelled:
+        notes.append(f"{_images(unlabelled)} without any label {_are(unlabelled)} used in pre-training only.")
+    if left := len(data) - len(used):
+        notes.append(
+            f"{_images(left)} without any label, of validation or test patients, {_are(left)} not used at all."
+        )
+    if data.uncertain is not None:
+        counts = {"training": splits.train, "validation": splits.val, "test": splits.test}
+        listed = ", ".join(f"{int(data.uncertain[part].sum()):,} in {name}" for name, part in counts.items())
+        notes.append(f"Uncertain labels of the images in use: {listed}.")
+    return tuple(notes)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} {'image' if count == 1 else 'images'}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
 def index_hash(data: Dataset, indices: Array) -> str:
     """Return the sha256 (hex) of a set of images: fingerprint of the data, then sorted positions with patients."""
     digest = hashlib.sha256(data.fingerprint.encode())

@@ -70,8 +70,8 @@ def test_the_columns(tmp_path):
     }
     notes = "\n".join(data.notes)
     assert "no findings: site, score" in notes and "blank in every row: empty" in notes
-    assert "2 uncertain labels (-1) are taken as missing" in notes
-    assert "1 of 4 images have no label" in notes
+    assert "Uncertain labels (-1) are taken as missing (uncertain=ignore)." in notes
+    assert data.uncertain.tolist() == [[False, False, i in (0, 3)] for i in range(4)]
 
 
 @pytest.mark.parametrize(("policy", "value"), [("positive", 1), ("negative", 0)])
@@ -87,6 +87,7 @@ def test_named_findings(tmp_path):
     assert data.label_names == ("B", "A")
     assert any("site, score" in note and "uncertain" in note for note in data.notes)
     assert not any("-1" in note for note in data.notes), "the column with uncertain labels is not used"
+    assert data.uncertain is None
     assert load(tmp_path, labels=["A"]).label_names == ("A",)
 
 

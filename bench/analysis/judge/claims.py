@@ -29,6 +29,9 @@ NAN = float("nan")
 MARGIN = 0.03
 SEEDS = 5
 """The fewest seeds, paired with those of the rival, that a verdict on accuracy is given from."""
+ANOTHER_PROCESSOR = "the same seeds on another processor can give other results"
+"""Said beside every accuracy over fewer than SEEDS seeds: training that selects tokens amplifies rounding.
+docs/intervals.md has an example."""
 EQUAL = 0.02  # MACs that differ by less are called equal
 PAPER_DEVICE = "A100"
 READINGS = {"rate": 1.40, "time": 1 / 0.6}

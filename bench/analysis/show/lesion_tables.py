@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.analysis.judge.claims import SEEDS, span
 from bench.analysis.judge.lesions import KeptLesions, kept_lesions
 from bench.analysis.read.groups import Group
-from bench.analysis.show.accuracy_tables import NONE, intervals_note
+from bench.analysis.show.cells import NONE, intervals_note
 from bench.analysis.show.document import Table
 from bench.statistics.accuracy import Estimate
 
@@ -25,7 +25,7 @@ def lesions(group: Group) -> Table | None:
         f" {intervals_note([e for one in found for e in (one.kept, one.place, one.image)])}"
     )
     if any(one.kept and one.kept.seeds < SEEDS for one in found):
-        note += f" Fewer than {SEEDS} seeds: estimates, from which nothing is concluded."
+        note += " These are estimates, from which nothing is concluded."
     head = ("method", "finding", "images", "share", "lesion area kept", "by area", "place", "image")
     return Table(f"Lesion area kept by finding, {group.data}", head, rows, note)
 

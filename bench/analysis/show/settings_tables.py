@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.analysis.read.groups import Arm, Group
-from bench.analysis.show.accuracy_tables import NONE
+from bench.analysis.show.cells import NONE
 from bench.analysis.show.document import Table
 from bench.specs.run_spec import BETAS, FOLDS, OPTIMIZER
 
