@@ -31,7 +31,10 @@ class Dataset:
     official_split: (N,) of "train", "val", "test", or None.
     masks: (N, H, W) uint16 with bit l set inside a lesion of label l, or None. With masks, L <= 16.
     has_mask: (N, L) bool, whether the image has a mask of the finding; None without masks.
-    uncertain: (N, L) bool, whether the label was uncertain before the loader resolved it; None if none was.
+    frames: (N, 4) place of each image in its square, as left, top, right, bottom in pixels; the rest is padding. None
+        without padding.
+    counted: (N,) numbers per image by what they count, a phrase such as "Uncertain labels, taken as missing". A report
+        adds them up over the images in use (`datasets.splits.usage_notes`).
     details: (N, L) float32 by name, NaN where absent. Names are "size_mm", "contrast", "cnr", "side".
     subgroups: (N,) str by name, "" where unknown. Names are "sex", "age" (bands), "view".
     notes: sentences that a report must show and that hold for every split; `datasets.splits.usage_notes` has those
@@ -50,7 +53,8 @@ class Dataset:
     official_split: Array | None = None
     masks: Array | None = None
     has_mask: Array | None = None
-    uncertain: Array | None = None
+    frames: Array | None = None
+    counted: dict[str, Array] = field(default_factory=dict)
     details: dict[str, Array] = field(default_factory=dict)
     subgroups: dict[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -79,8 +83,10 @@ class Dataset:
             self._require(self.masks.dtype == np.uint16, "masks must be uint16")
             self._require(self.masks.shape == self.images.shape, "masks must have the shape of the images")
             self._require(self.has_mask.shape == (n, findings), f"has_mask must be ({n}, {findings})")
-        if self.uncertain is not None:
-            self._require(self.uncertain.shape == (n, findings), f"uncertain must be ({n}, {findings})")
+        if self.frames is not None:
+            self._require(self.frames.shape == (n, 4), f"frames must be ({n}, 4)")
+        for what, numbers in self.counted.items():
+            self._require(numbers.shape == (n,), f"counted['{what}'] must be ({n},)")
         for name, detail in self.details.items():
             self._require(name in DETAIL_NAMES, f"details are {DETAIL_NAMES}, not '{name}'")
             self._require(detail.shape == (n, findings), f"details['{name}'] must be ({n}, {findings})")
@@ -105,6 +111,18 @@ class Dataset:
         """(N,) bool, whether the image has a label. Images without one are used for pre-training, or not at all if
         their patient is in the validation or test split."""
         return np.asarray((~np.isnan(self.labels)).any(axis=1))
+
+    def padding(self, index: Array, grid: int) -> Array:
+        """Return the share of each patch of a square grid that is padding, (len(index), grid x grid)."""
+        if self.frames is None:
+            return np.zeros((len(index), grid * grid))
+        edges = np.linspace(0, self.image_size, grid + 1)
+        left, top, right, bottom = (self.frames[index, side, None] for side in range(4))
+        across, down = (
+            np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * grid / self.image_size
+            for low, high in ((left, right), (top, bottom))
+        )  # (n, grid): share of each column and row of patches inside the image
+        return np.asarray(1 - down[:, :, None] * across[:, None, :]).reshape(len(index), -1)
 
     def replace(self, **changes: Any) -> Dataset:
         """Return a copy with some fields changed; arrays are shared, not copied."""

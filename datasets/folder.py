@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from datasets.dataset import MAX_MASK_LABELS, Array, Dataset
-from datasets.images import FITS, Allocate, Fit, cached, decode, decode_mask, fit_image, fit_mask
+from datasets.images import FITS, Allocate, Fit, cached, decode, decode_mask, fit_counts, fit_image, fit_mask, geometry
 from datasets.manifest import POLICIES, Manifest, inside, read_manifest, read_table
 
-VERSION = 1  # of the cached arrays
+VERSION = 2  # of the cached arrays
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ def load(
         official_split=manifest.split,
         masks=arrays.get("masks"),
         has_mask=arrays.get("has_mask"),
-        uncertain=manifest.uncertain,
         subgroups=manifest.subgroups,
+        frames=arrays["frames"] if fit == "pad" else None,
+        counted=manifest.counted | fit_counts(arrays["extents"], fit),
         notes=(*manifest.notes, *notes),
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
     )
@@ -106,9 +107,11 @@ def _states(manifest: Manifest, lesions: list[list[Lesion]]) -> list[tuple[str, 
 
 
 def _build(new: Allocate, manifest: Manifest, lesions: list[list[Lesion]], size: int, fit: Fit) -> dict[str, Array]:
-    """Decode all files into the arrays images and sha256 (of all files), and with lesions masks and has_mask."""
+    """Decode all files into the arrays images, extents (width and height of each file), frames (place of the image in
+    its square) and sha256 (of all files), and with lesions masks and has_mask."""
     n, findings = len(manifest.files), len(manifest.label_names)
     arrays = {"images": new("images", (n, size, size), np.uint8), "sha256": new("sha256", (32,), np.uint8)}
+    arrays |= {"extents": new("extents", (n, 2), np.int32), "frames": new("frames", (n, 4), np.int32)}
     if any(lesions):
         arrays["masks"] = new("masks", (n, size, size), np.uint16)
         arrays["has_mask"] = new("has_mask", (n, findings), np.bool_)
@@ -116,6 +119,8 @@ def _build(new: Allocate, manifest: Manifest, lesions: list[list[Lesion]], size:
     def one(i: int) -> bytes:
         image, identity = decode(manifest.files[i])
         arrays["images"][i] = fit_image(image, size, fit)
+        arrays["extents"][i] = image.width, image.height
+        arrays["frames"][i] = geometry(image.width, image.height, size, fit)[1]
         for lesion in lesions[i]:
             whole, mask_identity = _outline(lesion, (image.width, image.height))
             identity += mask_identity

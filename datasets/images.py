@@ -95,6 +95,18 @@ def geometry(width: int, height: int, size: int, fit: Fit) -> tuple[Box, Box]:
     return (0, 0, width, height), (left, top, left + across, top + down)
 
 
+def fit_counts(extents: Array, fit: Fit) -> dict[str, Array]:
+    """Return which images are not square and what was done to them, as in `Dataset.counted`, given widths and heights
+    (N, 2); nothing if all are square."""
+    how = {
+        "pad": "padded with black to a square",
+        "stretch": "stretched to a square, which changes their proportions",
+        "crop": "cropped to the central square, and without the lesions outside it",
+    }
+    oblong = extents[:, 0] != extents[:, 1]
+    return {f"Images that are not square, {how[fit]} (fit={fit})": oblong.astype(int)} if oblong.any() else {}
+
+
 def fit_image(image: Image.Image, size: int, fit: Fit) -> Array:
     """Fit and resize an image to (size, size) uint8; padding is black."""
     source, target = geometry(image.width, image.height, size, fit)

@@ -89,7 +89,8 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
 
     `kept_inference`: share of the patches that are kept, and `kept_inference_1`, ... by stage for a strategy that keeps
     another share in training. `static_share`: share of the positions that are kept, or dropped, in 95 % of the images;
-    1 means that a crop was learnt, not saliency.
+    1 means that a crop was learnt, not saliency. `kept_padding`, where images are padded to a square: share of the
+    padding inside kept patches.
     """
     if encoder.strategy.inference[0] == ALL_TOKENS:
         return {}
@@ -97,10 +98,12 @@ def selection_statistics(encoder: Encoder, run_data: RunData, index: npt.NDArray
     if kept is None:
         return {}
     share = kept.mean(0)
+    padding = run_data.dataset.padding(index, encoder.geometry.grid)
     return {
         "kept_inference": float(kept.mean()),
         "static_share": float(((share >= STATIC) | (share <= 1 - STATIC)).mean()),
         **{f"kept_inference_{stage}": part for stage, part in enumerate(encoder.strategy.stage_shares, 1)},
+        **({"kept_padding": float((padding * kept).sum() / padding.sum())} if padding.any() else {}),
     }
 
 
@@ -136,4 +139,6 @@ def selection_figure(encoder: Encoder, run_data: RunData) -> dict[str, npt.NDArr
         "labels": data.labels[rows],
         "rule": np.asarray(f"of each finding, {which}"),
     }
+    if data.frames is not None:
+        arrays["frames"] = np.asarray(data.frames[rows])
     return arrays if data.masks is None else {**arrays, "masks": np.asarray(data.masks[rows])}

@@ -104,8 +104,10 @@ def estimate(planned: Plan) -> dict[str, float]:
     splits = planned.splits
     steps = steps_of(len(splits.train), grid.train)
     macs = {
-        m: count(build(m, grid.encoder, 0), grid.encoder, grid.train, steps)
-        for m in dict.fromkeys(run.parsed for run in sweep.runs)
+        run.parsed: count(
+            build(run.parsed, grid.encoder, 0), grid.encoder, grid.train, steps * run.epochs // grid.train.epochs
+        )
+        for run in {run.method: run for run in sweep.runs}.values()
     }
     rate = _macs_per_second(grid)
     labelled = len(splits.test) + len(splits.train)

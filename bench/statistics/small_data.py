@@ -14,7 +14,7 @@ from bench.statistics.accuracy import FEWEST_PATIENTS, SOUND_PATIENTS, Array
 
 FEWEST_STEPS = 100
 """Pre-training steps below which a network has hardly trained. At the scale of the quick preset, in trainings of 228
-steps, dense left the plateau of its loss after about 30 steps and SparseContrast after about 50; with a shorter schedule
+steps, dense left the plateau of its loss after about 30 steps and SparseContrast after about 50; in a shorter schedule
 the learning rate falls earlier. MoCo's teacher, with momentum 0.99, still is the initial network to 37 % after 100."""
 FEWEST_POSITIVES = 5
 """Positive training images of a finding below which a probe learns single images: the cross-validation that chooses its

@@ -29,6 +29,7 @@ from bench.analysis.read.groups import UNLEARNED, Arm, Group
 from bench.analysis.show import styles
 from bench.analysis.show.cells import PROBES
 from bench.analysis.show.rows import rows_of
+from bench.specs.run_spec import RunSpec
 from methods import SUPERVISED, UNTRAINED
 
 TWINS = "^vP*Xd"  # markers of further arms with the same strategy and objective
@@ -121,7 +122,9 @@ def run_hours(arm: Arm, group: Group, cost: pd.DataFrame) -> float | None:
     if row is None or timing is None or not batch or pd.isna(row["run_speedup"]):
         return None
     dense_ms = row["train_ms"] * row["train_speedup"]  # of dense in the same rounds
-    return float(dense_ms * timing.steps * batch / row["run_speedup"] / 3.6e6)
+    spec = RunSpec.model_validate(arm.runs[0].record.spec)
+    steps = timing.steps * spec.train.epochs / spec.epochs  # of dense; a run that continues another has fewer
+    return float(dense_ms * steps * batch / row["run_speedup"] / 3.6e6)
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -111,6 +111,7 @@ NAMES = {  # diagnostics of all strategies that keep tokens; those of single str
     "kept_share": "kept in training",
     "kept_inference": "kept at inference",
     "static_share": "static share",
+    "kept_padding": "padding kept",
 }
 
 
@@ -137,7 +138,7 @@ def selection(group: Group) -> Table | None:
         "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
         "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
         "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
-        "not saliency."
+        "not saliency. Padding kept: share of the black padding of images that are not square inside kept patches."
     )
     return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
 

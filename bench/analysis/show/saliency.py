@@ -1,7 +1,8 @@
 """Figure of the patches that strategies keep: test images with outlined lesions, and below them the kept patches.
 
 Reads `results/<run id>/selection.npz`: `images` (n, H, W) uint8, `kept` (n, gh, gw) bool, `labels` (n, L), `rule` (str:
-how the images were chosen), and for data with masks `masks` (n, H, W) uint16, where bit l marks lesions of finding l.
+how the images were chosen), for data with masks `masks` (n, H, W) uint16, where bit l marks lesions of finding l, and
+for padded images `frames` (n, 4): left, top, right, bottom of the image in its square.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from bench.statistics.accuracy import Array
 from datasets.archives import read_npz
 
 LESION, SHOWN, COLUMNS = "#00E5FF", 6, 4
+PADDING = (0.45, 0.55, 0.75)  # RGB
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Kept:
     labels: Array
     masks: Array | None
     rule: str
+    frames: Array | None = None
 
 
 def read(group: Group) -> list[Kept]:
@@ -55,20 +58,22 @@ def read(group: Group) -> list[Kept]:
 
 def _selection(arm: Arm, path: Path) -> Kept:
     try:
-        saved = read_npz(path, ("images", "kept", "labels", "rule"), optional=("masks",))
+        saved = read_npz(path, ("images", "kept", "labels", "rule"), optional=("masks", "frames"))
     except ValueError as error:
         raise ReportRefused(f"{error} It holds the selection for a figure: delete it, or rerun the run.") from error
     images, kept, labels, masks = saved["images"], saved["kept"], saved["labels"], saved.get("masks")
+    frames = saved.get("frames")
     alike = {len(images), len(kept), len(labels)} if min(images.ndim, kept.ndim, labels.ndim) > 0 else set()
     if (
         (images.ndim, kept.ndim, labels.ndim, len(alike)) != (3, 3, 2, 1)
         or images.dtype != np.uint8
         or kept.dtype.kind not in "bui"
         or 0 in kept.shape
+        or (frames is not None and (frames.shape != (len(images), 4) or frames.dtype.kind not in "iu"))
         or (masks is not None and (masks.shape != images.shape or masks.dtype.kind != "u"))
     ):
         raise ReportRefused(f"{path} does not hold images and their kept patches: delete it, or rerun the run.")
-    return Kept(arm, arm.runs[0].seed, images, kept.astype(bool), labels, masks, str(saved["rule"]))
+    return Kept(arm, arm.runs[0].seed, images, kept.astype(bool), labels, masks, str(saved["rule"]), frames)
 
 
 def outline(mask: Array) -> Array:
@@ -105,10 +110,13 @@ def draw(group: Group, names: tuple[str, ...], folder: Path, name: str) -> str |
             title = "\n".join(present[:2]) + (f"\n+ {len(present) - 2} more" if len(present) > 2 else "")
             grid[0][column].set_title(title or "no finding", fontsize=8.5)
             lesion = None if first.masks is None else first.masks[column] > 0
-            _picture(grid[0][column], np.repeat(image[..., None] / 255, 3, -1), lesion)
+            outside = _outside(first, column)
+            whole = np.repeat(image[..., None] / 255, 3, -1)
+            whole[outside] = PADDING
+            _picture(grid[0][column], whole, lesion)
             for row, one in enumerate(found, start=1):
                 keep = upscale(one.kept[column], image.shape)
-                shade = np.repeat(image[..., None] / 255, 3, -1)
+                shade = whole.copy()
                 shade[~keep] = 0.18 * shade[~keep] + 0.82 * 0.93  # fade dropped patches to light grey
                 axes = grid[row][column]
                 _picture(axes, shade, lesion)
@@ -121,10 +129,22 @@ def draw(group: Group, names: tuple[str, ...], folder: Path, name: str) -> str |
         save(canvas, folder, name)
     share = ", ".join(f"{one.arm.label} (seed {one.seed}) keeps {one.kept[:count].mean():.0%}" for one in found)
     lesions = "Lesions are outlined in cyan. " if first.masks is not None else "The data set has no lesion masks. "
+    padded = any(_outside(first, column).any() for column in range(count))
+    lesions += "Padding, black for the network, is shown in blue. " if padded else ""
     return (
         f"Patches kept at inference; dropped patches are faded. On these images {share.replace('%', ' %')} of the"
         f" patches. {lesions}Rule for the choice of images: {first.rule.rstrip('.')}."
     )
+
+
+def _outside(one: Kept, column: int) -> Array:
+    """Which pixels of an image are padding, (H, W) bool."""
+    outside = np.zeros(one.images.shape[1:], dtype=bool)
+    if one.frames is not None:
+        left, top, right, bottom = one.frames[column]
+        outside[:] = True
+        outside[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = False
+    return outside
 
 
 def _picture(axes: Axes, picture: Array, lesion: Array | None) -> None:

@@ -115,6 +115,22 @@ def test_one_mask_for_all_images_is_static(run_data: RunData) -> None:
     assert found["kept_inference"] == 0.5
 
 
+def test_kept_padding_is_the_share_of_the_bars(run_data: RunData) -> None:
+    """Bars of four of 32 pixels above and below: half of the first and last row of patches."""
+    index = run_data.splits.test
+    frames = np.tile([0, 4, 32, 28], (len(run_data.dataset), 1))
+    padded = RunData(
+        run_data.dataset.replace(frames=frames), run_data.splits, run_data.views, run_data.fabric, run_data.seed
+    )
+    one = encoder("centre", keep=0.5, equal_macs=False)
+    kept = features_of(one, padded, index[:1], "pruned")["kept"].reshape(4, 4)
+    assert selection_statistics(one, padded, index)["kept_padding"] == pytest.approx(kept[[0, 3]].sum() / 8)
+    assert "kept_padding" not in selection_statistics(one, run_data, index)
+    figure = selection_figure(one, padded)
+    assert figure is not None
+    assert (figure["frames"] == frames[: len(figure["images"])]).all()
+
+
 def test_dynamicvit_keeps_its_shares_stage_by_stage(run_data: RunData) -> None:
     found = selection_statistics(encoder("dynamicvit", rho=0.7), run_data, run_data.splits.test)
     shares = [11 / 16, 7 / 16, 5 / 16]  # of 16 patches int(16 x 0.7), int(16 x 0.49), int(16 x 0.343)
