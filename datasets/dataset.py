@@ -33,7 +33,8 @@ class Dataset:
     has_mask: (N, L) bool, whether the image has a mask of the finding; None without masks.
     frames: (N, 4) place of each image in its square, as left, top, right, bottom in pixels; the rest is padding. None
         without padding.
-    uncertain: (N, L) bool, whether the label was uncertain before the loader resolved it; None if none was.
+    counted: (N,) numbers per image by what they count, a phrase such as "Uncertain labels, taken as missing". A report
+        adds them up over the images in use (`datasets.splits.usage_notes`).
     details: (N, L) float32 by name, NaN where absent. Names are "size_mm", "contrast", "cnr", "side".
     subgroups: (N,) str by name, "" where unknown. Names are "sex", "age" (bands), "view".
     notes: sentences that a report must show and that hold for every split; `datasets.splits.usage_notes` has those
@@ -53,7 +54,7 @@ class Dataset:
     masks: Array | None = None
     has_mask: Array | None = None
     frames: Array | None = None
-    uncertain: Array | None = None
+    counted: dict[str, Array] = field(default_factory=dict)
     details: dict[str, Array] = field(default_factory=dict)
     subgroups: dict[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -84,8 +85,8 @@ class Dataset:
             self._require(self.has_mask.shape == (n, findings), f"has_mask must be ({n}, {findings})")
         if self.frames is not None:
             self._require(self.frames.shape == (n, 4), f"frames must be ({n}, 4)")
-        if self.uncertain is not None:
-            self._require(self.uncertain.shape == (n, findings), f"uncertain must be ({n}, {findings})")
+        for what, numbers in self.counted.items():
+            self._require(numbers.shape == (n,), f"counted['{what}'] must be ({n},)")
         for name, detail in self.details.items():
             self._require(name in DETAIL_NAMES, f"details are {DETAIL_NAMES}, not '{name}'")
             self._require(detail.shape == (n, findings), f"details['{name}'] must be ({n}, {findings})")

@@ -39,7 +39,7 @@ class Manifest:
     files: list[Path]  # resolved paths, all inside the root
     patients: Array  # (N,) str
     labels: Array  # (N, L) float32, uncertain ones resolved
-    uncertain: Array | None  # (N, L) bool; None if no label is
+    counted: dict[str, Array]  # as in `Dataset`
     label_names: tuple[str, ...]
     split: Array | None  # (N,) of "train", "val", "test"
     subgroups: dict[str, Array]  # (N,) str by name
@@ -70,15 +70,14 @@ def read_manifest(root: Path, labels: Sequence[str] | None, uncertain: str) -> M
     findings, notes = _findings(table, labels, path)
     levels = np.stack([_levels(table, column, path) for column in findings], axis=1)
     unsure = levels == -1
-    if unsure.any():
-        notes.append(f"Uncertain labels (-1) are taken as {_meaning(uncertain)} (uncertain={uncertain}).")
+    what = f"Uncertain labels (-1), taken as {_meaning(uncertain)} (uncertain={uncertain})"
     levels[unsure] = POLICIES[uncertain]
     return Manifest(
         names=names,
         files=files,
         patients=table["patient_id"].to_numpy(dtype=np.str_),
         labels=levels.astype(np.float32),
-        uncertain=unsure if unsure.any() else None,
+        counted={what: unsure.sum(axis=1)} if unsure.any() else {},
         label_names=tuple(findings),
         split=_split(table, path),
         subgroups=_subgroups(table),

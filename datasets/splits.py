@@ -123,7 +123,7 @@ def draws(data: Dataset, splits: Splits, percent: float, count: int) -> list[Ind
 
 
 def usage_notes(data: Dataset, splits: Splits) -> tuple[str, ...]:
-    """Return sentences on images that are used for pre-training alone or not at all, and on uncertain labels in use.
+    """Return sentences on images that are used for pre-training alone or not at all, and on what else was counted.
 
     Images without any label are part of the pre-training, unless their patient is in the validation or test split.
     """
@@ -136,10 +136,9 @@ def usage_notes(data: Dataset, splits: Splits) -> tuple[str, ...]:
         notes.append(
             f"{_images(left)} without any label, of validation or test patients, {_are(left)} not used at all."
         )
-    if data.uncertain is not None:
-        counts = {"training": splits.train, "validation": splits.val, "test": splits.test}
-        listed = ", ".join(f"{int(data.uncertain[part].sum()):,} in {name}" for name, part in counts.items())
-        notes.append(f"Uncertain labels of the images in use: {listed}.")
+    for what, numbers in data.counted.items():
+        train, val, test = (int(numbers[part].sum()) for part in (splits.train, splits.val, splits.test))
+        notes.append(f"{what}: {train:,} in pre-training, {val:,} in the validation and {test:,} in the test split.")
     return tuple(notes)
 
 

@@ -41,20 +41,19 @@ def made_up(patients: int = 600, seed: int = 0, **changes) -> Dataset:
 def test_every_count_in_a_note_is_of_what_is_used():
     """Unlabelled images of validation and test patients are in no part, so they are not counted as pre-training."""
     data = made_up(patients=200)
-    unsure = np.random.default_rng(1).random(data.labels.shape) < 0.2
-    data = data.replace(uncertain=unsure)
+    unsure = np.random.default_rng(1).integers(0, 3, len(data))
+    data = data.replace(counted={"Uncertain labels": unsure})
     splits = make_splits(data)
     held_out = set(data.patients[np.concatenate([splits.val, splits.test])].tolist())
     bare = [i for i in range(len(data)) if np.isnan(data.labels[i]).all()]
     unused = [i for i in bare if data.patients[i] in held_out]
     assert 0 < len(unused) < len(bare)
-    training, validation, test = (
-        sum(unsure[i].sum() for i in part) for part in (splits.train, splits.val, splits.test)
-    )
+    train, val, test = (sum(unsure[i] for i in part) for part in (splits.train, splits.val, splits.test))
+    assert train + val + test < unsure.sum()
     assert usage_notes(data, splits) == (
         f"{len(bare) - len(unused)} images without any label are used in pre-training only.",
         f"{len(unused)} images without any label, of validation or test patients, are not used at all.",
-        f"Uncertain labels of the images in use: {training} in training, {validation} in validation, {test} in test.",
+        f"Uncertain labels: {train} in pre-training, {val} in the validation and {test} in the test split.",
     )
 
 

@@ -86,7 +86,8 @@ class Scores:
             )
         if self.fractions and self.dense_and_untrained is not None and self.chosen_findings is None:
             out.append(
-                f"The {self.probe} probe was not scored on the validation patients, so no findings were chosen on them."
+                f"There is no interval of the {self.probe} probe on validation patients, so no findings were chosen on"
+                " them."
             )
         return out
 
@@ -201,11 +202,11 @@ class Scores:
         """The findings of the macro mean at the primary fraction for which the paired interval of dense minus the
         untrained encoder lies above 0 among the validation patients: others can't tell methods apart. Test patients
         have no part in the choice, which would favour dense otherwise. It is a choice and no verdict, and made with any
-        number of seeds. None where validation patients were not scored."""
+        number of seeds. None where there is no interval among validation patients."""
         if self.dense_and_untrained is None:
             return None
         found = {name: self._on_validation(name) for name in self.findings(self.primary)}
-        if not any(found.values()):
+        if not any(one is not None and one.bounded for one in found.values()):
             return None
         return tuple(name for name, one in found.items() if one is not None and one.low > 0)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from bench.grid.amounts import amounts_of, draws_of
 from bench.records.record import DataRecord
 from bench.specs.grid_spec import load_grid
+from bench.statistics.small_data import Training
 from bench.training.data import RunData, data_record
 from datasets import load
 from datasets.dataset import Dataset
@@ -47,13 +48,19 @@ def data(root: Path) -> Dataset:
 
 
 def test_amounts_are_of_the_draw_with_the_fewest(data: Dataset, tmp_path: Path) -> None:
+    """Of each finding: A in every second image, B in images 0 and 10."""
+    grid, splits = small.grid(tmp_path), make_splits(data)
+    found = amounts_of(grid, data, splits, {20: [np.array([0, 1, 3, 5]), np.array([1, 2, 4]), np.array([0, 10, 7, 9])]})
+    assert found.training[20] == Training(3, {"A": 1, "B": 0})
+
+
+def test_amounts_of_a_grid(data: Dataset, tmp_path: Path) -> None:
     grid = small.grid(tmp_path, evaluation__labels=[20, 100], evaluation__draws=3)
     splits = make_splits(data)
-    found = amounts_of(grid, data, splits, draws_of(grid, data, splits))
+    drawn = draws_of(grid, data, splits)
+    assert [one.tolist() for one in drawn[20]] == [fraction(data, splits, 20, draw).tolist() for draw in range(3)]
+    found = amounts_of(grid, data, splits, drawn)
     assert found.steps == 41 // 16  # one epoch
-    drawn = [fraction(data, splits, 20, draw) for draw in range(3)]
-    for column, name in enumerate(data.label_names):
-        assert found.training[20].positives[name] == min(int((data.labels[i, column] == 1).sum()) for i in drawn)
     assert found.training[20].patients == 8
     assert (found.training[100].patients, found.training[100].positives) == (40, {"A": 20, "B": 2})
     a, b = found.scored["A"], found.scored["B"]
@@ -68,7 +75,7 @@ def test_amounts_are_of_the_draw_with_the_fewest(data: Dataset, tmp_path: Path) 
 SAID = (
     "Data: folder, 41 images of 41 patients for pre-training, 10 images of 10 patients for validation, 22 images of 11 "
     "patients for test; 2 pre-training steps.",
-    "Pre-training takes 2 steps: with fewer than 100, runs may not have left the plateau of their loss",
+    "Pre-training takes 2 steps: fewer than 100 hardly train a network, which may still be on the plateau of its loss.",
     "Fewer than 5 positive training images in some draw: 1 of 2 findings at 100 % of the labels (40 patients; fewest: "
     "B, 2).",
     "Fewer than 5 test patients with, or without, a finding: B (1 with).",

@@ -240,7 +240,17 @@ def test_records_without_validation_scores_have_no_second_macro_and_say_so(folde
     scores = scores_of(folder)
     assert scores.chosen_findings is None
     assert difference_tables.differences_over_chosen(scores) is None
-    assert any("was not scored on the validation patients" in note for note in scores.notes)
+    assert any("There is no interval of the linear probe on validation patients" in note for note in scores.notes)
+
+
+def test_validation_patients_too_few_for_an_interval_choose_nothing(tmp_path, synthetic):
+    world = synthetic.World(patients=80, probes=("linear",), fractions={10.0: 1.0}, validation=20)
+    world.validation_truth[:] = (np.arange(20) < 3)[:, None]
+    synthetic.write_results(tmp_path, world, named(synthetic, "untrained", "simclr/dense"), cost=False)
+    scores = scores_of(tmp_path)
+    assert scores.chosen_findings is None
+    assert any("There is no interval of the linear probe on validation patients" in note for note in scores.notes)
+    assert not [one for one in finding(scores.group, scores, []) if "among the validation patients" in one]
 
 
 def test_other_validation_patients_are_refused(tmp_path, synthetic):
