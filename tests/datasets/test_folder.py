@@ -428,7 +428,9 @@ def test_real_masks_lie_in_the_images(tmp_path):
     assert abs(np.mean(errors)) < 0.002 and np.abs(errors).max() < 0.03
 
 
-@pytest.mark.parametrize(("fit", "words"), [("pad", "padded with black"), ("stretch", "stretched"), ("crop", "cropped")])
+@pytest.mark.parametrize(
+    ("fit", "words"), [("pad", "padded with black"), ("stretch", "stretched"), ("crop", "cropped")]
+)
 def test_how_images_that_are_not_square_come_to_one_is_said(tmp_path, fit, words):
     manifest = "path,patient_id,A\na.png,p,1\nb.png,q,0\nc.png,r,1"
     pictures = {"a.png": picture(20, 20), "b.png": picture(10, 20), "c.png": picture(20, 15)}
