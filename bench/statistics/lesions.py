@@ -27,6 +27,7 @@ from bench.statistics import accuracy
 
 Array = NDArray[Any]
 KEPT, PLACE, IMAGE = PARTS = ("kept", "place", "image")  # R, R0 - share, R - R0
+ALIKE = "no patient differs from another, as where every lesion is kept whole"
 DIGITS = 12  # to which pseudo-values are rounded: a part that is 0 in every image has none that are not
 
 
@@ -85,14 +86,15 @@ def part_interval(pseudo: Array, part: str) -> accuracy.Estimate | None:
     """Mean over seeds of pseudo-values (seeds, K) of one of PARTS, with an interval over seeds and patients.
 
     None where there is no value, or a single patient. R is a share, with an interval on the logit scale; the other
-    parts are differences.
+    parts are differences. There is no interval where all patients are alike: that is a chance of few lesions, or
+    follows from a selection that is the same for all images.
     """
     if pseudo.shape[1] < 2 or not np.isfinite(pseudo).all():
         return None
     found = accuracy.crossed_interval(pseudo[:, None])
-    if part == KEPT:
-        return accuracy.of_share(found, "lesions that are all kept whole, or all dropped, leave the spread unknown")
-    return accuracy.of_difference(found)
+    if np.ptp(pseudo.mean(0)) == 0:
+        return found.unbounded(ALIKE)
+    return accuracy.of_share(found, ALIKE) if part == KEPT else accuracy.of_difference(found)
 
 
 def _nulls(weight: Array, found: Array, kept: Array, member: Array, scores: Array | None) -> tuple[Array, Array]:

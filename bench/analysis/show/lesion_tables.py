@@ -7,15 +7,15 @@ from bench.analysis.judge.lesions import KeptLesions, kept_lesions
 from bench.analysis.read.groups import Group
 from bench.analysis.show.accuracy_tables import NONE, interval_cell
 from bench.analysis.show.document import Table
-from bench.statistics.accuracy import LEVELS, SOUND_PATIENTS
+from bench.statistics.accuracy import LEVELS, SOUND_PATIENTS, Estimate
 
 PARTS = (
     "Lesion area kept: of each lesion, the share of its area inside kept patches, averaged over the test images with a"
     " lesion of the finding; by area: large lesions weigh more. It is the sum of three parts. Share: the share of the"
     " patches that is kept. Place: what the selections of all other patients' images keep of the same lesion, minus the"
     " share; above 0, the places that are kept in other images are those where lesions of this finding lie. Image: what"
-    " the image's own selection keeps beyond that; 0 for a selection that is the same for all images, below 0 if those"
-    " of other patients keep more of the lesion."
+    " the image's own selection keeps beyond that; exactly 0 for a selection that is the same for all images, below 0"
+    " if those of other patients keep more of the lesion."
 )
 INTERVALS = (
     "95 % intervals: a jackknife over test patients, crossed with seeds (t, Satterthwaite); with fewer than"
@@ -34,17 +34,29 @@ def lesions(group: Group) -> Table | None:
 
 
 def _row(one: KeptLesions) -> tuple[str, ...]:
-    parts = (NONE if part is None else span(part) for part in (one.place, one.image))
+    parts = (_part_cell(part) for part in (one.place, one.image))
     images = f"{one.images:,} ({one.patients:,})"
     kept = interval_cell(one.kept, spread=False)
     share, by_area = (f"{value:.3f}" for value in (one.share, one.by_area))
     return (one.arm.label, one.finding, str(one.seeds), images, share, kept, by_area, *parts)
 
 
+def _part_cell(part: Estimate | None) -> str:
+    """A difference with its interval; a plain 0 where it is 0 in every image."""
+    if part is None:
+        return NONE
+    return "0" if _always_zero(part) else span(part)
+
+
+def _always_zero(part: Estimate) -> bool:
+    return part.value == 0 and not part.bounded
+
+
 def _note(found: list[KeptLesions]) -> str:
     """The parts in words, what intervals cover, and what is missing and why."""
     sentences = [PARTS, INTERVALS]
-    estimates = [estimate for one in found for estimate in (one.kept, one.place, one.image) if estimate]
+    every = (estimate for one in found for estimate in (one.kept, one.place, one.image) if estimate)
+    estimates = [estimate for estimate in every if not _always_zero(estimate)]
     if any(estimate.rough for estimate in estimates):
         sentences.append(f"Rough: fewer than {SOUND_PATIENTS} patients, so the interval may be too narrow.")
     if reasons := dict.fromkeys(estimate.reason for estimate in estimates if estimate.reason):
