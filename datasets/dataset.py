@@ -116,10 +116,10 @@ class Dataset:
         """Return the share of each patch of a square grid that is padding, (len(index), grid x grid)."""
         if self.frames is None:
             return np.zeros((len(index), grid * grid))
-        edges = np.linspace(0, self.image_size, grid + 1)
-        left, top, right, bottom = (self.frames[index, side, None] for side in range(4))
+        edges = np.arange(grid + 1) * self.image_size  # in units of 1 / grid pixels, which are whole for any grid
+        left, top, right, bottom = (grid * self.frames[index, side, None].astype(np.int64) for side in range(4))
         across, down = (
-            np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * grid / self.image_size
+            np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) / self.image_size
             for low, high in ((left, right), (top, bottom))
         )  # (n, grid): share of each column and row of patches inside the image
         return np.asarray(1 - down[:, :, None] * across[:, None, :]).reshape(len(index), -1)

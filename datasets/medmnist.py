@@ -22,6 +22,7 @@ from datasets.images import Allocate, cached
 from datasets.limits import ARCHIVE_IMAGES
 
 SIZES = (28, 64, 128, 224)
+CROPPED = "Its publisher cropped the images to their central squares, so that parts of the chest can be missing."
 CLASSES = {"pneumoniamnist": "PneumoniaMNIST", "chestmnist": "ChestMNIST"}
 LABELS = {
     "pneumoniamnist": ("Pneumonia",),
@@ -63,6 +64,8 @@ def load(name: str, image_size: int, root: Path | None, cache: Path | None, size
         f"{CLASSES[name]} tells no patients: each image counts as a patient of its own, and label fractions "
         "are by image."
     ]
+    if name == "pneumoniamnist":  # ChestMNIST's sources are square (MedMNIST's "on the generation of MedMNIST+")
+        notes.append(CROPPED)
     if stored < image_size:
         notes.append(f"The images were enlarged from {stored} to {image_size} pixels.")
     return Dataset(

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 from pydantic import StrictFloat, StrictInt, TypeAdapter, ValidationError
 
 from bench.records.record import Evaluation, Record
 from bench.specs.frozen import file_sha256, mistakes
+from bench.statistics.lesions import PARTS
+from datasets.archives import read_npz
 from datasets.limits import RECORD_BYTES, read_within
 
+LESIONS = {"pseudo": "f", "share": "f", "by_area": "f", "images": "iu", "patients": "iu"}  # arrays: kinds of numbers
 _EPOCH = TypeAdapter(dict[str, StrictInt | StrictFloat | None | dict[str, StrictFloat]])
 
 
@@ -35,7 +39,8 @@ class SideFile:
 
 
 def side_files(folder: Path, record: Record, evaluations: Iterable[Evaluation]) -> list[SideFile]:
-    """What the record and the evaluations name: history, selection figure, predictions."""
+    """What the record and the evaluations name: history, selection figure, lesion areas kept,
+    predictions."""
     named = [SideFile(folder / name, recorded) for name, recorded in record.files.items()]
     return named + [SideFile(predictions_path(folder, one.key.name), one.predictions_sha256) for one in evaluations]
 
@@ -74,3 +79,18 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         except ValidationError as error:
             raise ValueError(f"line {number} is not an epoch of a history: {mistakes(error, most=1)}") from error
     return lines
+
+
+def read_lesions(folder: Path, findings: int) -> dict[str, npt.NDArray[Any]] | None:
+    """The arrays LESIONS of a run's lesions.npz (`bench.evaluation.lesions`), None where it has none. Raises ValueError
+    for a file that is damaged, or not about so many findings."""
+    path = folder / "lesions.npz"
+    if not path.is_file():
+        return None
+    saved = read_npz(path, tuple(LESIONS))
+    shapes = {name: one.shape for name, one in saved.items()}
+    patients = shapes["pseudo"][-1:]
+    expected = dict.fromkeys(LESIONS, (findings,)) | {"pseudo": (findings, len(PARTS), *patients)}
+    if shapes != expected or any(one.dtype.kind not in LESIONS[name] for name, one in saved.items()):
+        raise ValueError(f"{path} does not hold what is kept of {findings} findings.")
+    return saved

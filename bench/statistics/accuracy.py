@@ -212,12 +212,17 @@ def _patients_df(values: Array) -> float:
 
 
 def of_auroc(found: Estimate) -> Estimate:
-    """The estimate of an AUROC with its interval made on the logit scale, where it can't leave (0, 1); `found` has it
-    on the raw scale. At 0 or 1 there is none."""
+    """The estimate of an AUROC with the interval of a share."""
+    return of_share(found, "a ranking without a single error leaves its spread unknown")
+
+
+def of_share(found: Estimate, at_the_ends: str) -> Estimate:
+    """The estimate of a share with its interval made on the logit scale, where it can't leave (0, 1); `found` has it on
+    the raw scale. At 0 or 1 there is none, for the reason `at_the_ends`."""
     if not found.bounded:
         return found
     if not 0 < found.value < 1:
-        return found.unbounded("a ranking without a single error leaves its spread unknown")
+        return found.unbounded(at_the_ends)
     middle = float(special.logit(found.value))
     half = (found.high - found.low) / 2 / (found.value * (1 - found.value))
     return replace(found, low=float(special.expit(middle - half)), high=float(special.expit(middle + half)))

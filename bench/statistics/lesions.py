@@ -23,8 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.statistics import accuracy
+
 Array = NDArray[Any]
-PARTS = ("kept", "place", "image")  # R, R0 - share, R - R0
+KEPT, PLACE, IMAGE = PARTS = ("kept", "place", "image")  # R, R0 - share, R - R0
+ALIKE = "no patient differs from another, as where every lesion is kept whole"
 DIGITS = 12  # to which pseudo-values are rounded: a part that is 0 in every image has none that are not
 
 
@@ -79,6 +82,21 @@ def lesion_parts(areas: Array, kept: Array, patients: Array, scores: Array | Non
     )
 
 
+def part_interval(pseudo: Array, part: str) -> accuracy.Estimate | None:
+    """Mean over seeds of pseudo-values (seeds, K) of one of PARTS, with an interval over seeds and patients.
+
+    None where there is no value, or a single patient. R is a share, with an interval on the logit scale; the other
+    parts are differences. There is no interval where all patients are alike: that is a chance of few lesions, or
+    follows from a selection that is the same for all images.
+    """
+    if pseudo.shape[1] < 2 or not np.isfinite(pseudo).all():
+        return None
+    found = accuracy.crossed_interval(pseudo[:, None])
+    if np.ptp(pseudo.mean(0)) == 0:
+        return found.unbounded(ALIKE)
+    return accuracy.of_share(found, ALIKE) if part == KEPT else accuracy.of_difference(found)
+
+
 def _nulls(weight: Array, found: Array, kept: Array, member: Array, scores: Array | None) -> tuple[Array, Array]:
     """The null R0 of each image of `found` (f,), and the sum of the nulls of all images of other patients when one
     patient is left out altogether (K,). NaN where there is no null.
@@ -91,8 +109,9 @@ def _nulls(weight: Array, found: Array, kept: Array, member: Array, scores: Arra
         return np.full(len(found), np.nan), np.full(size, np.nan)
     images, owner = np.bincount(member), member[found]
     null, without = np.empty(len(found)), np.zeros(size)
+    ranks = None if alike or scores is None else np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
     for count in np.unique(counts[found]):
-        masks = kept if alike else _highest(scores, int(count))
+        masks = kept if ranks is None else ranks < count  # ties go to the first
         at = np.flatnonzero(counts[found] == count)
         by_patient = np.zeros((size, kept.shape[1]))
         np.add.at(by_patient, member, masks)
@@ -104,12 +123,3 @@ def _nulls(weight: Array, found: Array, kept: Array, member: Array, scores: Arra
         one_less[np.arange(len(at)), owner[at]] = 0.0  # a patient's own images are left out with it
         without += one_less.sum(0)
     return null, without
-
-
-def _highest(scores: Array | None, count: int) -> Array:
-    """Masks (n, patches) of the `count` highest scores of each image; ties go to the first."""
-    assert scores is not None
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    masks = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(masks, order, True, axis=1)
-    return masks

@@ -20,6 +20,7 @@ import torch
 
 from bench.records.environment import conditions
 from bench.records.record import Evaluation, Record
+from bench.records.run_folder import read_lesions
 from bench.specs.run_spec import RunSpec
 from bench.training.history import ProgressCallback
 from bench.verification import files, predictions, recount
@@ -87,6 +88,8 @@ def _training(recorded: Source, made: Source, alike: bool) -> Check:
     problems += recount.macs_differences(one.macs, other.macs)
     problems += differences(_saved(one), _saved(other), "saved_bytes_per_image")
     problems += differences(_losses(recorded), _losses(made), "history")
+    lesions = _lesions(recorded)  # earlier versions of the code recorded none
+    problems += differences(lesions, _lesions(made), "lesions") if lesions else []
     return judged(what, problems, "equal, with history and diagnostics")
 
 
@@ -100,6 +103,16 @@ def _losses(one: Source) -> list[dict[str, Any]] | None:
         return [{key: value for key, value in line.items() if key != "images_per_second"} for line in one.history()]
     except (OSError, ValueError):
         return None
+
+
+def _lesions(one: Source) -> dict[str, Any] | None:
+    """What is kept of lesions; None where there is no such file, or where it can't be read, which a report says."""
+    findings = len(one.record.data.label_names) if one.record.data else 0
+    try:
+        found = read_lesions(one.folder, findings)
+    except ValueError:
+        return None
+    return None if found is None else {name: part.tolist() for name, part in found.items()}
 
 
 def _evaluation(what: str, name: str, recorded: Source, made: Source) -> Check:

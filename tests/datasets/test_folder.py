@@ -451,7 +451,9 @@ def test_padding_by_patch_is_what_pixels_say(tmp_path):
     pictures = {f"{i}.png": np.full(shape, 255, np.uint8) for i, shape in enumerate(shapes)}
     data = load(write(tmp_path, manifest, pictures), size=16)
     index = np.array([3, 0, 1, 2])
-    black = (np.asarray(data.images[index]) == 0).reshape(4, 4, 4, 4, 4).mean((2, 4)).reshape(4, 16)
-    np.testing.assert_allclose(data.padding(index, 4), black)
-    assert (data.padding(index, 4).sum(1) > 0).tolist() == [True, False, True, True]
-    assert (data.replace(frames=None).padding(index, 4) == 0).all()
+    black = np.asarray(data.images[index]) == 0
+    for grid in (4, 3, 7):  # patches of 3 and 7 end inside pixels
+        fine = black.repeat(grid, axis=1).repeat(grid, axis=2).reshape(4, grid, 16, grid, 16)
+        np.testing.assert_allclose(data.padding(index, grid), fine.mean((2, 4)).reshape(4, -1))
+        assert (data.padding(index, grid) != 0).any(1).tolist() == [True, False, True, True]
+        assert (data.replace(frames=None).padding(index, grid) == 0).all()

@@ -38,7 +38,9 @@ def test_a_file_is_read_as_it_is(tmp_path):
     assert data.label_names == ("Pneumonia",) and data.labels.dtype == np.float32
     assert data.official_split.tolist() == ["train"] * 6 + ["val"] * 3 + ["test"] * 4
     assert not data.patient_ids_known and len(set(data.patients.tolist())) == 13
-    assert "by image" in data.notes[0] and len(data.notes) == 1
+    assert "by image" in data.notes[0] and "central squares" in data.notes[1] and len(data.notes) == 2
+    write(tmp_path, "chestmnist", 28, findings=14)
+    assert len(datasets.load("chestmnist", 28, tmp_path).notes) == 1
 
 
 def test_the_labels_are_the_packages(tmp_path):

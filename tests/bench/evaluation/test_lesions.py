@@ -20,9 +20,12 @@ def run_data(phantom, fabric) -> RunData:
     return RunData(phantom, make_splits(phantom), Views(32), fabric, seed=0)
 
 
+def built(strategy: str, **options):
+    return build_encoder("vit_stem_d64_l4_patch8", strategy, options, image_size=32, channels=1, seed=0).eval()
+
+
 def kept_by(run_data: RunData, strategy: str, **options):
-    encoder = build_encoder("vit_stem_d64_l4_patch8", strategy, options, image_size=32, channels=1, seed=0).eval()
-    return lesions_kept(Features(encoder, run_data))
+    return lesions_kept(Features(built(strategy, **options), run_data))
 
 
 def test_areas_are_those_of_pixels(run_data: RunData) -> None:
@@ -45,6 +48,28 @@ def test_a_mask_that_is_the_same_for_all_owes_nothing_to_the_image(run_data: Run
     np.testing.assert_allclose(
         found["pseudo"][seen, KEPT].mean(-1), found["share"][seen] + found["pseudo"][seen, PLACE].mean(-1)
     )
+
+
+@pytest.mark.parametrize("select", ["budget", "threshold"])
+def test_numbers_that_vary_by_image_are_compared_by_scores(run_data: RunData, select: str) -> None:
+    """Against loops over images and patients, with the scores that the encoder reports."""
+    encoder = built("sparsecontrast", select=select)
+    index = run_data.splits.test
+    own = Features(encoder, run_data).own(index)
+    kept, scores, who = own["kept"], own["scores"], run_data.dataset.patients[index]
+    assert len(set(kept.sum(1))) > 1
+    found = lesions_kept(Features(encoder, run_data))
+    seen = np.flatnonzero(found["images"])
+    for bit in seen[:2]:
+        image = []
+        areas = lesion_areas(run_data, index, int(bit), 4)
+        for area, mask, patient in zip(areas, kept, who, strict=True):
+            if area.sum() > 0:
+                count = int(mask.sum())
+                others = [set(np.argsort(-row, kind="stable")[:count]) for row in scores[who != patient]]
+                null = np.mean([sum(area[place] for place in one) for one in others]) / area.sum()
+                image.append(area[mask].sum() / area.sum() - null)
+        assert found["pseudo"][bit, IMAGE].mean() == pytest.approx(np.mean(image), abs=1e-9)
 
 
 def test_the_oracle_keeps_lesions_because_of_the_image(run_data: RunData) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.statistics.accuracy import crossed_interval
-from bench.statistics.lesions import lesion_parts
+from bench.statistics.lesions import lesion_parts, part_interval
 
 PATCHES = 9
 
@@ -102,26 +102,48 @@ def test_without_lesions_there_is_nothing_to_keep() -> None:
     assert lesion_parts(np.zeros_like(areas), kept, who) is None
 
 
-@pytest.mark.parametrize("patients", [60, 200])
-def test_intervals_cover_the_truth(patients: int) -> None:
-    """The image part of a selector that is drawn to the lesion: 300 data sets against a very large one."""
+def test_patients_without_the_finding_do_not_narrow_the_interval_of_what_is_kept() -> None:
+    """With one image a patient, the jackknife over all K has the variance of the m with a lesion, by m - 1 for m."""
+    random = np.random.default_rng(4)
+    total, m = 50, 12
+    kept = random.random((total, PATCHES)) < 0.5
+    areas = random.random((total, PATCHES)) * (np.arange(total) < m)[:, None]
+    values = lesion_parts(areas, kept, np.arange(total)).pseudo[0]
+    shares = (areas * kept)[:m].sum(1) / areas[:m].sum(1)
+    variance = shares.var(ddof=1) / (m - 1) * (total - 1) / total
+    assert values.var(ddof=1) / total == pytest.approx(variance)
+    np.testing.assert_allclose(values[m:], shares.mean())
 
-    def draw(random: np.random.Generator, patients: int):
-        images = random.integers(1, 4, patients)
-        who = np.repeat(np.arange(patients), images)
-        pull = np.repeat(random.normal(0.8, 0.6, patients), images)  # patients differ in how well it sees them
-        lesion = np.repeat(random.integers(0, PATCHES, patients), images)
-        areas = np.eye(PATCHES)[lesion] * (np.repeat(random.random(patients), images) < 0.5)[:, None]
-        scores = random.normal(size=(len(who), PATCHES)) + np.linspace(0, 1, PATCHES)
-        scores[np.arange(len(who)), lesion] += pull
-        kept = scores >= np.sort(scores, axis=1)[:, [-4]]
-        return areas, kept, who
 
-    random = np.random.default_rng(1)
-    truth = lesion_parts(*draw(random, 4000)).pseudo[2].mean()
-    held = 0
-    for _ in range(300):
-        values = lesion_parts(*draw(random, patients)).pseudo[2]
-        found = crossed_interval(values[None, None])
-        held += found.low <= truth <= found.high
-    assert 0.91 <= held / 300 <= 0.985  # three Monte Carlo errors about .95
+def test_intervals_are_those_of_a_share_and_of_differences() -> None:
+    random = np.random.default_rng(5)
+    values = 0.9 + 0.3 * random.normal(size=(5, 20))
+    found, raw = part_interval(values, "kept"), crossed_interval(values[:, None])
+    middle, half = np.log(raw.value / (1 - raw.value)), (raw.high - raw.low) / 2 / (raw.value * (1 - raw.value))
+    odds = np.exp([middle - half, middle + half])
+    np.testing.assert_allclose([found.low, found.high], odds / (1 + odds))
+    assert raw.high > found.high
+    wide = part_interval(np.tile([-3.0, 3.0], (5, 10)), "image")
+    assert (wide.low, wide.high) == (-1.0, 1.0)
+    assert part_interval(values - 0.9, "place") == crossed_interval(values[:, None] - 0.9)
+
+
+def test_there_is_no_interval_where_nothing_varies_and_no_value_where_there_is_none() -> None:
+    whole = part_interval(np.ones((5, 20)), "kept")
+    assert (whole.value, whole.bounded) == (1.0, False)
+    always = part_interval(np.array([[0.4375], [0.25]]).repeat(20, axis=1), "place")  # as all lesions are kept whole
+    same = part_interval(np.zeros((5, 20)), "image")  # of `fixed`, by construction
+    assert (always.value, same.value) == (0.34375, 0)
+    assert not any(one.bounded for one in (always, same))
+    assert {one.reason for one in (whole, always, same)} == {
+        "no patient differs from another, as where every lesion is kept whole"
+    }
+    assert part_interval(np.full((5, 20), np.nan), "place") is None
+    assert part_interval(np.ones((5, 1)), "kept") is None
+
+
+def test_one_patient_or_two_leave_no_comparison() -> None:
+    areas, kept, who, scores = made(patients=2)
+    found = lesion_parts(areas, kept, who, scores)
+    assert np.isfinite(found.pseudo[0]).all()
+    assert np.isnan(found.pseudo[1:]).all()

@@ -131,6 +131,24 @@ def test_the_selection_figure_shows_lesions_and_what_each_strategy_keeps(made, t
     assert {rgb(saliency.LESION)} | of("sparsecontrast", "fixed") <= colours
 
 
+def test_padding_is_marked_in_the_selection_figure(synthetic, tmp_path):
+    world = synthetic.World(patients=40, seeds=(0,), probes=("linear",), fractions={10.0: 1.0})
+    run = synthetic.write_run(tmp_path, world, synthetic.Method("simclr/sparsecontrast", 0.8, 0.5), 0)
+    synthetic.write_selection(run, "near")
+    (group,) = group_runs(read_runs(tmp_path))
+    blue = 255 * np.array(saliency.PADDING)
+    captions = []
+    for bars in (0, 8):
+        with np.load(run / "selection.npz") as saved:
+            count, height, width = saved["images"].shape
+            frames = np.tile([bars, 0, width - bars, height], (count, 1))
+            np.savez(run / "selection.npz", **{**saved, "frames": frames})
+        captions.append(saliency.draw(group, synthetic.LABELS, tmp_path, "selection"))
+        apart = np.abs(np.array(list(colours_in(tmp_path / "selection.png"))) - blue).max(1)
+        assert (apart.min() < 1) == (bars > 0)
+    assert ["shown in blue" in caption for caption in captions] == [False, True]
+
+
 def test_a_selection_over_other_images_is_not_set_beside(made, synthetic, tmp_path):
     world = synthetic.World(patients=40, seeds=(0,), probes=("linear",), fractions={10.0: 1.0})
     make = synthetic.Method
