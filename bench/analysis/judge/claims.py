@@ -203,8 +203,12 @@ Speeds = Mapping[tuple[str, float | None], Speed | None]
 
 def speeds_of(arm: Arm, find: Callable[[str, float | None], Speed | None]) -> Speeds:
     """Speed-ups of each of MEASURES, and those of a run with each other ramp that was measured."""
-    others = [(ramp, find("run", ramp)) for ramp in RAMPS if ramp != ramp_of(arm)]
-    return {(kind, None): find(kind, None) for kind in MEASURES} | {("run", ramp): one for ramp, one in others if one}
+    found: dict[tuple[str, float | None], Speed | None] = {}
+    for kind in MEASURES:
+        found[kind, None] = find(kind, None)
+        others = {ramp: find(kind, ramp) for ramp in RAMPS if kind == "run" and ramp != ramp_of(arm)}
+        found |= {(kind, ramp): one for ramp, one in others.items() if one}
+    return found
 
 
 def speed_claims(arm: Arm, scale: str, speeds: Speeds) -> list[Claim]:

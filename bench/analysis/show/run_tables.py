@@ -138,9 +138,13 @@ def selection(group: Group) -> Table | None:
         "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
         "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
         "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
-        "not saliency. Padding kept: of the black padding of images that are not square, the share "
-        "inside kept patches, to be compared with the share of the patches kept at inference."
+        "not saliency."
     )
+    if "kept_padding" in names:
+        note += (
+            " Padding kept: of the black padding of images that are not square, the share inside kept patches, to be"
+            " compared with the share of the patches kept at inference."
+        )
     return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
 
 

@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold, KFold
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from bench.evaluation import probes
@@ -225,6 +226,7 @@ def test_more_neighbours_than_images_are_all_images() -> None:
 
 def test_losses_along_the_strengths_are_those_of_fits_from_scratch() -> None:
     train, y, patients, _ = problem(40, 10, labels=2, seed=3)
+    train = StandardScaler().fit_transform(train)
     folds = list(probes._folds(patients, 2))
     strengths = [1e-3, 1e-1, 1e1]
     along = probes._held_out_losses(train, y, folds, strengths)
