@@ -1,4 +1,4 @@
-"""Simulates how often the intervals of lesion area kept hold the true value; makes the table of docs/intervals.md.
+"""Simulates how often the intervals of lesion area kept hold the true value, and prints a table.
 
     python -m tests.bench.statistics.lesion_coverage [REPETITIONS]
 
