@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import nn
+from torch import Tensor, nn
 
 from bench.evaluation.diagnose import learning, selection_figure
 from bench.evaluation.features import Features
@@ -122,16 +123,31 @@ def pretrain_and_measure(run: Experiment, run_data: RunData) -> Made:
 def _pretrain(run: Experiment, run_data: RunData) -> Trained:
     """Pre-train with all ranks that this process has met."""
     fabric = fabric_of(run.spec.train.precision)
+    weights = initial_weights(run.spec, run.store)
     with leading(fabric, run.spec):
-        return pretrain(run.spec, run_data.dataset, run_data.splits.train, fabric, run.progress, run.checkpoints)
+        return pretrain(
+            run.spec, run_data.dataset, run_data.splits.train, fabric, run.progress, run.checkpoints, weights
+        )
 
 
-def train_along(spec: RunSpec, cache: Path | None, checkpoints: Checkpoints) -> None:
+def initial_weights(spec: RunSpec, store: Store) -> dict[str, Tensor] | None:
+    """Weights of the encoder of the run that this one continues; None if it starts from scratch. Raises
+    TrainingFailed."""
+    if spec.start is None:
+        return None
+    try:
+        return load_tensors(store.weights(spec.start.run_id))
+    except (OSError, ValueError) as error:
+        raise TrainingFailed(f"it continues {spec.start.run_id}, whose weights can't be used: {error}") from error
+
+
+def train_along(spec: RunSpec, store: Store, cache: Path | None, checkpoints: Checkpoints) -> None:
     """Do the share of a pre-training that falls to a rank other than 0."""
     run_data = load_run_data(spec, one_device(spec.train.precision), cache)
     fabric = fabric_of(spec.train.precision)
     with contextlib.suppress(TrainingFailed):  # rank 0 fails alike, and writes it down
-        pretrain(spec, run_data.dataset, run_data.splits.train, fabric, lambda state: None, checkpoints)
+        weights = initial_weights(spec, store)
+        pretrain(spec, run_data.dataset, run_data.splits.train, fabric, lambda state: None, checkpoints, weights)
 
 
 def train_on_labels(run: Experiment, run_data: RunData) -> Made:

@@ -9,7 +9,7 @@ from types import FrameType
 import typer
 
 from bench.grid.options import RunOptions
-from bench.messages import console_of, exit_on
+from bench.messages import console_of, exit_on, plain
 from bench.specs.options import examples, takes
 
 app = typer.Typer(add_completion=False)
@@ -37,7 +37,8 @@ def main(options: RunOptions) -> None:
 
             describe(planned, options.measure, console)
             return
-        console.print(planned.data_sentence(), markup=False, highlight=False)
+        for line in planned.data_lines():
+            console.print(plain(line), markup=False, highlight=False)
         if options.fresh:
             planned.put_aside()
         left = sum(planned.sweep.unfinished(run) for run in planned.sweep.runs)

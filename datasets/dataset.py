@@ -33,9 +33,12 @@ class Dataset:
     has_mask: (N, L) bool, whether the image has a mask of the finding; None without masks.
     frames: (N, 4) place of each image in its square, as left, top, right, bottom in pixels; the rest is padding. None
         without padding.
+    counted: (N,) numbers per image by what they count, a phrase such as "Uncertain labels, taken as missing". A report
+        adds them up over the images in use (`datasets.splits.usage_notes`).
     details: (N, L) float32 by name, NaN where absent. Names are "size_mm", "contrast", "cnr", "side".
     subgroups: (N,) str by name, "" where unknown. Names are "sex", "age" (bands), "view".
-    notes: sentences that a report must show. They are recorded with every run and compared when a run is verified, so
+    notes: sentences that a report must show and that hold for every split; `datasets.splits.usage_notes` has those
+        that depend on it. They are recorded with every run and compared when a run is verified, so
         that changing their wording has the same effect as changing the data.
     fingerprint: sha256 (hex) of what identifies the data: version, seed and options of a generator, or the bytes.
 
@@ -51,6 +54,7 @@ class Dataset:
     masks: Array | None = None
     has_mask: Array | None = None
     frames: Array | None = None
+    counted: dict[str, Array] = field(default_factory=dict)
     details: dict[str, Array] = field(default_factory=dict)
     subgroups: dict[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -81,6 +85,8 @@ class Dataset:
             self._require(self.has_mask.shape == (n, findings), f"has_mask must be ({n}, {findings})")
         if self.frames is not None:
             self._require(self.frames.shape == (n, 4), f"frames must be ({n}, 4)")
+        for what, numbers in self.counted.items():
+            self._require(numbers.shape == (n,), f"counted['{what}'] must be ({n},)")
         for name, detail in self.details.items():
             self._require(name in DETAIL_NAMES, f"details are {DETAIL_NAMES}, not '{name}'")
             self._require(detail.shape == (n, findings), f"details['{name}'] must be ({n}, {findings})")
@@ -102,7 +108,8 @@ class Dataset:
 
     @property
     def labelled(self) -> Array:
-        """(N,) bool, whether the image has a label. Images without one are used only for pre-training."""
+        """(N,) bool, whether the image has a label. Images without one are used for pre-training, or not at all if
+        their patient is in the validation or test split."""
         return np.asarray((~np.isnan(self.labels)).any(axis=1))
 
     def padding(self, index: Array, grid: int) -> Array:

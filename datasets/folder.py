@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from datasets.dataset import MAX_MASK_LABELS, Array, Dataset
-from datasets.images import FITS, Allocate, Fit, cached, decode, decode_mask, fit_image, fit_mask, fit_notes, geometry
+from datasets.images import FITS, Allocate, Fit, cached, decode, decode_mask, fit_counts, fit_image, fit_mask, geometry
 from datasets.manifest import POLICIES, Manifest, inside, read_manifest, read_table
 
 VERSION = 2  # of the cached arrays
@@ -85,7 +85,8 @@ def load(
         has_mask=arrays.get("has_mask"),
         subgroups=manifest.subgroups,
         frames=arrays["frames"] if fit == "pad" else None,
-        notes=(*manifest.notes, *notes, *fit_notes(arrays["extents"], fit)),
+        counted=manifest.counted | fit_counts(arrays["extents"], fit),
+        notes=(*manifest.notes, *notes),
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
     )
 

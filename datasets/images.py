@@ -95,17 +95,16 @@ def geometry(width: int, height: int, size: int, fit: Fit) -> tuple[Box, Box]:
     return (0, 0, width, height), (left, top, left + across, top + down)
 
 
-def fit_notes(extents: Array, fit: Fit) -> list[str]:
-    """Return a sentence on the images that are not square, given widths and heights (N, 2); none if all are."""
-    count = int((extents[:, 0] != extents[:, 1]).sum())
-    if not count:
-        return []
+def fit_counts(extents: Array, fit: Fit) -> dict[str, Array]:
+    """Return which images are not square and what was done to them, as in `Dataset.counted`, given widths and heights
+    (N, 2); nothing if all are square."""
     how = {
         "pad": "padded with black to a square",
         "stretch": "stretched to a square, which changes their proportions",
-        "crop": "cropped to the central square, and lesions outside it are lost",
+        "crop": "cropped to the central square, and without the lesions outside it",
     }
-    return [f"{count:,} of {len(extents):,} images are not square: they are {how[fit]} (fit={fit})."]
+    oblong = extents[:, 0] != extents[:, 1]
+    return {f"Images that are not square, {how[fit]} (fit={fit})": oblong.astype(int)} if oblong.any() else {}
 
 
 def fit_image(image: Image.Image, size: int, fit: Fit) -> Array:

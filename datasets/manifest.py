@@ -39,6 +39,7 @@ class Manifest:
     files: list[Path]  # resolved paths, all inside the root
     patients: Array  # (N,) str
     labels: Array  # (N, L) float32, uncertain ones resolved
+    counted: dict[str, Array]  # as in `Dataset`
     label_names: tuple[str, ...]
     split: Array | None  # (N,) of "train", "val", "test"
     subgroups: dict[str, Array]  # (N,) str by name
@@ -68,18 +69,15 @@ def read_manifest(root: Path, labels: Sequence[str] | None, uncertain: str) -> M
     files = _files(root, table, path)
     findings, notes = _findings(table, labels, path)
     levels = np.stack([_levels(table, column, path) for column in findings], axis=1)
-    unsure = int((levels == -1).sum())
-    if unsure:
-        notes.append(f"{unsure:,} uncertain labels (-1) are taken as {_meaning(uncertain)} (uncertain={uncertain}).")
-    levels[levels == -1] = POLICIES[uncertain]
-    unlabelled = int(np.isnan(levels).all(axis=1).sum())
-    if unlabelled:
-        notes.append(f"{unlabelled:,} of {len(table):,} images have no label and take part in pre-training only.")
+    unsure = levels == -1
+    what = f"Uncertain labels (-1), taken as {_meaning(uncertain)} (uncertain={uncertain})"
+    levels[unsure] = POLICIES[uncertain]
     return Manifest(
         names=names,
         files=files,
         patients=table["patient_id"].to_numpy(dtype=np.str_),
         labels=levels.astype(np.float32),
+        counted={what: unsure.sum(axis=1)} if unsure.any() else {},
         label_names=tuple(findings),
         split=_split(table, path),
         subgroups=_subgroups(table),

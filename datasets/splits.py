@@ -117,6 +117,39 @@ def fraction(data: Dataset, splits: Splits, percent: float, draw: int) -> Indice
     return np.asarray(rows[chosen[of_row]])
 
 
+def draws(data: Dataset, splits: Splits, percent: float, count: int) -> list[Indices]:
+    """Return the first `count` draws of a label fraction, as `fraction` does; 100 % has a single draw."""
+    return [fraction(data, splits, percent, draw) for draw in range(1 if percent >= 100 else count)]
+
+
+def usage_notes(data: Dataset, splits: Splits) -> tuple[str, ...]:
+    """Return sentences on images that are used for pre-training alone or not at all, and on what else was counted.
+
+    Images without any label are part of the pre-training, unless their patient is in the validation or test split.
+    """
+    unlabelled = int((~data.labelled[splits.train]).sum())
+    used = np.concatenate([splits.train, splits.val, splits.test])
+    notes = []
+    if unlabelled:
+        notes.append(f"{_images(unlabelled)} without any label {_are(unlabelled)} used in pre-training only.")
+    if left := len(data) - len(used):
+        notes.append(
+            f"{_images(left)} without any label, of validation or test patients, {_are(left)} not used at all."
+        )
+    for what, numbers in data.counted.items():
+        train, val, test = (int(numbers[part].sum()) for part in (splits.train, splits.val, splits.test))
+        notes.append(f"{what}: {train:,} in pre-training, {val:,} in the validation and {test:,} in the test split.")
+    return tuple(notes)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} {'image' if count == 1 else 'images'}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
 def index_hash(data: Dataset, indices: Array) -> str:
     """Return the sha256 (hex) of a set of images: fingerprint of the data, then sorted positions with patients."""
     digest = hashlib.sha256(data.fingerprint.encode())

@@ -28,6 +28,7 @@ ALL_TOKENS: Inference = "dense"
 MEAN: Inference = "mean"
 SHUFFLED: Inference = "shuffled"
 REFERENCE = "dense"  # strategy that the others are compared with, and that baselines use
+INITIAL = "init"  # option that names the strategy whose finished run a method continues
 CONTROL = "fixed"  # strategy with one mask for all images; a selection that depends on the image should beat it
 DEFAULT_OBJECTIVE = "simclr"  # objective of methods named by their strategy alone, and of the reference for times
 UNTRAINED: BaselineName = "untrained"
@@ -172,6 +173,11 @@ STRATEGIES: dict[str, Entry] = {
             "rho": Option(0.7, "share of the tokens that each stage keeps", low=0.05, high=1.0),
             "ratio_weight": Option(2.0, "weight of the loss on the kept ratio", low=0.0),
             "distil_weight": Option(0.5, "weight of the losses that distil the dense branch", low=0.0),
+            INITIAL: Option(
+                "scratch",
+                "train from scratch, or as in the paper: continue the dense run of the same objective and seed",
+                ("scratch", REFERENCE),
+            ),
         },
         colour="#0072B2",
     ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from methods import BASELINES, DEFAULT_OBJECTIVE, HEADLINE, OBJECTIVES, REFERENCE, STRATEGIES, Option, Value
+from methods import BASELINES, DEFAULT_OBJECTIVE, HEADLINE, INITIAL, OBJECTIVES, REFERENCE, STRATEGIES, Option, Value
 
 MAX_CHARACTERS = 10_000  # of --methods
 
@@ -45,6 +45,12 @@ class Method:
             **(STRATEGIES[self.strategy].options if self.strategy in STRATEGIES else {}),
         }
         return {key: option.default for key, option in known.items()} | dict(self.options)
+
+    @property
+    def continues(self) -> Method | None:
+        """The method whose finished run, of the same seed, this one continues; None if it starts from scratch."""
+        strategy = self.all_options.get(INITIAL)
+        return Method(self.objective, strategy) if isinstance(strategy, str) and strategy in STRATEGIES else None
 
     @property
     def keep(self) -> float | None:

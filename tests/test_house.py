@@ -143,7 +143,7 @@ def test_a_broken_rule_is_found(tmp_path: Path, file: str, code: str, said: str)
 MAY_NAME_METHODS = {
     "bench.measure.formula": "MACs by formula are optional, and independent of the code of the strategies",
     "bench.analysis.judge": "a claim names the methods that it compares",
-    "bench.analysis.show.accuracy_tables": "shows the differences that claims are about",
+    "bench.analysis.show.difference_tables": "shows the differences that claims are about",
 }
 """Where bench/ may name a strategy, an objective or a baseline; all else takes names from the registry."""
 

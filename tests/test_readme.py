@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import methods
+from bench.analysis.judge.claims import ANOTHER_PROCESSOR, SEEDS
 from methods.plugins import load_plugin
 from methods.strategies.strategy import Call
+from tests.bench.analysis.test_verdicts import WORDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +33,18 @@ def test_every_sentence_of_the_finding_is_the_reports() -> None:
     assert quoted
     report = REFERENCE.read_text(encoding="utf-8")
     assert [line for line in quoted if line not in report] == []
+
+
+def test_few_seeds_are_quoted_without_verdicts_on_accuracy() -> None:
+    part = README.split("## A first result")[1].split("## ")[0]
+    seeds = [
+        int(row.split("|")[3]) for row in part.splitlines() if re.match(r"\| (simclr|moco)/\S+ \| [^|]+ \| \d+ \|", row)
+    ]
+    assert seeds
+    if min(seeds) < SEEDS:
+        assert ANOTHER_PROCESSOR in " ".join(part.split())
+        quoted = [line for line in part.splitlines() if line.startswith("> ") and "40 % faster" not in line]
+        assert [line for line in quoted if WORDS.search(line)] == []
 
 
 def test_the_plugin_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 
 from bench.analysis.judge import findings
-from bench.analysis.judge.claims import SEEDS, Claim, all_claims
+from bench.analysis.judge.caveats import caveats, mark_explained, unlearned
+from bench.analysis.judge.claims import Claim, all_claims
 from bench.analysis.judge.scores import Scores
 from bench.analysis.outputs import LARGE_PARTS, TITLE, is_figure
 from bench.analysis.read import frames
-from bench.analysis.read.groups import Group, Run
+from bench.analysis.read.groups import UNLEARNED, Group, Run
 from bench.analysis.read.results import group_runs, read_runs
 from bench.analysis.show import (
     accuracy_tables,
+    cells,
     cost_plots,
+    difference_tables,
     document,
     lesion_tables,
     plots,
@@ -31,6 +35,8 @@ from bench.analysis.show.document import Block, Bullets, Figure, Heading, Paragr
 from bench.messages import plain
 from bench.specs.grid_spec import read_tuning
 from methods import CONTROL, REFERENCE
+
+B = TypeVar("B", bound=Block)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ def _group(
     claims = all_claims(group, main, cost, large.elsewhere(group) if large else None)
     sentences = findings.finding(group, main, claims, planned)
     drawn: set[str] = set()
-    blocks: list[Block] = [Heading(2, group.title), Heading(3, "Finding"), *_lead(sentences)]
+    warnings = caveats(group, main, planned)
+    blocks: list[Block] = [Heading(2, group.title), Heading(3, "Finding"), *_lead(sentences, warnings)]
     blocks.append(Heading(3, "Accuracy"))
     table = accuracy_tables.accuracy(main) if main else None
     if main and table:
@@ -115,19 +122,19 @@ def _group(
                 f"{name}-labels",
                 f"Label efficiency: macro AUROC against the share of labelled patients, {group.data}; bars are"
                 " intervals; points are set side by side within a fraction. "
-                + accuracy_tables.intervals_note([main.estimate(arm, f) for arm in group.arms for f in main.fractions]),
+                + cells.intervals_note([main.estimate(arm, f) for arm in group.arms for f in main.fractions]),
             ),
         ]
         blocks += [accuracy_tables.accuracy(scores) for probe, scores in usable.items() if scores is not main]
         blocks += _present(
-            accuracy_tables.differences(main, REFERENCE),
-            accuracy_tables.differences_where_dense_learns(main),
-            accuracy_tables.differences(main, CONTROL),
-            accuracy_tables.selections(main),
+            difference_tables.differences(main, REFERENCE),
+            difference_tables.differences_over_chosen(main),
+            difference_tables.differences(main, CONTROL),
+            difference_tables.selections(main),
         )
         blocks += [
             accuracy_tables.per_finding(main),
-            *_present(accuracy_tables.differences_per_finding(main, REFERENCE)),
+            *_present(difference_tables.differences_per_finding(main, REFERENCE)),
             accuracy_tables.precision(main),
             *_present(accuracy_tables.regularisation(main)),
             *_present(accuracy_tables.subgroups(main)),
@@ -146,9 +153,7 @@ def _group(
                 f"{name}-cost",
                 f"Macro AUROC at {main.primary:g} % of the labels against the cost of pre-training; {_front(main)}"
                 " Bars are intervals; those of points of (nearly) equal cost are set side by side. "
-                + accuracy_tables.intervals_note(
-                    [main.estimate(arm, main.primary) for arm in group.arms if not arm.baseline]
-                ),
+                + cells.intervals_note([main.estimate(arm, main.primary) for arm in group.arms if not arm.baseline]),
             )
         )
     blocks += [Heading(3, "Claims"), *run_tables.claims_tables(claims)]
@@ -180,7 +185,9 @@ def _group(
         *(note for scores in every.values() for note in scores.notes),
     ]
     blocks += [Heading(3, "Notes"), Bullets(tuple(dict.fromkeys([*notes, *_standing(group)])))]
-    text = document.to_text(table) if table else plain(f"{group.title}: no evaluation on the test split.")
+    blocks = [_explained(block, group) for block in blocks]
+    text = f"{group.title}: no evaluation on the test split."
+    text = document.to_text(_explained(table, group)) if table else plain(text)
     return GroupSummary(group.title, text, tuple(sentences), tuple(claims)), blocks, drawn
 
 
@@ -199,15 +206,24 @@ def _large_scale(large: time_tables.LargeTable | None, figures: Path) -> tuple[l
 
 
 def _front(scores: Scores) -> str:
-    if plots.shows_front(scores):
-        return "the line is the front: no method beyond it is both cheaper and better, by these estimates."
-    return f"no front is drawn of fewer than {SEEDS} seeds."
+    if why := plots.without_front(scores):
+        return f"no front is drawn: {why}."
+    return "the line is the front: no method beyond it is both cheaper and better, by these estimates."
 
 
-def _lead(sentences: list[str]) -> list[Block]:
-    warnings = [s for s in sentences if s.startswith(("This is the ", "Provisional", findings.NO_VERDICT))]
+def _lead(sentences: list[str], warnings: list[str]) -> list[Block]:
     rest = tuple(s for s in sentences if s not in warnings)
     return [*(Paragraph(warning, strong=True) for warning in warnings), *([Bullets(rest)] if rest else [])]
+
+
+def _explained(block: B, group: Group) -> B:
+    """The block; in a table or figure that marks methods with runs that did not learn, with what the mark means."""
+    text = mark_explained(group)
+    if text and isinstance(block, Figure):
+        return replace(block, caption=f"{block.caption} {text}")
+    if text and isinstance(block, Table) and UNLEARNED in "".join(sum(block.rows, block.columns)):
+        return replace(block, note=f"{block.note} {text}".lstrip())
+    return block
 
 
 def _present(*found: Table | None) -> list[Block]:
@@ -215,7 +231,7 @@ def _present(*found: Table | None) -> list[Block]:
 
 
 def _trouble(group: Group) -> list[Block]:
-    names = findings.unlearned(group)
+    names = unlearned(group)
     if names:
         return [Paragraph("Runs that failed, plateaued or collapsed:"), Bullets(tuple(names))]
     return [Paragraph("No run failed, plateaued or collapsed.")]
@@ -226,7 +242,7 @@ def _standing(group: Group) -> list[str]:
     out = [
         "An interval holds for other test patients; with three or more seeds, for other seeds too; with three or more"
         " draws of the labelled patients besides, for other draws. docs/intervals.md says how intervals are made, and"
-        " how often they hold the truth. supervised is trained on the first draw alone.",
+        " how often they hold the truth.",
         "Results are never averaged across data sets, splits, presets, encoders or training settings.",
     ]
     record = group.runs[0].record

@@ -10,7 +10,6 @@ from safetensors.torch import load as load_tensors
 from bench.evaluation.evaluate import EvaluationRequest, ScoredDraw, classify, evaluate, summarise
 from bench.evaluation.features import Features
 from bench.records.record import Evaluation
-from bench.records.seal import sha256
 from bench.records.store import Store, missing_evaluations
 from bench.specs.run_spec import EvaluationKey, EvaluationSpec, FinetuneSpec, RunSpec
 from bench.training.build import build
@@ -33,7 +32,10 @@ def evaluate_missing(
     missing = missing_evaluations(store, spec, evaluation, finetune)
     if not missing:
         return
-    weights = load_tensors(_checkpoint(store, spec.run_id))
+    try:
+        weights = load_tensors(store.weights(spec.run_id))
+    except ValueError as error:
+        raise EvaluationFailed(str(error)) from error
     encoder = build(spec.parsed, spec.encoder, spec.seed).encoder
     if spec.labels is not None:
         classifier = Classifier(encoder, run_data.dataset.labels.shape[1], ALL_TOKENS).eval()
@@ -75,12 +77,3 @@ def _store(store: Store, made: Evaluation, predictions: dict[str, npt.NDArray[An
     """Write an evaluation, unless another process that took the run over has written it meanwhile."""
     if not store.has_evaluation(made.run_id, made.key.name, made.settings):
         store.write_evaluation(made.key.name, made, predictions)
-
-
-def _checkpoint(store: Store, run_id: str) -> bytes:
-    """The weights file of a finished run. Raises EvaluationFailed where it is not the one that the record names."""
-    path, record = store.folder(run_id) / "checkpoint.safetensors", store.record(run_id)
-    content = path.read_bytes()
-    if record is None or sha256(content) != record.weights_sha256:
-        raise EvaluationFailed(f"{path} is not what the record names: put it back, or move {path.parent} away")
-    return content

@@ -10,8 +10,7 @@ from bench.messages import plain
 from bench.records.store import Store
 from bench.specs.grid_spec import GridSpec
 from bench.specs.run_spec import RunSpec
-from datasets.dataset import Dataset
-from datasets.splits import fraction, make_splits
+from datasets.splits import fraction, usage_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +20,7 @@ def describe(planned: Plan, measure: bool, console: Console) -> None:
     """Print the plan: runs, data, disk, time; `measure` says whether cost would be measured too."""
     from rich.table import Table
 
-    grid, sweep, data = planned.grid, planned.sweep, planned.data
+    sweep, data = planned.sweep, planned.data
     store = Store(sweep.results)
     seconds = estimate(planned)
     table = Table(title=f"{len(sweep.runs)} runs", title_justify="left")
@@ -34,8 +33,10 @@ def describe(planned: Plan, measure: bool, console: Console) -> None:
         left += 0.0 if done else seconds[run.run_id]
         table.add_row(run.run_id, state, "" if done else f"{seconds[run.run_id]:.0f} s")
     console.print(table)
-    console.print(fractions_table(grid, data))
-    for note in data.notes:
+    console.print(fractions_table(planned))
+    for line in planned.data_lines():
+        console.print(plain(line), markup=False, highlight=False)
+    for note in (*data.notes, *usage_notes(data, planned.splits)):
         console.print(f"Note: {plain(note)}", markup=False, highlight=False)
     size = sum(_weights_mib(run) for run in sweep.runs)
     console.print(
@@ -71,13 +72,13 @@ def _time(planned: Plan, left: float, seconds: dict[str, float], measure: bool) 
     )
 
 
-def fractions_table(grid: GridSpec, data: Dataset) -> Any:
+def fractions_table(planned: Plan) -> Any:
     """A table of patients, images and positives of each finding in every split and label fraction."""
     import numpy as np
     from rich.table import Table
     from rich.text import Text
 
-    splits = make_splits(data, grid.data.split_seed, grid.data.val, grid.data.test)
+    grid, data, splits = planned.grid, planned.data, planned.splits
     parts = {f"{p:g} % (draw 0)": fraction(data, splits, p, 0) for p in grid.evaluation.labels}
     parts = {"pre-training": splits.train, **parts, "validation": splits.val, "test": splits.test}
     table = Table(title=f"{data.name}: patients, images, positives by finding", title_justify="left")
@@ -100,11 +101,13 @@ def estimate(planned: Plan) -> dict[str, float]:
 
     grid, sweep = planned.grid, planned.sweep
     torch.set_num_threads(sweep.threads)
-    splits = make_splits(planned.data, grid.data.split_seed, grid.data.val, grid.data.test)
+    splits = planned.splits
     steps = steps_of(len(splits.train), grid.train)
     macs = {
-        m: count(build(m, grid.encoder, 0), grid.encoder, grid.train, steps)
-        for m in dict.fromkeys(run.parsed for run in sweep.runs)
+        run.parsed: count(
+            build(run.parsed, grid.encoder, 0), grid.encoder, grid.train, steps * run.epochs // grid.train.epochs
+        )
+        for run in {run.method: run for run in sweep.runs}.values()
     }
     rate = _macs_per_second(grid)
     labelled = len(splits.test) + len(splits.train)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from bench.analysis.outputs import check_reports
+from bench.grid.amounts import Draws, amounts_of, draws_of
 from bench.grid.options import RunOptions
 from bench.launch.launch import Launcher, LaunchOptions
 from bench.launch.leases import Leases
@@ -22,9 +23,11 @@ from bench.records.store import check_folder, clock_of
 from bench.specs.grid_spec import GridSpec, load_grid, read_change
 from bench.specs.options import changes_of, default_cache
 from bench.specs.plugins import load_plugins
+from bench.statistics import small_data
+from bench.statistics.small_data import Amounts
 from bench.training.ranks import check_ranks
 from datasets import load
-from datasets.splits import Splits, check_shares, fraction, make_splits
+from datasets.splits import Splits, check_shares, make_splits
 from methods import code_of
 from methods.names import Method, suggest
 
@@ -41,16 +44,24 @@ class Plan:
     grid: GridSpec
     sweep: Sweep
     data: Dataset
+    splits: Splits
+    amounts: Amounts
     launch: LaunchOptions
 
-    def data_sentence(self) -> str:
-        """A sentence on the data that were loaded and on the size of the cache of data sets."""
-        data, cache = self.data, self.sweep.cache
-        loaded = f"Data: {data.name}, {len(data)} images of {len(set(data.patients))} patients."
-        if cache is None:
-            return loaded
-        files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()]
-        return f"{loaded} The cache {cache} holds {sum(files) / 1e6:.0f} MB (make clean-cache empties it)."
+    def data_lines(self) -> list[str]:
+        """Lines on the data in use, on what they can't carry, and on the size of the cache of data sets."""
+        data, splits, cache = self.data, self.splits, self.sweep.cache
+        parts = {"pre-training": splits.train, "validation": splits.val, "test": splits.test}
+        counts = [
+            f"{len(rows):,} images of {len(set(data.patients[rows])):,} patients for {name}"
+            for name, rows in parts.items()
+        ]
+        lines = [f"Data: {data.name}, {', '.join(counts)}; {self.amounts.steps:,} pre-training steps."]
+        lines += small_data.sentences(self.amounts)
+        if cache is not None:
+            files = [path.stat().st_size for path in cache.rglob("*") if path.is_file()]
+            lines.append(f"The cache {cache} holds {sum(files) / 1e6:.0f} MB (make clean-cache empties it).")
+        return lines
 
     def put_aside(self) -> None:
         """Move the grid's finished runs to results/.old/, so that they run again and nothing is lost. All leases are
@@ -95,7 +106,7 @@ def plan(options: RunOptions) -> Plan:
     data = load(grid.data.name, grid.encoder.image_size, root, cache, **grid.data.options)
     if lesions and data.masks is None:
         raise ValueError(f"{', '.join(lesions)} needs lesion masks, and data set '{data.name}' has none: leave it out.")
-    _check_data(grid, data)
+    splits, amounts = _check_data(grid, data)
     check_folder(options.results, "--results")
     check_folder(options.reports, "--reports")
     sweep = Sweep(
@@ -114,7 +125,7 @@ def plan(options: RunOptions) -> Plan:
         command_id=uuid.uuid4().hex,
         command_started=clock_of(options.results),
     )
-    return Plan(grid, sweep, data, launch)
+    return Plan(grid, sweep, data, splits, amounts, launch)
 
 
 def _launch_options(options: RunOptions) -> LaunchOptions:
@@ -175,8 +186,9 @@ def _build(method: Method, encoder: EncoderSpec) -> Objective:
         ) from error
 
 
-def _check_data(grid: GridSpec, data: Dataset) -> None:
-    """Check that the data fill a batch, that the label fractions can be drawn and that some finding can be scored."""
+def _check_data(grid: GridSpec, data: Dataset) -> tuple[Splits, Amounts]:
+    """Check that the data fill a batch, that the label fractions can be drawn and that some finding can be scored.
+    Returns how they are split, and how much there is."""
     from bench.training.build import steps_of
 
     splits = make_splits(data, grid.data.split_seed, grid.data.val, grid.data.test)
@@ -188,15 +200,17 @@ def _check_data(grid: GridSpec, data: Dataset) -> None:
         raise ValueError(
             f"{len(splits.train)} training images do not fill a batch of {grid.train.batch}: use --set train.batch=N."
         )
-    _check_scores(grid, data, splits)
+    drawn = draws_of(grid, data, splits)
+    _check_scores(grid, data, splits, drawn)
+    return splits, amounts_of(grid, data, splits, drawn)
 
 
-def _check_scores(grid: GridSpec, data: Dataset, splits: Splits) -> None:
+def _check_scores(grid: GridSpec, data: Dataset, splits: Splits, drawn: Draws) -> None:
     """Raise ValueError if no finding has both classes among the images that are scored, or in a label fraction."""
     asked = grid.evaluation.split
     rows = splits.val if asked == "val" else splits.test
     parts = {f"the {asked} images": rows}
-    parts |= {f"{percent:g} % of the labels": fraction(data, splits, percent, 0) for percent in grid.evaluation.labels}
+    parts |= {f"{percent:g} % of the labels": images[0] for percent, images in drawn.items()}
     scored = None
     for name, index in parts.items():
         both = (data.labels[index] == 1).any(0) & (data.labels[index] == 0).any(0)

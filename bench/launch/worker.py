@@ -8,7 +8,7 @@ next command.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +57,11 @@ class Sweep:
         """Whether the run is still to be trained, or one of its evaluations is missing."""
         store = Store(self.results)
         return not store.done(run.run_id) or bool(missing_evaluations(store, run, self.evaluation, self.finetune))
+
+    def startable(self, run: RunSpec) -> bool:
+        """Whether the run that this one continues, if any, is trained, or failed for this command: then this one fails
+        too, and says so."""
+        return run.start is None or Store(self.results).done(run.start.run_id) or self.already_failed(run.start)
 
     def begun_before(self, run: RunSpec) -> bool:
         """Whether an earlier training of the run has left checkpoints."""
@@ -114,20 +119,23 @@ def work(sweep: Sweep) -> int:
 def _work_through(sweep: Sweep, stopping: Stopping) -> int:
     """Execute the runs in their order, then look again at those that other workers held.
 
+    A run that continues another comes after it: if nobody trains that one, this worker does.
+
     A SLURM job, which has a single run, waits until a lease on it that is not renewed counts as dead: its owner may be
-    a job that died on another node just before this one was submitted.
+    a job that died on another node just before this one was submitted. It also waits for the run that its own
+    continues.
     """
     leases, failed = Leases(sweep.results), 0
     patient_until = time.monotonic() + DEAD + RENEWED if on_slurm() else float("-inf")
     tried: set[str] = set()
-    left = list(sweep.runs)
+    left = _in_order(sweep.runs)
     while left:
         others: list[RunSpec] = []
         for run in left:
             if sweep.orphaned():
                 return failed
             with leases.hold(run.run_id, sweep.command_id) as mine:
-                if not mine:
+                if not mine or not sweep.startable(run):
                     others.append(run)
                 elif sweep.unfinished(run) and not sweep.already_failed(run) and run.run_id not in tried:
                     tried.add(run.run_id)
@@ -136,11 +144,18 @@ def _work_through(sweep: Sweep, stopping: Stopping) -> int:
         # runs that other workers held and did not finish: they died, or trained a run that still lacks our evaluations
         while True:
             open_still = [run for run in others if sweep.unfinished(run) and not sweep.already_failed(run)]
-            left = [run for run in open_still if not leases.held(run.run_id)]
-            if left or not open_still or time.monotonic() > patient_until:
+            left = [run for run in open_still if not leases.held(run.run_id) and sweep.startable(run)]
+            waited_for = on_slurm() and any(run.start and leases.held(run.start.run_id) for run in open_still)
+            if left or not open_still or (time.monotonic() > patient_until and not waited_for):
                 break
             time.sleep(1.0)
     return failed
+
+
+def _in_order(runs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The runs, each after the one that it continues."""
+    needed = [one for run in runs for one in (run.start, run) if one is not None]
+    return list({run.run_id: run for run in needed}.values())
 
 
 def _train_along(sweep: Sweep, fabric: Fabric, stopping: Stopping) -> int:
@@ -149,9 +164,9 @@ def _train_along(sweep: Sweep, fabric: Fabric, stopping: Stopping) -> int:
     from bench.training.checkpoint import Checkpoints
     from bench.training.ranks import runs_from_leader
 
+    store = Store(sweep.results)
     for run in runs_from_leader(fabric):
-        folder = Store(sweep.results).training(run.run_id)
-        train_along(run, sweep.cache, Checkpoints(folder, None, stopping, writes=False))
+        train_along(run, store, sweep.cache, Checkpoints(store.training(run.run_id), None, stopping, writes=False))
         stopping.answer()
     return 0
 

@@ -17,7 +17,7 @@ from bench.measure.table import timed_names
 from bench.measure.timed_method import GRID, execution
 from bench.records.record import Macs
 from bench.records.store import write_atomically
-from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.specs.run_spec import CONTINUED, EncoderSpec, TrainSpec
 from bench.training.build import build
 from methods.names import Method
 
@@ -39,6 +39,9 @@ def count_methods(methods: Sequence[Method], encoder: EncoderSpec, train: TrainS
         except CountersDisagree as refused:
             raise CountersDisagree(f"{name}. {refused}") from None
         dense = dense or macs
+        if method.continues is not None:
+            before = count(build(method.continues, encoder, seed=0), encoder, train, GRID, views)
+            macs = macs.model_copy(update={"whole_run": before.whole_run + macs.whole_run / CONTINUED})
         strategy = objective.encoder.strategy
         rows.append(
             {

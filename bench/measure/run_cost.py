@@ -9,7 +9,7 @@ from bench.measure.macs import count
 from bench.measure.memory import peak_mib, saved_bytes
 from bench.records.record import Macs, Memory
 from bench.specs.run_spec import RunSpec
-from bench.training.build import keep_now
+from bench.training.build import build, keep_now, steps_of
 from bench.training.data import RunData
 from methods.noise import Noise
 from methods.objectives.objective import Objective
@@ -19,7 +19,17 @@ STEP, PLAIN = 16, 256  # images, at most: of a measured step; over which MACs at
 
 
 def macs_of(objective: Objective, spec: RunSpec, run_data: RunData, steps: int) -> Macs:
-    """MACs of a pre-training of `steps` steps. Raises CountersDisagree."""
+    """MACs of a pre-training of `steps` steps; a whole run includes that which it continues. Raises
+    CountersDisagree."""
+    own = _macs_of(objective, spec, run_data, steps)
+    if spec.start is None:
+        return own
+    before = build(spec.start.parsed, spec.encoder, spec.start.seed)
+    first = macs_of(before, spec.start, run_data, steps_of(len(run_data.splits.train), spec.train, spec.start.epochs))
+    return own.model_copy(update={"whole_run": own.whole_run + first.whole_run})
+
+
+def _macs_of(objective: Objective, spec: RunSpec, run_data: RunData, steps: int) -> Macs:
     if not objective.encoder.strategy.adaptive:
         return count(objective, spec.encoder, spec.train, steps)
     index = run_data.splits.test[:PLAIN]

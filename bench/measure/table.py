@@ -122,8 +122,10 @@ def measure(what: Measurement, *, detail: bool = False, progress: Progress = lam
 
 
 def timed_names(methods: Sequence[Method]) -> list[tuple[str, Method]]:
-    """Names and methods of the rows in order: dense SimCLR, the requested methods, dense SimCLR again."""
-    others = [method for method in dict.fromkeys(methods) if method != DENSE and method.strategy not in BASELINES]
+    """Names and methods of the rows in order: dense SimCLR, the requested methods, each after the one that it
+    continues, dense SimCLR again."""
+    needed = [one for method in methods for one in (method.continues, method) if one is not None]
+    others = [method for method in dict.fromkeys(needed) if method != DENSE and method.strategy not in BASELINES]
     return [(DENSE.name, DENSE), *((method.name, method) for method in others), (AGAIN, DENSE)]
 
 

@@ -26,7 +26,7 @@ from bench.measure.memory import saved_bytes
 from bench.measure.paired import PairedTimes
 from bench.measure.parts import Stepwatch, attention_share, shares
 from bench.records.record import Macs
-from bench.specs.run_spec import EncoderSpec, TrainSpec
+from bench.specs.run_spec import CONTINUED, EncoderSpec, TrainSpec
 from bench.statistics.ratios import Array, RatioEstimate, estimate
 from bench.training.build import build, optimizer_of, train_step
 from methods.names import Method
@@ -159,7 +159,11 @@ class TimedMethod:
     def run_speedup(self, times: PairedTimes, dense_step: str, ramp: float) -> RatioEstimate:
         """Time of a whole run of dense / time of a whole run of this method along a ramp, round by round."""
         own = np.stack([times.seconds[self.train_key(k)] for k in self.points], axis=-1)  # (rounds, points)
-        return estimate(times.seconds[dense_step] / self._mean_step(own, ramp))
+        mean = self._mean_step(own, ramp)
+        if self.method.continues is not None:  # the run that it continues, and its own part of the steps
+            patches = self.objective.encoder.geometry.patches
+            mean = times.seconds[f"{self.method.continues.name} train {patches}"] + mean / CONTINUED
+        return estimate(times.seconds[dense_step] / mean)
 
     def _mean_step(self, own: Array, ramp: float) -> Array:
         """Mean time of a step over a run, (rounds, points) -> (rounds,)."""

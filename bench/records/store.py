@@ -121,6 +121,17 @@ class Store:
         found = self.evaluation(run_id, name)
         return found is not None and found.settings == settings
 
+    def weights(self, run_id: str) -> bytes:
+        """The weights file of a finished run. Raises ValueError where the run is not done or the file is not the one
+        that its record names, OSError where it can't be read."""
+        path, record = self.folder(run_id) / "checkpoint.safetensors", self.record(run_id)
+        if record is None or record.status != "done":
+            raise ValueError(f"{self.folder(run_id)} holds no finished run")
+        content = path.read_bytes()
+        if sha256(content) != record.weights_sha256:
+            raise ValueError(f"{path} is not what the record names: put it back, or move {path.parent} away")
+        return content
+
     def training(self, run_id: str) -> Path:
         """The folder of the checkpoints of a training, removed once its record is written."""
         return self.folder(run_id) / "training"

@@ -105,10 +105,16 @@ class GridSpec(Frozen):
         )
 
     def runs(self, fingerprint: str = "") -> list[RunSpec]:
-        """The runs on data of this fingerprint. All runs of a seed precede those of the next seed."""
-        runs = [run for seed in self.seeds for method in self.parsed_methods() for run in self._runs_of(method, seed)]
-        found = {"fingerprint": fingerprint, "weights_sha256": self.encoder.weights_digest()}
-        return [run.model_copy(update=found) for run in runs]
+        """The runs on data of this fingerprint, with those that some of them continue. All runs of a seed precede those
+        of the next seed."""
+        runs: dict[str, RunSpec] = {}
+        for seed in self.seeds:
+            for method in self.parsed_methods():
+                for run in self._runs_of(method, seed, fingerprint):
+                    for one in (run.start, run):  # the run that it continues comes before it
+                        if one is not None:
+                            runs.setdefault(one.run_id, one)
+        return list(runs.values())
 
     def _learning_rate(self, method: Method) -> float:
         """The method's own tuned rate; or that of its strategy, then of the strategy that trains the same (`tuned_as`),
@@ -123,8 +129,9 @@ class GridSpec(Frozen):
             names += [f"{objective}/{strategy}" for objective in (method.objective, DEFAULT_OBJECTIVE)]
         return next((self.tuned[name] for name in names if name in self.tuned), self.train.lr)
 
-    def _runs_of(self, method: Method, seed: int) -> list[RunSpec]:
+    def _runs_of(self, method: Method, seed: int, fingerprint: str) -> list[RunSpec]:
         lr = self._learning_rate(method)
+        start = None if method.continues is None else self._runs_of(method.continues, seed, fingerprint)[0]
         run = RunSpec(
             method=method.name,
             data=self.data,
@@ -132,6 +139,9 @@ class GridSpec(Frozen):
             views=self.views,
             train=self.train.model_copy(update={"lr": lr}),
             seed=seed,
+            start=start,
+            fingerprint=fingerprint,
+            weights_sha256=self.encoder.weights_digest(),
             code=code_of(method.objective, method.strategy),
             preset=self.preset,
             evidence=self.evidence,

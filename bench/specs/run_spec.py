@@ -22,6 +22,7 @@ SCIENCE_VERSION = 2
 """Raised whenever the same spec would give other weights; a test with golden losses fails until it is."""
 
 OPTIMIZER, BETAS = "AdamW", (0.9, 0.95)  # of every pre-training
+CONTINUED = 3  # a run that continues a finished one takes one part in so many of the epochs
 FOLDS = 3  # of the cross-validation of a probe
 
 Number = Annotated[float, Field(strict=True)]  # strict: true is not a number
@@ -103,6 +104,7 @@ class RunSpec(Frozen):
     fingerprint: str = ""  # of the images and labels of `data`, once they have been read
     code: str = ""  # hash of the plug-in that defines the method, if one does
     weights_sha256: str = Field(default="", exclude_if=lambda said: not said)  # of the file that `encoder` starts from
+    start: RunSpec | None = Field(default=None, exclude_if=lambda said: said is None)  # finished run it continues
     preset: str = ""  # where the settings came from; not part of the run's identity
     evidence: bool = True  # as in the grid; not part of the run's identity either
 
@@ -113,16 +115,25 @@ class RunSpec(Frozen):
     def identity(self) -> dict[str, Any]:
         """Everything that determines the weights."""
         dump = self.model_dump(mode="json", exclude={"preset": True, "evidence": True, "data": {"root", "publish"}})
+        if self.start is not None:
+            dump["start"] = self.start.run_id
         return {**dump, "science_version": SCIENCE_VERSION}
 
     @property
     def settings(self) -> str:
-        """Hash of what all runs of a comparison share: the identity without method, seed, learning rate and labels."""
+        """Hash of what all runs of a comparison share: the identity without method, seed, learning rate, labels, and
+        the run that it continues."""
         dump = self.identity()
         for key in ("method", "seed", "labels", "finetune", "code"):
             dump.pop(key)
+        dump.pop("start", None)
         dump["train"].pop("lr")
         return _hash(dump)[:10]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of this training: those of the settings, or a third of them for a run that continues another."""
+        return self.train.epochs if self.start is None else max(1, round(self.train.epochs / CONTINUED))
 
     @property
     def run_id(self) -> str:

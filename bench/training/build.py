@@ -98,6 +98,6 @@ def keep_now(objective: Objective, progress: float, ramp: float) -> float:
     return keep_at(progress, strategy.target, ramp) if strategy.ramps and strategy.target is not None else 1.0
 
 
-def steps_of(images: int, train: TrainSpec) -> int:
-    """Return the number of pre-training steps; incomplete batches are dropped."""
-    return train.epochs * (images // train.batch)
+def steps_of(images: int, train: TrainSpec, epochs: int | None = None) -> int:
+    """Return the number of steps of a pre-training, of `epochs` or those of `train`; incomplete batches are dropped."""
+    return (train.epochs if epochs is None else epochs) * (images // train.batch)

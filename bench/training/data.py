@@ -16,7 +16,8 @@ from bench.specs.run_spec import DataSpec, RunSpec
 from bench.training.batches import views_of
 from datasets import load
 from datasets.dataset import Dataset
-from datasets.splits import Splits, fraction, index_hash, make_splits
+from datasets.splits import Splits, index_hash, make_splits, usage_notes
+from datasets.splits import draws as draws_of
 from datasets.views import Views
 from methods import code_of
 
@@ -44,7 +45,7 @@ class RunData:
 
     def draws(self, percent: float, draws: int) -> list[Indices]:
         """Return the labelled images of each draw of a label fraction; 100 per cent has a single draw."""
-        return [fraction(self.dataset, self.splits, percent, d) for d in range(1 if percent >= 100 else draws)]
+        return draws_of(self.dataset, self.splits, percent, draws)
 
     def subset(self, index: Indices) -> Subset:
         """Describe a set of images for a record: hash, counts, positives per finding."""
@@ -92,7 +93,7 @@ def data_record(run_data: RunData) -> DataRecord:
         fingerprint=data.fingerprint,
         label_names=data.label_names,
         patient_ids_known=data.patient_ids_known,
-        notes=data.notes,
+        notes=(*data.notes, *usage_notes(data, run_data.splits)),
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from bench.specs.run_spec import RunSpec
 from bench.training.batches import Lesions, draw_views, epoch_order, views_of
@@ -54,18 +56,23 @@ def pretrain(
     fabric: Fabric,
     progress: ProgressCallback,
     checkpoints: Checkpoints | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Trained:
     """Pre-train on `images` (indices into `data`), resuming from the newest checkpoint if there is one.
+
+    `weights` are those of the encoder of the run that this one continues (`spec.start`), by name.
 
     With several ranks, each trains on its own rows of every batch. All end with the same weights, and rank 0 reports.
     Raises TrainingFailed, e.g. for a loss that is not finite. When asked to stop, saves a checkpoint and raises
     KeyboardInterrupt or SystemExit.
     """
     train = spec.train
-    total = steps_of(len(images), train)
+    total = steps_of(len(images), train, spec.epochs)
     if total == 0:
         raise TrainingFailed(f"{len(images)} training images do not fill one batch of {train.batch}")
     objective = build(spec.parsed, spec.encoder, spec.seed)
+    if weights is not None:
+        objective.start_from(weights)
     objective.use_attention(train.attention, fabric.device)
     optimizer = optimizer_of(objective, train.lr, train.weight_decay, objective.lr_factors)
     if world() > 1:
@@ -80,10 +87,10 @@ def pretrain(
     lesions = Lesions(data, objective.encoder, spec.seed)
     checkpoints = checkpoints or Checkpoints(None)
     history = History.at(restored(checkpoints, objective, optimizer, fabric))
-    per_epoch = total // train.epochs
+    per_epoch = total // spec.epochs
     model.train()
     with checkpoints.stopping.between_steps():
-        for epoch in range(history.step // per_epoch, train.epochs):
+        for epoch in range(history.step // per_epoch, spec.epochs):
             order = epoch_order(images, spec.seed, epoch, train.batch)
             for index in itertools.islice(order, history.step % per_epoch, None):
                 step = history.step

@@ -47,13 +47,17 @@ def how(one: Evaluation) -> tuple[EvaluationSpec, FinetuneSpec]:
 
 
 def rerun(source: Source, spec: RunSpec, results: Path, cache: Path | None, progress: ProgressCallback) -> Record:
-    """Rerun a record with its evaluations into a results folder of its own, with the recorded number of threads."""
+    """Rerun a record with its evaluations into a results folder of its own, with the recorded number of threads. The
+    run that it continues is rerun before."""
     store, threads = Store(results), _threads_of(source.record)
     raise_allocator_thresholds()
+    runs = [(spec, *way) for way in _ways(source)]
+    if spec.start is not None and not store.done(spec.run_id):
+        runs.insert(0, (spec.start, *_NOTHING))
     with threads_of(threads):
-        for evaluation, tuning in _ways(source):
-            checkpoints = Checkpoints(store.training(spec.run_id))
-            record = run_experiment(Experiment(spec, evaluation, tuning, store, cache, threads, progress, checkpoints))
+        for run, evaluation, tuning in runs:
+            checkpoints = Checkpoints(store.training(run.run_id))
+            record = run_experiment(Experiment(run, evaluation, tuning, store, cache, threads, progress, checkpoints))
             if record.status == "failed":
                 break
     return record

@@ -72,11 +72,11 @@ def history(source: Source, spec: RunSpec, run_data: RunData) -> Check:
     recorded["final_loss"] = record.learning.final_loss if record.learning else None
     recorded["lines"] = [(line.get("epoch"), line.get("step")) for line in lines]
     steps = _steps(spec, run_data)
-    epochs = range(1, spec.train.epochs + 1) if trained else ()
+    epochs = range(1, spec.epochs + 1) if trained else ()
     found = {
         "steps": steps,
         "final_loss": lines[-1].get("loss") if lines else 0.0,
-        "lines": [(epoch, epoch * steps // spec.train.epochs) for epoch in epochs],
+        "lines": [(epoch, epoch * steps // spec.epochs) for epoch in epochs],
     }
     return compare(what, recorded, found, f"{len(lines)} epochs, {steps} steps, the last loss is final_loss")
 
@@ -101,7 +101,7 @@ def _steps(spec: RunSpec, run_data: RunData) -> int:
 
 
 def _pretraining_steps(spec: RunSpec, run_data: RunData) -> int:
-    return 0 if spec.parsed.objective == "none" else steps_of(len(run_data.splits.train), spec.train)
+    return 0 if spec.parsed.objective == "none" else steps_of(len(run_data.splits.train), spec.train, spec.epochs)
 
 
 def _by_content(spec: RunSpec) -> bool:

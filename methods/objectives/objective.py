@@ -7,6 +7,7 @@ on every rank costs about 0.1 % of a step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -47,7 +48,7 @@ class Objective(nn.Module):
     @property
     def lr_factors(self) -> dict[str, float]:
         """Factors on the learning rate, by the beginning of the names of parameters."""
-        return {f"encoder.strategy.{name}": factor for name, factor in self.encoder.strategy.lr_factors.items()}
+        return {f"encoder.{name}": factor for name, factor in self.encoder.strategy.lr_factors.items()}
 
     @property
     def computed(self) -> dict[str, Value]:
@@ -57,6 +58,17 @@ class Objective(nn.Module):
     def forward(self, views: Tensor, call: Call) -> Loss:
         """Return the loss of the global batch, given the views (2, B, channels, H, W) of this rank."""
         raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Continue from the network of another run with the same encoder, given the weights of its encoder by name.
+
+        Strategy and heads keep their initial weights. Raises RuntimeError for weights of another network.
+        """
+        for encoder in (module for module in self.modules() if isinstance(module, Encoder)):
+            start = f"{encoder.family}."
+            own = {name.removeprefix(start): weight for name, weight in weights.items() if name.startswith(start)}
+            encoder.network.load_state_dict(own)
+        self.encoder.strategy.start_from(self.encoder.network)
 
     def use_attention(self, backend: str, device: torch.device) -> None:
         """Choose the attention backend of all encoders, teachers included. Raises ValueError if it cannot run."""

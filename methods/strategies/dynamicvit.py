@@ -6,20 +6,25 @@ times the previous decision, all tokens are computed, and attention is a softmax
 which lets gradients reach dropped tokens. Inference is gathered: the best int(patches x rho^stage) tokens
 stay. Prefix tokens are always kept and never scored.
 
-Departures. In the paper it is a fine-tuning of a trained network under a frozen dense teacher; here it is
-trained from scratch, and the teacher is the same encoder without pruning, at its present weights, without
-gradient. The KL between logits becomes 1 - cosine between pooled features, for there are no logits; tokens
-are compared by MSE, as in the paper. Pooling is the mean of the kept patch tokens. An image that would lose
-all its tokens, as random decisions can do to a small grid, keeps the one with the best margin.
+In the paper it is a fine-tuning of a trained network under a frozen dense teacher. `init=dense` does the same: training
+continues from the network of the finished dense run of the same objective and seed, with its learning rate times 0.01
+(predictors and heads have all of it), for a third of the epochs, and distils that network.
+
+Departures. By default training is from scratch, and the teacher is the same encoder without pruning, at its present
+weights, without gradient. The heads of the objective are new also with `init=dense`, whose third of the epochs is ours
+(30 epochs after 300 in the paper). The KL between logits becomes 1 - cosine between pooled features, for there are no
+logits; tokens are compared by MSE, as in the paper. Pooling is the mean of the kept patch tokens. An image that would
+lose all its tokens, as random decisions can do to a small grid, keeps the one with the best margin.
 
 To know when reading its results: training only pulls the shares kept after each stage towards rho, rho^2, rho^3, and
 in a short one from scratch the decisions keep more than that, while inference keeps the exact counts: every record has
-both, and the report's selection diagnostics show them side by side. And as teacher and student share their weights,
-the distillation is small throughout.
+both, and the report's selection diagnostics show them side by side. And where teacher and student share their
+weights, the distillation is small throughout.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,6 +37,8 @@ from methods.attention import policy_core, run_block
 from methods.ranks import mean_over_ranks
 from methods.strategies.selection import highest
 from methods.strategies.strategy import Call, Encoding, Geometry, Strategy, as_mask, embed, gather, pool, stages
+
+BACKBONE = 0.01  # of the learning rate, for a network that is already trained
 
 
 class TokenPredictor(nn.Module):
@@ -74,7 +81,7 @@ class _Pruned:
 
 class DynamicViT(Strategy):
     """`rho`: share of the tokens that each stage keeps; `ratio_weight` of the loss on the kept ratio;
-    `distil_weight` of the two losses against the dense branch, 0 for none.
+    `distil_weight` of the two losses against the dense branch, 0 for none; `init` "dense" to continue a dense run.
 
     Raises ValueError for encoders of fewer than four blocks.
     """
@@ -82,9 +89,16 @@ class DynamicViT(Strategy):
     train_execution: ClassVar[Literal["gathered", "masked"]] = "masked"
 
     def __init__(
-        self, geometry: Geometry, rho: float = 0.7, ratio_weight: float = 2.0, distil_weight: float = 0.5
+        self,
+        geometry: Geometry,
+        rho: float = 0.7,
+        ratio_weight: float = 2.0,
+        distil_weight: float = 0.5,
+        init: Literal["scratch", "dense"] = "scratch",
     ) -> None:
         super().__init__(geometry)
+        self.init = init
+        self._teacher: list[VisionTransformer] = []  # frozen, and no submodule: it is in no checkpoint
         self.rho, self.ratio_weight, self.distil_weight = rho, ratio_weight, distil_weight
         self.before = stages(geometry, "dynamicvit")
         self.predictors = nn.ModuleList(TokenPredictor(geometry.dim) for _ in self.before)
@@ -92,6 +106,14 @@ class DynamicViT(Strategy):
     @property
     def target(self) -> float:
         return self.rho
+
+    @property
+    def lr_factors(self) -> dict[str, float]:
+        return {"vit.": BACKBONE} if self.init == "dense" else {}
+
+    def start_from(self, network: nn.Module) -> None:
+        assert isinstance(network, VisionTransformer)
+        self._teacher = [copy.deepcopy(network).requires_grad_(False).eval()]
 
     def kept_after(self, stage: int) -> int:
         """Patch tokens that are left after `stage` (0-based) at inference."""
@@ -131,7 +153,7 @@ class DynamicViT(Strategy):
         if torch.is_grad_enabled():  # a teacher descends no loss, and pays for none
             encoding.losses["ratio"] = self.ratio_weight * self._ratio_loss(masked.policies)
             if self.distil_weight:
-                self._distil(vit, masked, encoding)
+                self._distil(self._dense_tokens(vit, images, masked), masked, encoding)
         return encoding
 
     def _mask(self, vit: VisionTransformer, images: Tensor, call: Call) -> _Pruned:
@@ -166,13 +188,22 @@ class DynamicViT(Strategy):
         misses = [(policy.mean(1) - self.rho ** (k + 1)).square().mean() for k, policy in enumerate(policies)]
         return torch.stack(misses).mean()
 
-    def _distil(self, vit: VisionTransformer, masked: _Pruned, encoding: Encoding) -> None:
-        """Losses against the dense branch, which shares everything before the first stage."""
-        with torch.no_grad():
-            x = masked.start
-            for block in vit.blocks[self.before[0] :]:
-                x = run_block(block, x, self.core)
-            dense = vit.norm(x)
+    @torch.no_grad()
+    def _dense_tokens(self, vit: VisionTransformer, images: Tensor, masked: _Pruned) -> Tensor:
+        """Tokens (B, prefix + patches, C) of the teacher, which computes all of them.
+
+        The network itself as a teacher shares everything before the first stage with the student.
+        """
+        teacher, x, blocks = vit, masked.start, vit.blocks[self.before[0] :]
+        if self.init == "dense":
+            teacher = self._teacher[0].to(images.device) if self._teacher else vit  # none yet: cost is the same
+            x, blocks = embed(teacher, images), teacher.blocks
+        for block in blocks:
+            x = run_block(block, x, self.core)
+        return teacher.norm(x)  # type: ignore[no-any-return]
+
+    def _distil(self, dense: Tensor, masked: _Pruned, encoding: Encoding) -> None:
+        """Losses against the tokens of the teacher."""
         prefix, kept = self.geometry.prefix, masked.policies[-1].detach() > 0.5
         cosine = F.cosine_similarity(encoding.features.float(), pool(dense, prefix).float(), dim=1)
         encoding.losses["distil"] = self.distil_weight * (1 - cosine).mean()

@@ -96,7 +96,7 @@ class SparseContrast(Selection):
 
     @property
     def lr_factors(self) -> dict[str, float]:
-        return {} if self.predictor_lr == 1 else {"predictor.": self.predictor_lr}
+        return {} if self.predictor_lr == 1 else {"strategy.predictor.": self.predictor_lr}
 
     @property
     def computed(self) -> dict[str, Value]:

@@ -160,7 +160,7 @@ class Strategy(nn.Module):
 
     @property
     def lr_factors(self) -> dict[str, float]:
-        """Factors on the learning rate, by the beginning of the names of the strategy's own parameters."""
+        """Factors on the learning rate, by the beginning of the names of the encoder's parameters."""
         return {}
 
     @property
@@ -180,6 +180,9 @@ class Strategy(nn.Module):
         Those of training are in `Encoding.stats`, as kept_share_1 and so on.
         """
         return ()
+
+    def start_from(self, network: nn.Module) -> None:
+        """Take notice that training continues from this network, which is already that of the encoder."""
 
     def calibrate(self, images: Tensor) -> bool:
         """Make an untrained strategy keep its target ratio of `images` (N, channels, H, W) on average.

@@ -404,7 +404,7 @@ def test_a_plug_in_that_changed_since_the_grid_was_planned(setup: Setup, registr
     assert record.status == "failed"
     assert "the plug-in of simclr/mine changed since the grid was planned: give the command again" in record.reason
     with pytest.raises(ValueError, match="the plug-in of simclr/mine changed"):  # any other rank's share of it
-        train_along(run, setup.cache, Checkpoints(setup.store.training(run.run_id)))
+        train_along(run, setup.store, setup.cache, Checkpoints(setup.store.training(run.run_id)))
 
 
 def test_encoder_weights_that_changed_since_the_grid_was_planned(setup: Setup) -> None:

@@ -78,7 +78,7 @@ def test_intervals_over_test_patients_alone_are_named_so_wherever_they_are_shown
     sentences = [one for group in summary.groups for one in group.finding if "macro AUROC" in one]
     assert len(sentences) >= 4
     assert all("interval over test patients alone" in one for one in sentences)
-    assert "no front is drawn of fewer than 5 seeds" in page
+    assert "no front is drawn: 2 of the 5 seeds that it needs." in page
     assert "no method beyond it is both cheaper and better" not in page
 
 

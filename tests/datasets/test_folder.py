@@ -70,15 +70,15 @@ def test_the_columns(tmp_path):
     }
     notes = "\n".join(data.notes)
     assert "no findings: site, score" in notes and "blank in every row: empty" in notes
-    assert "2 uncertain labels (-1) are taken as missing" in notes
-    assert "1 of 4 images have no label" in notes
+    counted = {what: numbers.tolist() for what, numbers in data.counted.items()}
+    assert counted == {"Uncertain labels (-1), taken as missing (uncertain=ignore)": [1, 0, 0, 1]}
 
 
 @pytest.mark.parametrize(("policy", "value"), [("positive", 1), ("negative", 0)])
 def test_the_policy_for_uncertain_labels(tmp_path, policy, value):
     data = load(write(tmp_path, MANIFEST), uncertain=policy)
     assert data.labels[[0, 3], 2].tolist() == [value, value]
-    assert any(f"uncertain={policy}" in note for note in data.notes)
+    assert any(f"uncertain={policy}" in what for what in data.counted)
     assert data.fingerprint != load(tmp_path).fingerprint
 
 
@@ -86,7 +86,7 @@ def test_named_findings(tmp_path):
     data = load(write(tmp_path, MANIFEST), labels="B, A")
     assert data.label_names == ("B", "A")
     assert any("site, score" in note and "uncertain" in note for note in data.notes)
-    assert not any("-1" in note for note in data.notes), "the column with uncertain labels is not used"
+    assert data.counted == {}, "the column with uncertain labels is not used"
     assert load(tmp_path, labels=["A"]).label_names == ("A",)
 
 
@@ -435,12 +435,13 @@ def test_how_images_that_are_not_square_come_to_one_is_said(tmp_path, fit, words
     manifest = "path,patient_id,A\na.png,p,1\nb.png,q,0\nc.png,r,1"
     pictures = {"a.png": picture(20, 20), "b.png": picture(10, 20), "c.png": picture(20, 15)}
     data = load(write(tmp_path, manifest, pictures), fit=fit)
-    (note,) = [note for note in data.notes if "not square" in note]
-    assert note.startswith("2 of 3 images are not square")
-    assert words in note
+    ((what, numbers),) = data.counted.items()
+    assert what.startswith("Images that are not square, ")
+    assert words in what
+    assert numbers.tolist() == [0, 1, 1]
     assert (data.frames is not None) == (fit == "pad")
     square = load(write(tmp_path / "square", manifest), fit=fit)
-    assert not [note for note in square.notes if "square" in note]
+    assert square.counted == {}
 
 
 def test_padding_by_patch_is_what_pixels_say(tmp_path):

@@ -93,6 +93,7 @@ def test_a_data_set_knows_what_is_labelled():
         ({"patients": np.array([1, 2, 3])}, "strings"),
         ({"official_split": np.array(["train", "valid", "test"])}, "splits are"),
         ({"masks": np.zeros((3, 4, 4), dtype=np.uint16)}, "come together"),
+        ({"counted": {"Images upside down": np.zeros((3, 1))}}, "counted.*must be"),
         ({"details": {"size_mm": np.zeros((3, 2))}}, "size_mm"),
         ({"details": {"colour": np.zeros((3, 1))}}, "colour"),
         ({"subgroups": {"sex": np.array(["F"])}}, "sex"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import datasets
 from datasets.dataset import Dataset
-from datasets.splits import fraction, index_hash, make_splits
+from datasets.splits import draws, fraction, index_hash, make_splits, usage_notes
 
 PREVALENCE = (0.3, 0.1, 0.03)
 
@@ -36,6 +36,39 @@ def made_up(patients: int = 600, seed: int = 0, **changes) -> Dataset:
         fingerprint=f"{seed:064x}",
     )
     return Dataset(**{**values, **changes})
+
+
+def test_every_count_in_a_note_is_of_what_is_used():
+    """Unlabelled images of validation and test patients are in no part, so they are not counted as pre-training."""
+    data = made_up(patients=200)
+    unsure = np.random.default_rng(1).integers(0, 3, len(data))
+    data = data.replace(counted={"Uncertain labels": unsure})
+    splits = make_splits(data)
+    held_out = set(data.patients[np.concatenate([splits.val, splits.test])].tolist())
+    bare = [i for i in range(len(data)) if np.isnan(data.labels[i]).all()]
+    unused = [i for i in bare if data.patients[i] in held_out]
+    assert 0 < len(unused) < len(bare)
+    train, val, test = (sum(unsure[i] for i in part) for part in (splits.train, splits.val, splits.test))
+    assert train + val + test < unsure.sum()
+    assert usage_notes(data, splits) == (
+        f"{len(bare) - len(unused)} images without any label are used in pre-training only.",
+        f"{len(unused)} images without any label, of validation or test patients, are not used at all.",
+        f"Uncertain labels: {train} in pre-training, {val} in the validation and {test} in the test split.",
+    )
+
+
+def test_a_data_set_that_is_all_used_needs_no_note():
+    data = made_up(patients=60)
+    data = data.replace(labels=np.nan_to_num(data.labels))
+    assert usage_notes(data, make_splits(data)) == ()
+
+
+def test_draws_are_the_fractions_of_their_numbers():
+    data = made_up(patients=200)
+    splits = make_splits(data)
+    found = draws(data, splits, 10, 3)
+    assert [one.tolist() for one in found] == [fraction(data, splits, 10, draw).tolist() for draw in range(3)]
+    assert [one.tolist() for one in draws(data, splits, 100, 3)] == [fraction(data, splits, 100, 0).tolist()]
 
 
 def check(data: Dataset, draws: int = 3) -> None:

@@ -17,7 +17,7 @@ from bench.analysis.judge.scores import Scores
 from bench.analysis.read import frames
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables, run_tables, settings_tables
+from bench.analysis.show import accuracy_tables, difference_tables, run_tables, settings_tables
 from tests.bench.analysis.synthetic import Method, World, write_run
 from tests.damage import Damage, cut, folder, huge, pipe, put, zero
 from tests.hostile.harness import Commands, check
@@ -281,7 +281,7 @@ def test_any_value_anywhere_is_reported_on_or_refused(
                 if scores.fractions:
                     (
                         accuracy_tables.accuracy(scores),
-                        accuracy_tables.differences(scores, "dense"),
+                        difference_tables.differences(scores, "dense"),
                         accuracy_tables.precision(scores),
                     )
                     accuracy_tables.per_finding(scores), accuracy_tables.subgroups(scores)

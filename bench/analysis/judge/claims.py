@@ -29,6 +29,9 @@ NAN = float("nan")
 MARGIN = 0.03
 SEEDS = 5
 """The fewest seeds, paired with those of the rival, that a verdict on accuracy is given from."""
+ANOTHER_PROCESSOR = "the same seeds on another processor can give other results"
+"""Said beside every accuracy over fewer than SEEDS seeds: training that selects tokens amplifies rounding.
+docs/intervals.md has an example."""
 EQUAL = 0.02  # MACs that differ by less are called equal
 PAPER_DEVICE = "A100"
 READINGS = {"rate": 1.40, "time": 1 / 0.6}
@@ -200,8 +203,12 @@ Speeds = Mapping[tuple[str, float | None], Speed | None]
 
 def speeds_of(arm: Arm, find: Callable[[str, float | None], Speed | None]) -> Speeds:
     """Speed-ups of each of MEASURES, and those of a run with each other ramp that was measured."""
-    others = [(ramp, find("run", ramp)) for ramp in RAMPS if ramp != ramp_of(arm)]
-    return {(kind, None): find(kind, None) for kind in MEASURES} | {("run", ramp): one for ramp, one in others if one}
+    found: dict[tuple[str, float | None], Speed | None] = {}
+    for kind in MEASURES:
+        found[kind, None] = find(kind, None)
+        others = {ramp: find(kind, ramp) for ramp in RAMPS if kind == "run" and ramp != ramp_of(arm)}
+        found |= {(kind, ramp): one for ramp, one in others.items() if one}
+    return found
 
 
 def speed_claims(arm: Arm, scale: str, speeds: Speeds) -> list[Claim]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.analysis.judge.caveats import caveats, failed, little_data
 from bench.analysis.judge.claims import (
     MARGIN,
     MEASURES,
     PAPER_DEVICE,
-    SEEDS,
     Claim,
     alike,
     in_words,
@@ -19,36 +19,21 @@ from bench.analysis.judge.claims import (
 )
 from bench.analysis.judge.image_dependence import dependences
 from bench.analysis.judge.scores import Scores
-from bench.analysis.read.groups import Arm, Group
-from bench.statistics.accuracy import LEVELS
-
-NO_VERDICT = "No verdict on accuracy"
+from bench.analysis.read.groups import Group
 
 
 def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: int = 0) -> list[str]:
-    """What the group shows, in sentences, the most important first."""
-    out = []
-    if not group.evidence:
-        out.append(
-            f"This is the {group.preset} preset: it shows that the machinery runs and is no evidence about any method."
-        )
-    missing = provisional(group, scores, planned)
-    if missing:
-        out.append(f"Provisional: {missing}.")
+    """What the group shows, in sentences, the most important first: caveats, amounts of data, results."""
+    out = caveats(group, scores, planned)
     if scores is None or not scores.fractions:
         return [*out, "No evaluation on the test split is at hand, so nothing can be said about accuracy."]
-    if len(group.seeds) < SEEDS:
-        out.append(
-            f"{NO_VERDICT}: it needs {SEEDS} seeds, and there {_seeds(group, '')}. What follows on accuracy are"
-            " estimates; the same seeds on another processor can give others, because training that selects tokens"
-            " amplifies rounding."
-        )
+    out += little_data(scores)
     fraction = scores.primary
-    out += _discriminates(scores, fraction) + _not_learned(scores) + _weak_baseline(scores, fraction)
+    out += _discriminates(scores, fraction) + _hides_differences(scores) + _weak_baseline(scores, fraction)
     for name in dict.fromkeys(claim.arm for claim in claims):
         mine = [claim for claim in claims if claim.arm == name and claim.fraction in (None, fraction)]
         out += [_accuracy(c, scores, fraction) for c in mine if c.kind == "accuracy" and c.verdict != "not measured"]
-        out += _where_dense_learns(name, scores)
+        out += _over_chosen(name, scores)
         out += [
             _rival(c, group, scores, fraction)
             for c in mine
@@ -57,49 +42,8 @@ def finding(group: Group, scores: Scores | None, claims: list[Claim], planned: i
         out += [one.sentence(fraction) for one in dependences(scores, fraction) if one.arm.label == name]
         speeds = [c for c in mine if c.kind == "speed"]
         out += [_speed(name, scale, speeds) for scale in dict.fromkeys(c.scale for c in speeds)]
-    names = unlearned(group)
-    if names:
-        where = [*(["Failed runs are missing from every mean"] if group.failed else [])]
-        where += ["plateaued and collapsed runs are in the means"] if len(names) > len(group.failed) else []
-        text = ", ".join(where)
-        out.append(f"{text[0].upper()}{text[1:]}: {'; '.join(names)}.")
-    return out
-
-
-def provisional(group: Group, scores: Scores | None, planned: int = 0) -> str:
-    """Why the report is not the last word, or an empty string."""
-    parts = []
-    if planned > len(group.runs) + len(group.failed):
-        parts.append(f"{len(group.runs)} of {planned} planned runs are done")
-    if group.failed:
-        parts.append(f"{len(group.failed)} {'runs' if len(group.failed) > 1 else 'run'} failed")
-    short = [arm.label for arm in group.arms if scores and any(incomplete(arm, scores, f) for f in scores.fractions)]
-    if short:
-        parts.append(f"seeds are missing for {', '.join(short)}")
-    if len(group.seeds) < LEVELS:
-        parts.append(f"there {_seeds(group)}, so intervals are over test patients alone")
-    return "; ".join(parts)
-
-
-def _seeds(group: Group, noun: str = " seeds") -> str:
-    return f"is one{noun[:-1]}" if len(group.seeds) == 1 else f"are {len(group.seeds)}{noun}"
-
-
-def incomplete(arm: Arm, scores: Scores, fraction: float) -> bool:
-    return len(arm.evaluations(scores.probe, fraction)) < len(scores.group.seeds)
-
-
-def unlearned(group: Group) -> list[str]:
-    """Runs that failed, plateaued or collapsed, by name, with the reason."""
-    out = [f"{record.run_id} failed ({record.reason or 'no reason recorded'})" for record in group.failed]
-    for run in group.runs:
-        learning = run.record.learning
-        if learning and learning.verdict in ("plateaued", "collapsed"):
-            out.append(
-                f"{run.record.run_id} {learning.verdict} (loss {learning.final_loss:.2f}, plateau at "
-                f"{learning.plateau_loss:.2f}, feature spread {learning.feature_std:.3g})"
-            )
-    return out
+    names = failed(group)
+    return [*out, f"Failed runs are missing from every mean: {'; '.join(names)}."] if names else out
 
 
 def _discriminates(scores: Scores, fraction: float) -> list[str]:
@@ -116,28 +60,33 @@ def _discriminates(scores: Scores, fraction: float) -> list[str]:
     return [f"{text}; the interval does not exclude 0, so this set-up can't tell good methods from bad ones."]
 
 
-def _not_learned(scores: Scores) -> list[str]:
+def _hides_differences(scores: Scores) -> list[str]:
     """A sentence on the findings of the macro mean that tell no methods apart."""
-    arms, names = scores.dense_and_untrained, scores.learned
+    arms, names = scores.dense_and_untrained, scores.chosen_findings
     others = [name for name in scores.findings(scores.primary) if name not in (names or ())]
     if arms is None or names is None or not others:
         return []
-    text = f"Among the validation patients {arms[0].label} is not seen to beat the untrained encoder on"
-    where = f"at {scores.primary:g} % of the labels"
+    text = (
+        f"At {scores.primary:g} % of the labels the interval of {arms[0].label} minus the untrained encoder among the"
+        " validation patients"
+    )
     if not names:
-        return [f"{text} any finding {where}."]
-    return [f"{text} {listed(others)} {where}: in a macro mean over all findings these hide differences."]
+        return [f"{text} lies above 0 for no finding."]
+    return [
+        f"{text} lies above 0 for {listed(names)}, and not for {listed(others)}: in a macro mean over all findings"
+        f" {'this one' if len(others) == 1 else 'these'} can hide differences."
+    ]
 
 
-def _where_dense_learns(label: str, scores: Scores) -> list[str]:
-    """A sentence on one method over the findings that dense learns, where these are not all."""
+def _over_chosen(label: str, scores: Scores) -> list[str]:
+    """A sentence on one method over the findings chosen on the validation patients, where these are not all."""
     arm = next(one for one in scores.group.arms if one.label == label)
-    rival, names, fraction = scores.reference(arm, "dense"), scores.learned, scores.primary
+    rival, names, fraction = scores.reference(arm, "dense"), scores.chosen_findings, scores.primary
     if not names or rival is None or names == scores.findings(fraction):
         return []
     found = scores.difference(arm, rival, fraction, names)
-    text = f"Over {listed(names)}, which dense learns, {label} against dense at {fraction:g} % of the labels"
-    return [f"{text}: {in_words(found)}."] if found else []
+    text = f"Over {listed(names)}, chosen on the validation patients, {label} against dense at {fraction:g} %"
+    return [f"{text} of the labels: {in_words(found)}."] if found else []
 
 
 def listed(names: Sequence[str]) -> str:
@@ -153,9 +102,11 @@ def _weak_baseline(scores: Scores, fraction: float) -> list[str]:
     found = scores.difference(arms["supervised"], arms["untrained"], fraction)
     if found is None or no_verdict(found) or found.low > 0:
         return []
+    first = "the first draw of " if scores.draws(arms["untrained"], fraction) > 1 else ""
     return [
-        f"supervised, trained from scratch on {fraction:g} % of the labels, is not seen to beat a linear probe of the "
-        f"untrained encoder ({in_words(found)}): in as short a training as this it is a weak baseline."
+        f"supervised, trained from scratch on {first}{fraction:g} % of the labels, is not seen to beat a linear probe"
+        f" of the untrained encoder on the same images ({in_words(found)}): in as short a training as this it is a weak"
+        " baseline."
     ]
 
 

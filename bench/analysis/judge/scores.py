@@ -6,20 +6,18 @@ draws and label fractions at hand. Where that set is empty, each fraction gets i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from bench.analysis.read.groups import Arm, Group, ReportRefused, Run
+from bench.analysis.read.predictions import Part, Sample, read_predictions
 from bench.records.record import Evaluation
 from bench.statistics import accuracy
 from bench.statistics.accuracy import Array, Estimate
-from datasets.archives import read_npz
 
-Part = Literal["test", "validation"]
 PRIMARY = 10.0  # per cent of the labels at which verdicts are given
 
 
@@ -30,9 +28,7 @@ class Scores:
     group: Group
     probe: str
     _values: dict[tuple[Any, ...], dict[str, Array] | None] = field(default_factory=dict, repr=False)
-    _patients: dict[Part, tuple[Array, Array]] = field(
-        default_factory=dict, repr=False
-    )  # names; (findings, 2) by class
+    _samples: dict[Part, Sample] = field(default_factory=dict, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,10 +84,10 @@ class Scores:
                 "No finding is defined at every label fraction, so each fraction has its own set of findings"
                 " and fractions can't be compared with each other."
             )
-        if self.fractions and self.dense_and_untrained is not None and self.learned is None:
+        if self.fractions and self.dense_and_untrained is not None and self.chosen_findings is None:
             out.append(
-                f"The {self.probe} probe was not scored on the validation patients, so nothing says on which findings"
-                " dense learns."
+                f"There is no interval of the {self.probe} probe on validation patients, so no findings were chosen on"
+                " them."
             )
         return out
 
@@ -116,16 +112,15 @@ class Scores:
     def _read(self, run: Run, one: Evaluation, draws: int | None, part: Part) -> dict[str, Array] | None:
         """Pseudo-values of each finding that is defined."""
         path = run.predictions(one)
-        found = _predictions(path, len(self.names), part) if path.is_file() else None
+        found = read_predictions(path, len(self.names), part) if path.is_file() else None
         if found is None:
             return None
-        scores, labels, patients = found[0][:draws], *found[1:]
+        scores, sample = found[0][:draws], found[1]
         values: dict[str, Array] = {}
-        for i in np.flatnonzero(accuracy.defined_labels(scores, labels)):
+        for i in np.flatnonzero(accuracy.defined_labels(scores, sample.labels)):
             mask = np.arange(len(self.names)) == i
-            values[self.names[i]], _ = accuracy.pseudo_values(scores, labels, patients, mask)
-        who, counts = np.unique(patients), accuracy.patients_by_class(labels, patients)
-        if not np.array_equal(self._patients.setdefault(part, (who, counts))[0], who):
+            values[self.names[i]], _ = accuracy.pseudo_values(scores, sample.labels, sample.patients, mask)
+        if not np.array_equal(self._samples.setdefault(part, sample).names, sample.names):
             raise ReportRefused(
                 f"{path} holds other {part} patients than the other runs of its group; run "
                 f"{run.record.run_id} again or move it to another results folder."
@@ -135,19 +130,32 @@ class Scores:
     def _of(
         self, arm: Arm, fraction: float, names: tuple[str, ...], draws: int | None = None
     ) -> dict[int, tuple[Array | None, float]]:
-        """By seed: pseudo-values (or None) and the plain mean of the findings' AUROC."""
-        out, draws = {}, draws or self.draws(arm, fraction)
+        """By seed: pseudo-values (or None) and the mean of the findings' AUROC, of the first `draws` or of all.
+
+        Without predictions a record has the mean over all draws by finding, and single draws as a macro mean alone.
+        Seeds whose record does not have what is asked for are left out.
+        """
+        out: dict[int, tuple[Array | None, float]] = {}
+        draws = draws or self.draws(arm, fraction)
         for seed, (run, one) in arm.evaluations(self.probe, fraction).items():
-            mean = float(np.mean([one.per_label[name].auroc for name in names]))
-            out[seed] = (self._run_values(run, one, names, draws), mean)
+            values = self._run_values(run, one, names, draws)
+            if values is not None:
+                out[seed] = (values, float(values.mean()))
+            elif draws == len(one.draws):
+                out[seed] = (None, float(np.mean([one.per_label[name].auroc for name in names])))
+            elif set(names) == one.per_label.keys():
+                out[seed] = (None, float(np.mean([draw.macro_auroc for draw in one.draws[:draws]])))
         return out
 
-    def estimate(self, arm: Arm, fraction: float, finding: str | None = None) -> Estimate | None:
-        """Macro AUROC of an arm, or the AUROC of one finding, with its interval on the logit scale."""
+    def estimate(
+        self, arm: Arm, fraction: float, finding: str | None = None, draws: int | None = None
+    ) -> Estimate | None:
+        """Macro AUROC of an arm, or the AUROC of one finding, with its interval on the logit scale; of the first
+        `draws` of the labelled patients, or of all."""
         names = (finding,) if finding else self.findings(fraction)
         if not names or (finding and finding in self._undefined.get(fraction, {})):
             return None
-        found = _interval(list(self._of(arm, fraction, names).values()))
+        found = _interval(list(self._of(arm, fraction, names, draws).values()))
         return self._among_patients(accuracy.of_auroc(found), names) if found else None
 
     def difference(
@@ -175,7 +183,9 @@ class Scores:
         """What the rarest class of these findings among the patients allows: an interval, a rough one, or none."""
         if not found.patients:
             return found  # over seeds alone
-        by_class = dict(zip(self.names, self._patients[part][1].tolist(), strict=True))
+        sample = self._samples[part]
+        found = replace(found, patients=sample.labelled([self.names.index(name) for name in names]))
+        by_class = dict(zip(self.names, sample.by_class.tolist(), strict=True))
         fewest, name, side = min((n, name, side) for name in names for side, n in enumerate(by_class[name]))
         noun = f"{part} patient" if fewest == 1 else f"{part} patients"
         return accuracy.among_patients(found, fewest, f"{noun} {('without', 'with')[side]} {name}")
@@ -188,14 +198,15 @@ class Scores:
         return (dense[0], untrained[0]) if dense and untrained else None
 
     @cached_property
-    def learned(self) -> tuple[str, ...] | None:
-        """The findings of the macro mean at the primary fraction on which dense is seen to beat the untrained encoder
-        among the validation patients: by the paired interval. Test patients have no part in the choice, which would
-        favour dense otherwise. None where validation patients were not scored."""
+    def chosen_findings(self) -> tuple[str, ...] | None:
+        """The findings of the macro mean at the primary fraction for which the paired interval of dense minus the
+        untrained encoder lies above 0 among the validation patients: others can't tell methods apart. Test patients
+        have no part in the choice, which would favour dense otherwise. It is a choice and no verdict, and made with any
+        number of seeds. None where there is no interval among validation patients."""
         if self.dense_and_untrained is None:
             return None
         found = {name: self._on_validation(name) for name in self.findings(self.primary)}
-        if not any(found.values()):
+        if not any(one is not None and one.bounded for one in found.values()):
             return None
         return tuple(name for name, one in found.items() if one is not None and one.low > 0)
 
@@ -216,21 +227,47 @@ class Scores:
         found = _interval(values)
         return self._among_patients(found, (name,), "validation") if found else None
 
+    @cached_property
+    def sample(self) -> Sample | None:
+        """The test images that were scored, the same for all runs; None where no record keeps its predictions."""
+        paths = (run.predictions(one) for run in self.group.runs for one in run.evaluations)
+        path = next((path for path in paths if path.is_file()), None)
+        found = path and read_predictions(path, len(self.names), "test")
+        return found[1] if found else None
+
     def draws(self, arm: Arm, fraction: float) -> int:
         """Draws of the fraction that all seeds of the arm were scored on; 0 where it was not scored."""
         return min((len(one.draws) for _, one in arm.evaluations(self.probe, fraction).values()), default=0)
 
-    def seed_means(self, arm: Arm, fraction: float, what: str = "auroc") -> list[float]:
-        """One macro value a seed, in seed order; `what` is "auroc" or "auprc"."""
-        names = self.findings(fraction)
+    def precisions(self, arm: Arm, fraction: float, draws: int | None = None) -> list[float]:
+        """Macro AUPRC of each seed, in seed order, of the first `draws` of the labelled patients or of all. Seeds whose
+        record does not have what is asked for are left out."""
         found = sorted(arm.evaluations(self.probe, fraction).items())
-        return [float(np.mean([getattr(one.per_label[name], what) for name in names])) for _, (_, one) in found]
+        values = [self._precision(run, one, self.findings(fraction), draws) for _, (run, one) in found]
+        return [value for value in values if value is not None]
+
+    def _precision(self, run: Run, one: Evaluation, names: tuple[str, ...], draws: int | None) -> float | None:
+        """Macro AUPRC of one run; None where the record does not have that of its first `draws`."""
+        if draws is None or draws >= len(one.draws):
+            return float(np.mean([one.per_label[name].auprc for name in names]))
+        path = run.predictions(one)
+        if path.is_file() and (found := read_predictions(path, len(self.names), "test")):
+            scores, sample = found[0][:draws], found[1]
+            columns = [self.names.index(name) for name in names]
+            known = {i: ~np.isnan(sample.labels[:, i]) for i in columns}
+            values = [accuracy.auprc(draw[known[i], i], sample.labels[known[i], i]) for draw in scores for i in columns]
+            return float(np.mean(values))
+        if set(names) == one.per_label.keys():
+            return float(np.mean([draw.macro_auprc for draw in one.draws[:draws]]))
+        return None
 
     def reference(self, arm: Arm, strategy: str) -> Arm | None:
-        """The arm of that strategy to compare with: of the same objective; for baselines and for a dense arm,
-        SimCLR's."""
+        """The arm of that strategy to compare with: of the same objective; for a dense arm, SimCLR's; for baselines,
+        SimCLR's or, without it, another's."""
         same = [one for one in self.group.arms if one.strategy == strategy and one is not arm]
-        if arm.baseline or (arm.strategy == "dense" and strategy == "dense"):
+        if arm.baseline:
+            same = [one for one in same if one.objective == "simclr"] or same
+        elif arm.strategy == "dense" and strategy == "dense":
             same = [one for one in same if one.objective == "simclr"]
         else:
             same = [one for one in same if one.objective == arm.objective]
@@ -238,33 +275,6 @@ class Scores:
         near = [one for one in same if one.keep == arm.keep] or same
         plain = [one for one in near if "[" not in one.method] or near
         return plain[0] if plain else None
-
-
-def _predictions(path: Path, findings: int, part: Part) -> tuple[Array, Array, Array] | None:
-    """scores (draws, images, findings), labels (images, findings) and patients (images,) of a run's predictions; None
-    where there are none on validation images."""
-    names = [name if part == "test" else f"validation_{name}" for name in ("scores", "labels", "patients")]
-    try:
-        saved = read_npz(path, names if part == "test" else (), optional=names)
-    except ValueError as error:
-        raise ReportRefused(f"{error} It holds a run's predictions: run it again, or move its folder away.") from error
-    if len(saved) < len(names):
-        return None
-    scores, labels, patients = (saved[name] for name in names)
-    images = patients.shape[:1]
-    numbers = scores.dtype.kind == "f" and labels.dtype.kind == "f" and patients.dtype.kind == "U"
-    if (
-        not numbers
-        or scores.size == 0
-        or scores.ndim != 3
-        or scores.shape[1:] != (*images, findings)
-        or labels.shape != scores.shape[1:]
-    ):
-        raise ReportRefused(
-            f"{path} does not hold scores of {findings} findings with their labels and patients: run it again, or move "
-            "its folder away."
-        )
-    return scores, labels, patients
 
 
 def _interval(found: list[tuple[Array | None, float]]) -> Estimate | None:

@@ -10,6 +10,9 @@ from bench.records.record import Evaluation, Record
 from bench.records.run_folder import predictions_path
 from methods import ALL_TOKENS, BASELINES, STRATEGIES, SUPERVISED, Inference, inference_modes
 
+UNLEARNED = "†"
+"""Ends the label of an arm with runs that did not learn, in every table, figure and sentence."""
+
 
 class ReportRefused(ValueError):
     """Raised for records that must not stand in one report; the message says which, why, and what to do."""
@@ -27,6 +30,12 @@ class Run:
     def seed(self) -> int:
         """The seed of the run's spec."""
         return int(self.record.spec.get("seed", 0))
+
+    @property
+    def unlearned(self) -> str:
+        """`plateaued` or `collapsed` for a run that did not learn, else an empty string."""
+        verdict = self.record.learning.verdict if self.record.learning else ""
+        return verdict if verdict in ("plateaued", "collapsed") else ""
 
     def own(self, labels: float) -> bool:
         """Whether the weights may be scored at this fraction: a supervised baseline is trained on one fraction only."""
@@ -49,9 +58,10 @@ def inference_macs(record: Record, mode: Inference) -> float | None:
     return None if other else macs.inference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
-    """Runs of one method at one keep ratio in one inference mode: a row of the tables. `label` is unique in a group."""
+    """Runs of one method at one keep ratio in one inference mode: a row of the tables. `label` is unique in a group.
+    Two arms are the same if they are one object."""
 
     label: str
     method: str
@@ -63,6 +73,11 @@ class Arm:
     train_execution: str
     runs: tuple[Run, ...]
     main: bool = True  # in the default inference mode of the strategy
+
+    @property
+    def unlearned(self) -> int:
+        """The number of runs that plateaued or collapsed."""
+        return sum(bool(run.unlearned) for run in self.runs)
 
     @property
     def baseline(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bench.analysis.read.compatible import refuse_changed_data, refuse_strangers, refuse_twins
-from bench.analysis.read.groups import Arm, Group, ReportRefused, Run
+from bench.analysis.read.groups import UNLEARNED, Arm, Group, ReportRefused, Run
 from bench.records.record import CostTable, Evaluation, Record
 from bench.records.run_folder import evaluation_paths, misplaced, side_files
 from bench.records.seal import Sealed, read_sealed
@@ -207,6 +207,7 @@ def _arms(runs: list[Run]) -> tuple[Arm, ...]:
         modes = {key[3] for key in rivals}
         main = inference == (PRUNED if PRUNED in modes else ALL_TOKENS)
         label += "" if main else MODES[inference]
+        label += f" {UNLEARNED}" if any(run.unlearned for run in members) else ""
         first = members[0].record
         arms.append(
             Arm(

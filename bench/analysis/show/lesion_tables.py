@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.analysis.judge.claims import SEEDS, span
 from bench.analysis.judge.lesions import KeptLesions, kept_lesions
 from bench.analysis.read.groups import Group
-from bench.analysis.show.accuracy_tables import NONE, interval_cell
+from bench.analysis.show.cells import NONE, interval_cell
 from bench.analysis.show.document import Table
 from bench.statistics.accuracy import LEVELS, SOUND_PATIENTS, Estimate
 

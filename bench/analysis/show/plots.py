@@ -22,27 +22,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from bench.analysis.judge.claims import SEEDS
+from bench.analysis.judge.claims import no_verdict
 from bench.analysis.judge.scores import Scores
 from bench.analysis.judge.speedups import cost_of
-from bench.analysis.read.groups import Arm, Group
+from bench.analysis.read.groups import UNLEARNED, Arm, Group
 from bench.analysis.show import styles
-from bench.analysis.show.accuracy_tables import PROBES
-from methods import UNTRAINED
+from bench.analysis.show.cells import PROBES
+from bench.analysis.show.rows import rows_of
+from bench.specs.run_spec import RunSpec
+from methods import SUPERVISED, UNTRAINED
 
 TWINS = "^vP*Xd"  # markers of further arms with the same strategy and objective
 
 
 def style_of(arm: Arm, group: Group) -> dict[str, Any]:
     """Colour of an arm by its strategy, marker and line by its objective. Further arms with the same strategy and
-    objective get other markers."""
+    objective get other markers; those of arms with runs that did not learn are hollow."""
     twins = [one.label for one in group.arms if (one.strategy, one.objective) == (arm.strategy, arm.objective)]
     place = twins.index(arm.label)
     marker = styles.marker_of(arm.objective, (one.objective for one in group.arms))
+    colour = styles.colour_of(arm.strategy, (one.strategy for one in group.arms))
     return {
-        "color": styles.colour_of(arm.strategy, (one.strategy for one in group.arms)),
+        "color": colour,
         "marker": marker if place == 0 else TWINS[(place - 1) % len(TWINS)],
         "linestyle": styles.line_of(arm.objective),
+        "markerfacecolor": "white" if arm.unlearned else colour,
+        "markeredgecolor": colour if arm.unlearned else "white",
     }
 
 
@@ -76,36 +81,37 @@ def label_efficiency(scores: Scores, folder: Path, name: str) -> None:
     """Draw macro AUROC against the share of labels (log axis), with 95 % intervals; arms are side by side within a
     fraction."""
     group, fractions = scores.group, scores.fractions
-    arms = [arm for arm in group.arms if any(scores.estimate(arm, f) for f in fractions)]
+    found = {row: [row.estimate(scores, f) for f in fractions] for row in rows_of(scores, fractions)}
+    found = {row: estimates for row, estimates in found.items() if any(estimates)}
     with theme():
         canvas, axes = plt.subplots(figsize=(6.6, 4.2))
-        for place, arm in enumerate(arms):
-            shift = 1.045 ** (place - (len(arms) - 1) / 2)
-            found = [(f * shift, e) for f in fractions if (e := scores.estimate(arm, f))]
-            x, y = [at for at, _ in found], [e.value for _, e in found]
-            reach = [
-                [e.value - e.low if e.bounded else 0 for _, e in found],
-                [e.high - e.value if e.bounded else 0 for _, e in found],
-            ]
+        for place, (row, estimates) in enumerate(found.items()):
+            shift = 1.045 ** (place - (len(found) - 1) / 2)
+            points = [(f * shift, e) for f, e in zip(fractions, estimates, strict=True) if e]
+            style = style_of(row.arm, group)
             axes.errorbar(
-                x,
-                y,
-                yerr=reach,
-                label=arm.label,
+                [at for at, _ in points],
+                [e.value for _, e in points],
+                yerr=[
+                    [e.value - e.low if e.bounded else 0 for _, e in points],
+                    [e.high - e.value if e.bounded else 0 for _, e in points],
+                ],
+                label=row.label,
                 markersize=5,
                 linewidth=1.4,
                 elinewidth=1,
                 capsize=2,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-                **style_of(arm, group),
+                markeredgewidth=0.9 if row.arm.unlearned else 0.6,
+                **style | ({"linestyle": styles.BASELINE_LINE} if row.repeats else {}),
             )
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator(list(fractions)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set(xlabel="labelled training patients (%)", ylabel=f"macro AUROC, {PROBES[scores.probe]}")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        tuned = any(row.arm.strategy == SUPERVISED for row in found)
+        probe = PROBES[scores.probe] + (f"\n({SUPERVISED}: fine-tuned)" if tuned else "")
+        axes.set(xlabel="labelled training patients (%)", ylabel=f"macro AUROC, {probe}")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **_legend_title(group))
         save(canvas, folder, name)
 
 
@@ -116,7 +122,9 @@ def run_hours(arm: Arm, group: Group, cost: pd.DataFrame) -> float | None:
     if row is None or timing is None or not batch or pd.isna(row["run_speedup"]):
         return None
     dense_ms = row["train_ms"] * row["train_speedup"]  # of dense in the same rounds
-    return float(dense_ms * timing.steps * batch / row["run_speedup"] / 3.6e6)
+    spec = RunSpec.model_validate(arm.runs[0].record.spec)
+    steps = timing.steps * spec.train.epochs / spec.epochs  # of dense; a run that continues another has fewer
+    return float(dense_ms * steps * batch / row["run_speedup"] / 3.6e6)
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -129,10 +137,14 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return out
 
 
-def shows_front(scores: Scores) -> bool:
-    """Whether the seeds are as many as a statement on who is best needs, for every trained method."""
-    found = [scores.estimate(arm, scores.primary) for arm in scores.group.arms if not arm.baseline]
-    return all(estimate.seeds >= SEEDS for estimate in found if estimate)
+def without_front(scores: Scores) -> str:
+    """Why no front is drawn, which would say who is best; empty where one is: every trained method has the seeds and
+    the interval of a verdict, and all its runs learned."""
+    arms = [arm for arm in scores.group.arms if not arm.baseline]
+    if any(arm.unlearned for arm in arms):
+        return "some runs did not learn"
+    withheld = [no_verdict(found) for arm in arms if (found := scores.estimate(arm, scores.primary))]
+    return next(filter(None, withheld), "")
 
 
 def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bool:
@@ -156,16 +168,24 @@ def trade_off(scores: Scores, cost: pd.DataFrame, folder: Path, name: str) -> bo
             _panel(axes, scores, points, scale)
             axes.set_xlabel(title)
         grid[0][0].set_ylabel(f"macro AUROC, {fraction:g} % labels, {PROBES[scores.probe]}")
-        _common_legend(grid[0])
         canvas.tight_layout()
+        _common_legend(grid[0], group)
         save(canvas, folder, name)
     return True
 
 
-def _common_legend(panels: Sequence[Axes]) -> None:
+def _common_legend(panels: Sequence[Axes], group: Group) -> None:
     """Draw one legend for all panels, with each label once, to the right of the last panel."""
     handles = {text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    panels[-1].legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes, title = panels[-1], _legend_title(group)
+    axes.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1.02, 0.5), **title)
+
+
+def _legend_title(group: Group) -> dict[str, Any]:
+    """Title of a legend that says what the mark of some labels means; nothing where no label has it."""
+    if not any(arm.unlearned for arm in group.arms):
+        return {}
+    return {"title": f"{UNLEARNED} with runs that\n   did not learn", "alignment": "left"}
 
 
 def beside(values: list[float], gap: float) -> list[float]:
@@ -204,13 +224,12 @@ def _panel(axes: Axes, scores: Scores, points: list[Any], scale: float) -> None:
             [estimate.value],
             label=arm.label,
             markersize=7,
-            markeredgecolor="white",
-            markeredgewidth=0.7,
+            markeredgewidth=1.2 if arm.unlearned else 0.7,
             zorder=3,
             **style,
         )
     right = max(*places, widest) * 1.04
-    if shows_front(scores):
+    if not without_front(scores):
         best = front([(at * scale, estimate.value) for _, estimate, at in points])
         x, y = [p[0] for p in best] + [right], [p[1] for p in best] + [best[-1][1]]
         axes.step(x, y, where="post", color="#555555", linewidth=1.1, alpha=0.7, zorder=1, label="front")
@@ -251,7 +270,7 @@ def curves(history: pd.DataFrame, group: Group, folder: Path, name: str) -> bool
             axes.set(title=objective, xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0][0].set_ylabel("contrastive loss")
-        _common_legend(grid[0])
         canvas.tight_layout()
+        _common_legend(grid[0], group)
         save(canvas, folder, name)
     return True

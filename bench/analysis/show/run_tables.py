@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.analysis.judge.claims import READINGS, SEEDS, Claim, signed, span
 from bench.analysis.read.groups import Group
-from bench.analysis.show.accuracy_tables import ALONE, NONE, keep_cell
+from bench.analysis.show.cells import ALONE, NONE, few_seeds_note, keep_cell
 from bench.analysis.show.document import Table
 from methods import REFERENCE, STRATEGIES
 
@@ -58,6 +58,7 @@ def claims_tables(claims: list[Claim]) -> list[Table]:
         f" {ALONE}: the interval is over test patients alone. Each verdict stands alone: none is corrected for"
         " their number."
     )
+    note += few_seeds_note(min((claim.estimate.seeds for claim in claims if claim.estimate), default=SEEDS))
     out = []
     for arm in dict.fromkeys(claim.arm for claim in claims):
         rows = tuple(_claim_row(claim) for claim in claims if claim.arm == arm)
@@ -137,9 +138,13 @@ def selection(group: Group) -> Table | None:
         "training and at inference; chance is the share kept then, so the ramp raises it. Kept: share of the patches, "
         "in the last epoch of training and at inference; means by stage where tokens are pruned in stages. Static "
         "share: positions kept or dropped alike in at least 95 % of the images; near 1, the selector learnt a crop, "
-        "not saliency. Padding kept: of the black padding of images that are not square, the share "
-        "inside kept patches, to be compared with the share of the patches kept at inference."
+        "not saliency."
     )
+    if "kept_padding" in names:
+        note += (
+            " Padding kept: of the black padding of images that are not square, the share inside kept patches, to be"
+            " compared with the share of the patches kept at inference."
+        )
     return Table("Selection diagnostics", ("method", *names.values()), tuple(rows), note)
 
 
@@ -169,8 +174,8 @@ def counts(group: Group) -> Table:
     assert record.data is not None
     names = record.data.label_names
     rows = []
-    for title in ("train", "val", "test"):
-        part = getattr(record.splits, title)
+    for title, name in (("pre-training", "train"), ("validation", "val"), ("test", "test")):
+        part = getattr(record.splits, name)
         rows.append(
             (
                 title,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.analysis.read.groups import Arm, Group
-from bench.analysis.show.accuracy_tables import NONE
+from bench.analysis.show.cells import NONE
 from bench.analysis.show.document import Table
 from bench.specs.run_spec import BETAS, FOLDS, OPTIMIZER
 
@@ -24,7 +24,7 @@ def hyperparameters(group: Group) -> Table | None:
     if not rows:
         return None
     note = (
-        "Options: all of the method, with defaults and computed values filled in; `python -m bench.list NAME` explains"
+        "Options: all of the method, with defaults and computed values filled in; python -m bench.list explains"
         " each. Parameters of the strategy: what it adds to the encoder (predictor, token learner). Heads: trained with"
         " the encoder and not evaluated. Teacher: copies that no optimizer changes. The keep ratio falls from 1 along"
         " half a cosine during the ramp (Settings, train); noise falls to 0 along half a cosine over the run."
@@ -85,7 +85,7 @@ def settings(group: Group, tuning: dict[str, Any] | None) -> Table:
 
 def _probes(group: Group) -> dict[str, str]:
     """How each probe was trained, by its name."""
-    shown = {"linear": ("c", "repeats", "draws"), "knn": ("neighbours", "draws"), "finetune": ("draws",)}
+    shown = {"linear": ("c", "repeats", "draws"), "knn": ("neighbours", "draws"), "finetune": ()}
     out: dict[str, str] = {}
     for one in (evaluation for run in group.runs for evaluation in run.evaluations):
         spec = {key: one.spec[key] for key in shown[one.probe] if key in one.spec}

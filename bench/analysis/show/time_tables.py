@@ -16,7 +16,7 @@ from bench.analysis.judge.speedups import Elsewhere, cost_of, floor_of, ramp_of,
 from bench.analysis.read.frames import table_frame
 from bench.analysis.read.groups import Group
 from bench.analysis.read.results import cost_tables
-from bench.analysis.show.accuracy_tables import NONE, keep_cell
+from bench.analysis.show.cells import NONE, keep_cell
 from bench.analysis.show.document import Table
 from bench.records.environment import machine
 from bench.records.record import AA_SUFFIX, RAMPS, CostTable

@@ -87,7 +87,10 @@ def _dynamicvit(run: Pass) -> Products:
                 patches = max(1, int(run.patches * run.strategy.rho**stage))
         yield from _blocks(run, 1, run.prefix + patches)
     if run.learns and run.strategy.distil_weight:
-        for product in _blocks(run, depth - start, run.prefix + run.patches):
+        separate = run.strategy.init == "dense"  # the teacher is a network of its own
+        teacher = [*always(run)] if separate else []
+        teacher += _blocks(run, depth if separate else depth - start, run.prefix + run.patches)
+        for product in teacher:
             yield replace(product, part="dense branch", gradients=0)
 
 

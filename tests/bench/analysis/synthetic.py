@@ -216,7 +216,7 @@ def _write(
         for fraction, share in fractions.items():
             own_mode = [] if mode == method.inference else [len(mode)]
             random = np.random.default_rng([*key, int(fraction * 10), len(probe), *own_mode])
-            draws = 1 if fraction == 100 else world.draws
+            draws = 1 if fraction == 100 or method.strategy == "supervised" else world.draws
             power = strength(auroc) * share * (0.9 if probe == "knn" else 1.0)
             power += np.random.default_rng(key).normal(0, method.wobble)
             own = random.normal(0, np.sqrt(0.1), (draws, *world.truth.shape))
@@ -290,7 +290,7 @@ def write_evaluation(
             "subset": _subset(f"d{d}", patients, world.labels),
             "macro_auroc": macro,
             "macro_auprc": 0.4,
-            "chosen": {"C": 10.0 ** (d - 2), "at_edge": float(d == 0)},
+            "chosen": {"lr": 1e-3} if probe == "finetune" else {"C": 10.0 ** (d - 2), "at_edge": float(d == 0)},
         }
         for d in range(len(scores))
     ]

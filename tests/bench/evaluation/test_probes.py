@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GroupKFold, KFold
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from bench.evaluation import probes
 from bench.evaluation.probes import knn_probe, linear_probe
@@ -100,8 +103,8 @@ def test_repeated_folds_judge_by_less_luck() -> None:
         for seed in range(8):
             order = np.random.default_rng(seed).permutation(len(train))
             folds = list(probes._folds(patients, repeats))
-            one, other = (probes._held_out_loss(train[order], y[order], folds, c) for c in (1e-2, 1.0))
-            better.append((one - other) / repeats)
+            losses = probes._held_out_losses(train[order], y[order], folds, [1e-2, 1.0])
+            better.append((losses[1e-2] - losses[1.0]) / repeats)
         return float(np.std(better))
 
     assert spread(8) < 0.7 * spread(1)
@@ -219,3 +222,40 @@ def test_more_neighbours_than_images_are_all_images() -> None:
     assert chosen == {"k": 7.0}
     six, _ = knn_probe(train[:6], y[:6], test, 6)
     np.testing.assert_allclose(many[:, 0], six[:, 0], rtol=1e-5)
+
+
+def test_losses_along_the_strengths_are_those_of_fits_from_scratch() -> None:
+    train, y, patients, _ = problem(40, 10, labels=2, seed=3)
+    train = StandardScaler().fit_transform(train)
+    folds = list(probes._folds(patients, 2))
+    strengths = [1e-3, 1e-1, 1e1]
+    along = probes._held_out_losses(train, y, folds, strengths)
+    for strength in strengths:
+        expected = 0.0
+        for inside, outside in folds:
+            for label in range(2):
+                model = LogisticRegression(C=strength, max_iter=1000, tol=1e-8).fit(train[inside], y[inside, label])
+                p = np.clip(model.predict_proba(train[outside]), 1e-6, 1 - 1e-6)
+                expected += log_loss(y[outside, label], p, labels=[0, 1], normalize=False)
+        assert along[strength] == pytest.approx(expected, rel=1e-3)
+
+
+def test_fits_use_one_thread_and_leave_the_number_of_others_as_it_was(monkeypatch) -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+    real = LogisticRegression.fit
+
+    def fit(self, *data):
+        seen.append(threads())
+        return real(self, *data)
+
+    monkeypatch.setattr(LogisticRegression, "fit", fit)
+    train, y, patients, test = problem(20, 5, labels=1)
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        probes.linear_probe(train, y, patients, test, [1e-2, 1.0])
+        assert threads() == before
+    assert seen
+    assert all(one <= {1} for one in seen)

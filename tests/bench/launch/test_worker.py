@@ -53,6 +53,26 @@ def sweep(tmp_path: Path, done: list[str], monkeypatch: pytest.MonkeyPatch) -> S
     return made
 
 
+def test_a_run_that_continues_another_comes_after_it(tmp_path: Path, sweep: Sweep, done: list[str]) -> None:
+    """In whatever order they are asked for, and also where a job is asked for the second alone."""
+    grid = small.grid(tmp_path, methods="dynamicvit[init=dense],dense", evaluation__probes=[])
+    assert [run.method for run in grid.runs()] == ["simclr/dense", "simclr/dynamicvit[init=dense]"]
+    last = grid.runs()[-1]
+    assert work(replace(sweep, runs=(last,))) == 0
+    assert done == ["simclr/dense", "simclr/dynamicvit[init=dense]"]
+
+
+def test_a_run_waits_while_another_worker_trains_what_it_continues(
+    tmp_path: Path, sweep: Sweep, done: list[str]
+) -> None:
+    grid = small.grid(tmp_path, methods="dynamicvit[init=dense],fixed[keep=0.3]", evaluation__probes=[])
+    with Leases(sweep.results).hold(grid.runs()[0].run_id, "another command"):
+        work(replace(sweep, runs=tuple(grid.runs())))
+    assert done == ["simclr/fixed[keep=0.3]"]  # it is left to whoever trains the other
+    work(replace(sweep, runs=tuple(grid.runs())))
+    assert done == ["simclr/fixed[keep=0.3]", "simclr/dense", "simclr/dynamicvit[init=dense]"]
+
+
 def test_every_run_is_done_in_order_and_failures_are_counted(sweep: Sweep, done: list[str]) -> None:
     assert work(sweep) == 1
     assert done == ["simclr/dense", "simclr/fixed", "simclr/centre"]

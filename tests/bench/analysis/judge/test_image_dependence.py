@@ -10,7 +10,7 @@ from bench.analysis.judge.image_dependence import dependences
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.frames import cost_frame, results_frame
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables, run_tables
+from bench.analysis.show import accuracy_tables, difference_tables, run_tables
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_only_a_selection_that_beats_both_others_is_about_the_image(made, modes,
     (sentence,) = [one for one in sentences if "with its own selection" in one]
     assert ("accuracy depends on the image" in sentence) == (verdict == "shown")
     assert ("it is not shown" in sentence) == (verdict == "not shown")
-    table = accuracy_tables.selections(scores)
+    table = difference_tables.selections(scores)
     assert table.rows[0][0] == "simclr/sparsecontrast"
     assert table.rows[0][-1] == verdict
 
@@ -87,7 +87,7 @@ def test_a_rival_that_computes_all_tokens_is_met_with_all_tokens(made):
     assert claim.value == pytest.approx(0.81 - 0.79, abs=0.02)
     (dense,) = [one for one in claims if one.kind == "accuracy"]
     assert "with 2.0 MMACs at inference against 4.1" in dense.text
-    table = accuracy_tables.differences(scores, "dense")
+    table = difference_tables.differences(scores, "dense")
     cells = {row[0]: row[table.columns.index("inference MMACs")] for row in table.rows}
     assert cells["simclr/sparsecontrast"] == "2.0 against 4.1"
     assert cells["simclr/sparsecontrast (all tokens at inference)"] == "4.1"

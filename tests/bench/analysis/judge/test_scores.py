@@ -16,7 +16,7 @@ from bench.analysis.judge.findings import finding
 from bench.analysis.judge.scores import Scores
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show import accuracy_tables
+from bench.analysis.show import accuracy_tables, difference_tables
 
 SAVED = (("evaluations", "json"), ("predictions", "npz"))
 
@@ -65,7 +65,6 @@ def test_an_estimate_is_the_mean_over_seeds_draws_and_findings_by_sklearn(folder
     found = scores.estimate(arm, 10.0)
     assert found.value == pytest.approx(np.mean(values), abs=1e-9)
     assert found.std == pytest.approx(np.std(values, ddof=1), abs=1e-9)
-    assert scores.seed_means(arm, 10.0) == pytest.approx(values, abs=1e-6)
 
 
 def test_a_paired_difference_is_far_tighter_than_two_unpaired_ones(folder):
@@ -147,8 +146,8 @@ def test_fewer_than_three_seeds_have_intervals_over_test_patients_alone_named_so
     for table in (
         accuracy_tables.accuracy(scores),
         accuracy_tables.per_finding(scores),
-        accuracy_tables.differences(scores, "dense"),
-        accuracy_tables.differences_per_finding(scores, "dense"),
+        difference_tables.differences(scores, "dense"),
+        difference_tables.differences_per_finding(scores, "dense"),
     ):
         assert "95 % intervals: test patients alone (t); seeds, fewer than 3, are taken as they are" in table.note
 
@@ -183,35 +182,34 @@ def flat(tmp_path_factory, synthetic):
     return synthetic.write_results(tmp_path_factory.mktemp("flat"), world, named(synthetic, *names), cost=False)
 
 
-def test_what_dense_learns_is_chosen_on_validation_patients_alone(flat):
+def test_findings_are_chosen_on_validation_patients_alone(flat):
     scores = scores_of(flat)
-    assert scores.learned == ("consolidation", "effusion", "cardiomegaly")
+    assert scores.chosen_findings == ("consolidation", "effusion", "cardiomegaly")
     dense, untrained = scores.dense_and_untrained
     assert (dense.label, untrained.label) == ("simclr/dense", "untrained")
     assert scores.difference(dense, untrained, 10.0, ("nodule",)).low > 0  # had test patients been asked
 
 
-def test_the_second_macro_is_over_what_dense_learns_and_names_the_others(flat):
+def test_the_second_macro_is_over_the_chosen_findings_and_names_the_others(flat):
     scores = scores_of(flat)
-    table = accuracy_tables.differences_where_dense_learns(scores)
+    table = difference_tables.differences_over_chosen(scores)
     arm, dense = arm_of(scores, "simclr/fixed"), arm_of(scores, "simclr/dense")
-    gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.learned])
+    gap = np.mean([scores.difference(arm, dense, 10.0, (name,)).value for name in scores.chosen_findings])
     (row,) = [one for one in table.rows if one[0] == "simclr/fixed"]
-    assert row[1:] == ("simclr/dense", "2.0 against 4.1", span(scores.difference(arm, dense, 10.0, scores.learned)))
+    macro = span(scores.difference(arm, dense, 10.0, scores.chosen_findings))
+    assert row[1:] == ("simclr/dense", "2.0 against 4.1", macro)
     assert row[3].startswith(signed(gap))
     assert gap != pytest.approx(scores.difference(arm, dense, 10.0).value, abs=1e-3)
     assert "Left out: nodule, pneumothorax." in table.note
     text = finding(scores.group, scores, all_claims(scores.group, scores, pd.DataFrame()))
-    (others,) = [one for one in text if "Among the validation patients" in one]
-    assert "simclr/dense is not seen to beat the untrained encoder on nodule and pneumothorax at 10 %" in others
-    sparse = scores.difference(arm_of(scores, "simclr/sparsecontrast"), dense, 10.0, scores.learned)
-    over = (
-        "Over consolidation, effusion and cardiomegaly, which dense learns, simclr/sparsecontrast against dense at 10 %"
-    )
-    assert f"{over} of the labels: {span(sparse)} macro AUROC." in text
+    (others,) = [one for one in text if one.startswith("At 10 % of the labels the interval of simclr/dense minus")]
+    assert "above 0 for consolidation, effusion and cardiomegaly, and not for nodule and pneumothorax:" in others
+    sparse = scores.difference(arm_of(scores, "simclr/sparsecontrast"), dense, 10.0, scores.chosen_findings)
+    over = "Over consolidation, effusion and cardiomegaly, chosen on the validation patients, simclr/sparsecontrast"
+    assert f"{over} against dense at 10 % of the labels: {span(sparse)} macro AUROC." in text
 
 
-def test_without_predictions_what_dense_learns_is_chosen_by_the_recorded_aurocs(flat, tmp_path):
+def test_without_predictions_findings_are_chosen_by_the_recorded_aurocs(flat, tmp_path):
     for folder in flat.glob("*/predictions"):
         shutil.copytree(folder.parent, tmp_path / folder.parent.name, ignore=shutil.ignore_patterns("predictions"))
     scores = scores_of(tmp_path)
@@ -222,29 +220,37 @@ def test_without_predictions_what_dense_learns_is_chosen_by_the_recorded_aurocs(
     ]
     assert found.value == pytest.approx(np.mean(values[0]) - np.mean(values[1]))
     assert found.basis == ("seeds",)
-    assert "effusion" in scores.learned
-    assert "nodule" not in scores.learned
+    assert "effusion" in scores.chosen_findings
+    assert "nodule" not in scores.chosen_findings
 
 
-def test_where_dense_learns_nothing_it_is_said_and_there_is_no_second_macro(tmp_path, synthetic):
+def test_where_no_finding_is_chosen_it_is_said_and_there_is_no_second_macro(tmp_path, synthetic):
     world = synthetic.World(
         patients=80, probes=("linear",), fractions={10.0: 1.0}, validation=100, flat=synthetic.LABELS
     )
     synthetic.write_results(tmp_path, world, named(synthetic, "untrained", "simclr/dense", "simclr/fixed"), cost=False)
     scores = scores_of(tmp_path)
-    assert scores.learned == ()
-    assert accuracy_tables.differences_where_dense_learns(scores) is None
+    assert scores.chosen_findings == ()
+    assert difference_tables.differences_over_chosen(scores) is None
     text = finding(scores.group, scores, [])
-    assert any(
-        one.endswith("is not seen to beat the untrained encoder on any finding at 10 % of the labels.") for one in text
-    )
+    assert any(one.endswith("among the validation patients lies above 0 for no finding.") for one in text)
 
 
 def test_records_without_validation_scores_have_no_second_macro_and_say_so(folder):
     scores = scores_of(folder)
-    assert scores.learned is None
-    assert accuracy_tables.differences_where_dense_learns(scores) is None
-    assert any("was not scored on the validation patients" in note for note in scores.notes)
+    assert scores.chosen_findings is None
+    assert difference_tables.differences_over_chosen(scores) is None
+    assert any("There is no interval of the linear probe on validation patients" in note for note in scores.notes)
+
+
+def test_validation_patients_too_few_for_an_interval_choose_nothing(tmp_path, synthetic):
+    world = synthetic.World(patients=80, probes=("linear",), fractions={10.0: 1.0}, validation=20)
+    world.validation_truth[:] = (np.arange(20) < 3)[:, None]
+    synthetic.write_results(tmp_path, world, named(synthetic, "untrained", "simclr/dense"), cost=False)
+    scores = scores_of(tmp_path)
+    assert scores.chosen_findings is None
+    assert any("There is no interval of the linear probe on validation patients" in note for note in scores.notes)
+    assert not [one for one in finding(scores.group, scores, []) if "among the validation patients" in one]
 
 
 def test_other_validation_patients_are_refused(tmp_path, synthetic):
@@ -254,7 +260,7 @@ def test_other_validation_patients_are_refused(tmp_path, synthetic):
             synthetic.write_run(tmp_path, world, method, seed)
     scores = scores_of(tmp_path)
     with pytest.raises(ReportRefused, match="other validation patients"):
-        assert scores.learned
+        assert scores.chosen_findings
 
 
 def test_an_undefined_finding_leaves_every_fraction_and_is_named(tmp_path, synthetic):
@@ -296,11 +302,10 @@ def test_without_predictions_intervals_are_over_seeds(tmp_path, synthetic):
     dense, fixed = arm_of(scores, "simclr/dense"), arm_of(scores, "simclr/fixed")
     found = scores.estimate(dense, 10.0)
     assert (found.basis, found.rough, found.bounded) == (("seeds",), False, True)
-    assert accuracy_tables.accuracy(scores).note.endswith(
-        "95 % intervals: seeds alone (t), for the records keep no predictions."
-    )
-    gap = np.array(scores.seed_means(dense, 10.0)) - np.array(scores.seed_means(fixed, 10.0))
-    assert scores.difference(dense, fixed, 10.0).value == pytest.approx(gap.mean())
+    covered = "95 % intervals: seeds alone (t), for the records keep no predictions."
+    assert covered in accuracy_tables.accuracy(scores).note
+    means = [[one.macro_auroc for _, one in arm.evaluations("linear", 10.0).values()] for arm in (dense, fixed)]
+    assert scores.difference(dense, fixed, 10.0).value == pytest.approx(np.mean(means[0]) - np.mean(means[1]))
 
 
 def test_other_test_patients_are_refused(tmp_path, synthetic):
@@ -358,9 +363,44 @@ def test_a_difference_is_on_the_draws_that_both_have(tmp_path, synthetic):
     gap = scores.difference(dense, fixed, 10.0)
     assert gap.value == pytest.approx(np.mean(expected) - scores.estimate(fixed, 10.0).value, abs=1e-9)
     assert scores.difference(fixed, dense, 10.0).value == pytest.approx(-gap.value, abs=1e-12)
+    assert scores.estimate(dense, 10.0, draws=1).value == pytest.approx(np.mean(expected), abs=1e-9)
     note = accuracy_tables.accuracy(scores).note
-    assert "simclr/fixed: the first draw of a fraction alone; the others: the mean over its draws." in note
     covered = (
         "seeds, draws of the labelled patients where there are several and test patients as crossed random effects"
     )
     assert covered in note
+
+
+def test_without_predictions_single_draws_are_known_as_macro_means_alone(tmp_path, synthetic):
+    """A mean over draws does not stand in for the first draw."""
+    world = synthetic.World(patients=60, draws=3, predictions=False, probes=("linear",), fractions={10.0: 1.0})
+    results = synthetic.write_results(
+        tmp_path, world, named(synthetic, "supervised", "simclr/dense", "simclr/fixed"), cost=False
+    )
+    for path in results.glob("simclr-dense*/evaluations/*.json"):
+        one = json.loads(path.read_text())
+        for number, draw in enumerate(one["draws"]):
+            draw |= {"macro_auroc": 0.5 + 0.1 * number, "macro_auprc": 0.2 + 0.1 * number}
+        path.write_text(json.dumps(one))
+    scores = scores_of(results)
+    supervised, dense = arm_of(scores, "supervised"), arm_of(scores, "simclr/dense")
+    assert scores.estimate(dense, 10.0, draws=1).value == pytest.approx(0.5)
+    gap = scores.estimate(supervised, 10.0).value - 0.5
+    assert scores.difference(supervised, dense, 10.0).value == pytest.approx(gap)
+    assert scores.precisions(dense, 10.0, 2) == pytest.approx([0.25] * 3)
+    assert scores.difference(supervised, dense, 10.0, ("effusion",)) is None
+    assert scores.estimate(dense, 10.0, "effusion", draws=1) is None
+    assert scores.estimate(dense, 10.0, "effusion") is not None
+
+
+def test_the_number_of_test_patients_is_of_those_with_a_label_of_the_findings(tmp_path, synthetic):
+    world = synthetic.World(patients=60, seeds=(0, 1, 2), draws=1, probes=("linear",), fractions={10.0: 1.0})
+    results = synthetic.write_results(tmp_path, world, named(synthetic, "simclr/dense"), cost=False)
+    for path in results.glob("*/predictions/*.npz"):
+        saved = dict(np.load(path))
+        saved["labels"][:20, 2] = np.nan  # two images a patient
+        np.savez(path, **saved)
+    scores = scores_of(results)
+    (dense,) = scores.group.arms
+    assert scores.estimate(dense, 10.0, "effusion").patients == 50
+    assert scores.estimate(dense, 10.0, "nodule").patients == scores.estimate(dense, 10.0).patients == 60

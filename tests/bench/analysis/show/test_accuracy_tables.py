@@ -11,6 +11,7 @@ from bench.analysis.judge.scores import Scores
 from bench.analysis.read.frames import cost_frame
 from bench.analysis.read.results import group_runs, read_runs
 from bench.analysis.show import accuracy_tables, run_tables, settings_tables, time_tables
+from bench.analysis.show.cells import NONE
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,9 @@ def test_accuracy_gives_mean_spread_interval_and_marks_what_is_provisional(made)
     group, scores, _ = made
     table = accuracy_tables.accuracy(scores)
     assert table.columns == ("method", "keep", "seeds", "1 % labels", "10 % labels", "100 % labels")
-    assert [one[0] for one in table.rows] == [arm.label for arm in group.arms]
+    supervised = ["supervised (fine-tuned, first draw)", "simclr/dense (first draw)"]
+    labels = [[arm.label] if arm.strategy != "supervised" else supervised for arm in group.arms]
+    assert [one[0] for one in table.rows] == [label for row in labels for label in row]
     sparse = row(table, "simclr/sparsecontrast")
     arm = next(one for one in group.arms if one.label == "simclr/sparsecontrast")
     found = scores.estimate(arm, 10.0)
@@ -76,38 +79,6 @@ def test_auprc_stands_beside_the_share_of_positives(made):
     chance = np.mean([p.positives / (p.positives + p.negatives) for p in one.per_label.values()])
     assert row(table, "(chance: share of positives)")["10 % labels"] == f"{chance:.3f}"
     assert float(row(table, "simclr/sparsecontrast")["10 % labels"][:5]) > chance + 0.1
-
-
-def test_differences_to_dense_and_to_fixed(made):
-    _, scores, _ = made
-    dense = accuracy_tables.differences(scores, "dense")
-    assert row(dense, "untrained")["minus"] == "simclr/dense"
-    assert row(dense, "simclr/fixed")["10 % labels"].startswith("−0.0")
-    assert row(dense, "untrained")["not 0.03 below, at 10 %"] == "–"
-    assert "simclr/dense" not in [one[0] for one in dense.rows]
-    fixed = accuracy_tables.differences(scores, "fixed")
-    assert row(fixed, "simclr/sparsecontrast")["better, at 10 %"] == "no verdict"  # of three seeds
-    assert {one[1] for one in fixed.rows} == {"simclr/fixed"}
-    assert not {"untrained", "simclr/fixed", "moco/dense"} & {one[0] for one in fixed.rows}
-    assert accuracy_tables.differences(scores, "oracle") is None
-
-
-def test_differences_finding_by_finding(made):
-    group, scores, _ = made
-    table = accuracy_tables.differences_per_finding(scores, "dense")
-    assert table.columns == ("method", *scores.names)
-    assert "difference to dense, at 10 % of the labels" in table.title
-    assert {one[0] for one in table.rows} == {arm.label for arm in group.arms} - {"simclr/dense"}
-    dense, fixed = (next(a for a in group.arms if a.label == f"simclr/{name}") for name in ("dense", "fixed"))
-    pairs = [
-        (a, b) for (_, a), (_, b) in zip(*(x.evaluations("linear", 10.0).values() for x in (fixed, dense)), strict=True)
-    ]
-    gap = np.mean([a.per_label["effusion"].auroc - b.per_label["effusion"].auroc for a, b in pairs])
-    assert row(table, "simclr/fixed")["effusion"].startswith(f"{gap:+.3f} [".replace("-", "−"))
-    assert "Paired" in table.note
-    assert "3 seeds, 80 test patients" in table.note
-    assert "none is corrected" in table.note
-    assert accuracy_tables.differences_per_finding(scores, "oracle") is None
 
 
 def test_subgroups_are_means_over_seeds(made):
@@ -153,7 +124,7 @@ def test_learning_and_selection(made):
     found = row(run_tables.selection(group), "simclr/sparsecontrast")
     assert found["logit spread / noise"] == "0.7"  # of the whole run, not 0.9 / 0.06
     assert found["static share"] == "0.4"
-    assert found["kept in training"] == accuracy_tables.NONE
+    assert found["kept in training"] == NONE
     staged = row(run_tables.selection(group), "simclr/dynamicvit")
     assert staged["kept in training"] == "0.74 / 0.51 / 0.40"
     assert staged["kept at inference"] == "0.70 / 0.49 / 0.34"

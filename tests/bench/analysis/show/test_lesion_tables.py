@@ -7,7 +7,7 @@ import pytest
 
 from bench.analysis.read.groups import ReportRefused
 from bench.analysis.read.results import group_runs, read_runs
-from bench.analysis.show.accuracy_tables import NONE
+from bench.analysis.show.cells import NONE
 from bench.analysis.show.lesion_tables import lesions
 from bench.statistics.lesions import PARTS, part_interval
 
