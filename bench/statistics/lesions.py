@@ -28,7 +28,7 @@ from bench.statistics import accuracy
 Array = NDArray[Any]
 KEPT, PLACE, IMAGE = PARTS = ("kept", "place", "image")  # R, R0 - share, R - R0
 ALIKE = "no patient differs from another, as where every lesion is kept whole"
-DIGITS = 12  # to which pseudo-values are rounded: a part that is 0 in every image has none that are not
+DIGITS = 9  # to which pseudo-values are rounded, so that those of a part that is 0 in every image are 0
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ def _nulls(weight: Array, found: Array, kept: Array, member: Array, scores: Arra
         return np.full(len(found), np.nan), np.full(size, np.nan)
     images, owner = np.bincount(member), member[found]
     null, without = np.empty(len(found)), np.zeros(size)
-    ranks = None if alike or scores is None else np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
+    order = np.argsort(member, kind="stable")
+    first = np.flatnonzero(np.diff(member[order], prepend=-1))  # of each patient, in this order
+    ranks = None if alike or scores is None else np.argsort(np.argsort(-scores[order], kind="stable"))
     for count in np.unique(counts[found]):
-        masks = kept if ranks is None else ranks < count  # ties go to the first
+        masks = kept[order] if ranks is None else ranks < count  # ties go to the first
         at = np.flatnonzero(counts[found] == count)
-        by_patient = np.zeros((size, kept.shape[1]))
-        np.add.at(by_patient, member, masks)
+        by_patient = np.add.reduceat(masks, first, axis=0, dtype=np.float64)
         others = by_patient.sum(0) - by_patient[owner[at]]  # (f', patches)
         among = len(kept) - images[owner[at]]
         null[at] = (weight[at] * (others / among[:, None])).sum(1)

@@ -20,7 +20,7 @@ from bench.verification.predictions import read
 from bench.verification.reconstruct import how, objective_of, run_data_of
 from bench.verification.stages import check_files
 from tests.bench import small
-from tests.bench.verification.tampering import Verified, edit, edit_history, edit_predictions
+from tests.bench.verification.tampering import Verified, edit, edit_history, edit_lesions, edit_predictions
 
 MODES = ("pruned", "dense", "mean", "shuffled")
 NAME = "linear-100-pruned"
@@ -59,6 +59,7 @@ def test_whoever_forges_all_that_is_on_disk_is_found_by_the_rerun(folder: Path, 
     forged(folder, run_data, one, arrays)
     edit(folder / "record.json", lambda r: r["learning"].update(rankme=99.0), forge=True)
     edit_history(folder, lambda lines: lines[0]["selection"].update(overlap=0.5))
+    edit_lesions(folder, lambda kept: kept.update(by_area=kept["by_area"] + 0.1))
     quick = Verified(folder, "--quick", "--cache", cache)
     assert quick.code == 0, quick.output
     whole = Verified(folder, "--cache", cache)
@@ -66,6 +67,7 @@ def test_whoever_forges_all_that_is_on_disk_is_found_by_the_rerun(folder: Path, 
     assert whole.failing == {"linear-100-pruned of the rerun", "loss, learning, MACs and memory of the rerun"}
     assert whole.verdicts["weights of the rerun"] == "holds"
     assert "learning.rankme: 99 recorded" in whole.said
+    assert "lesions.by_area[0]:" in whole.said
 
 
 def summarised(run_data: Any, one: Any, scores: Any) -> Any:

@@ -126,7 +126,7 @@ def covered(row: Row, seeds: int, repetitions: int) -> Any:
 
 
 def table(repetitions: int) -> str:
-    """The table in docs/intervals.md; a cell has the three parts."""
+    """A Markdown table; a cell has the three parts."""
     head = ("selector", "patients with the finding", *(f"{n} seed{'s'[: n - 1]}" for n in SEEDS))
     rows = [head, ("---",) * len(head)]
     for row in ROWS:

@@ -51,6 +51,16 @@ def edit_history(folder: Path, change: Callable[[list[dict[str, Any]]], Any]) ->
     edit(folder / "record.json", lambda one: one["files"].update({path.name: file_sha256(path)}), forge=True)
 
 
+def edit_lesions(folder: Path, change: Change) -> None:
+    """Change the lesion area kept, and its hash with it."""
+    path = folder / "lesions.npz"
+    with np.load(path) as saved:
+        arrays = dict(saved)
+    change(arrays)
+    np.savez(path, **arrays)
+    edit(folder / "record.json", lambda one: one["files"].update({path.name: file_sha256(path)}), forge=True)
+
+
 class Verified:
     """`bench.verify` in this process: its exit code, what it said, and its verdicts by check."""
 
